@@ -1,0 +1,1 @@
+"""Hardware behind one contract, `drivers.base`; never imports the kernel."""

@@ -1,0 +1,518 @@
+"""The driver ABI, version 1: what crosses between the kernel and a device.
+
+The kernel owns block ids, the driver owns bytes. One message of the kernel is one `Submit`: ops
+for one queue, in order, closed by a fence (epoch, queue, value). Ops of one queue run in the order
+submitted; a queue's values rise by one; `waits` name fences of other queues that must have passed
+first. The driver answers every Submit with exactly one `Complete` or `Fault` carrying that fence,
+in order per queue. Plans are stateless: full block tables each time, so a restarted driver (a new
+epoch) needs no resync. A driver keeps only a cache per sequence, keyed by (slot, generation): its
+last sampled id. Asked for one that it does not have, it faults with SLOT_LOST, never guesses.
+
+Integers travel as raw little-endian int32 buffers (`ints`), reals as float32 (`reals`), seeds as
+uint64. S sequences, T tokens, R rows to sample, N block-table entries in one step.
+
+Within one Execute, every layer stores the keys and values of all T tokens before any of them is
+read. Block 0 of every pool is the null block: writes to it may repeat and are never read.
+
+Blocks move in one canonical order, [layers, 2, block_size, kv_heads, head_dim] in the stored
+dtype, so that any driver can import them; a device's own layout is private.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol, get_type_hints
+
+import msgpack
+
+ABI = (1, 0)
+NULL_BLOCK = 0
+LAST_SAMPLE = -1
+"""As a token id: the id that this (slot, generation) sampled last."""
+
+
+class Queue(IntEnum):
+    """Queues of a device. Each runs in order; between queues only fences order."""
+
+    COMPUTE = 0
+    COPY_OUT = 1
+    COPY_IN = 2
+
+
+class Direction(IntEnum):
+    """Of a Copy: device to device, device to host tier, host to device, host to host."""
+
+    D2D = 0
+    D2H = 1
+    H2D = 2
+    H2H = 3
+
+
+class FaultKind(IntEnum):
+    """What failed, and whom it concerns."""
+
+    PLAN_INVALID = 1  # the Submit: it was refused whole, nothing ran
+    OOM = 2  # the Submit: no memory for its temporaries
+    COPY_FAILED = 3  # items: block ids
+    TIMEOUT = 4  # the Submit
+    MODEL_LOAD = 5  # the Load
+    DEVICE_LOST = 6  # everything: the process must be replaced
+    SLOT_LOST = 7  # items: slots whose state is gone; send Reset
+    UNSUPPORTED = 8  # the driver does not do this; see capabilities
+
+
+class RowFlag(IntEnum):
+    """Bits of Sampled.flags, one byte per row."""
+
+    NUMERIC = 1  # NaN or Inf among the logits: the id is not valid
+
+
+class Fence(NamedTuple):
+    """Passed when the queue has completed `value` in this epoch."""
+
+    epoch: int
+    queue: int
+    value: int
+
+
+# --- kernel to driver -------------------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """First message of the kernel: refuse (UNSUPPORTED) if major or schema differ."""
+
+    major: int
+    minor: int
+    schema: str
+    epoch: int
+    device: str  # cpu0, null0
+
+
+class Load(NamedTuple):
+    """Load a model and make its KV pool.
+
+    `kv_bytes` is the budget; num_blocks > 0 asks for that many instead. The driver sends an
+    Estimate first and refuses (OOM) what cannot fit. `threads` 0: the driver's default.
+    """
+
+    model: int
+    path: str  # folder of an installed model, or a builtin of the driver
+    dtype: str  # float32 | bfloat16
+    block_size: int
+    num_blocks: int
+    kv_bytes: int
+    max_ctx: int  # 0: the model's own
+    deterministic: bool
+    threads: int
+
+
+class Unload(NamedTuple):
+    model: int
+
+
+class Reset(NamedTuple):
+    """Rebuild the state of a slot from the ids of its sequence (ints); last sample = last id."""
+
+    slot: int
+    generation: int
+    ids: bytes
+
+
+class Copy(NamedTuple):
+    """Copy whole blocks, src[i] to dst[i] (ints). All are read before any is written."""
+
+    direction: int
+    src: bytes
+    dst: bytes
+
+
+class Scrub(NamedTuple):
+    """Zero these blocks (ints)."""
+
+    blocks: bytes
+
+
+class BlockTable(NamedTuple):
+    """Block tables of one KV group for one step.
+
+    Sequence s reads blocks[indptr[s]:indptr[s+1]]; token t is stored at slot write_slot[t] =
+    block * block_size + offset. No slot repeats, but for those of the null block.
+    """
+
+    indptr: bytes  # ints[S+1]
+    blocks: bytes  # ints[N]
+    write_slot: bytes  # ints[T]
+
+
+class Execute(NamedTuple):
+    """One forward step over S sequences with T tokens, prefill and decode mixed.
+
+    Sequence s has tokens[qo_indptr[s]:qo_indptr[s+1]] at consecutive `positions`; after its own
+    tokens are stored it sees kv_len[s] positions. `logit_rows` are the token indexes whose logits
+    the following Sample takes.
+    """
+
+    model: int
+    step: int
+    tokens: bytes  # ints[T], LAST_SAMPLE allowed
+    positions: bytes  # ints[T]
+    qo_indptr: bytes  # ints[S+1]
+    kv_len: bytes  # ints[S]
+    slots: bytes  # ints[S]
+    generations: bytes  # ints[S]
+    logit_rows: bytes  # ints[R]
+    tables: tuple[BlockTable, ...]  # one per KV group
+
+
+class Sample(NamedTuple):
+    """Draw one id per logit row of the preceding Execute.
+
+    A pure function of (logits, parameters, seed, position): the noise of an id is a hash of
+    (seed, position, id). temperature 0 is greedy (first of equal maxima). top_k 0, top_p 1,
+    min_p 0 are off. num_logprobs -1: none, 0: of the id, n: also of the n best; they are of the
+    model's distribution before temperature. `rows` are sequence indexes (for the slot state).
+    """
+
+    rows: bytes  # ints[R]
+    temperature: bytes  # reals[R]
+    top_k: bytes  # ints[R]
+    top_p: bytes  # reals[R]
+    min_p: bytes  # reals[R]
+    seed: bytes  # uint64[R]
+    position: bytes  # ints[R], of the id to draw
+    num_logprobs: bytes  # ints[R]
+
+
+class Export(NamedTuple):
+    """Write blocks (ints) in canonical order into the bulk window from byte `offset` on."""
+
+    blocks: bytes
+    offset: int
+
+
+class Import(NamedTuple):
+    """Read blocks (ints) in canonical order from the bulk window from byte `offset` on."""
+
+    blocks: bytes
+    offset: int
+
+
+class Checksum(NamedTuple):
+    """Digest each block (ints) over its canonical bytes."""
+
+    blocks: bytes
+
+
+Op = Reset | Copy | Scrub | Execute | Sample | Export | Import | Checksum
+
+
+class Submit(NamedTuple):
+    """Ops to run in order on one queue; answered by one Complete or Fault with the same fence."""
+
+    epoch: int
+    queue: int
+    value: int
+    waits: tuple[Fence, ...]
+    model: int
+    ops: tuple[Any, ...]  # of Op
+
+
+class Stats(NamedTuple):
+    """Ask for StatsReply."""
+
+
+class Close(NamedTuple):
+    """Finish what was submitted, then end the process."""
+
+
+# --- driver to kernel -------------------------------------------------------------------------
+
+
+class Ready(NamedTuple):
+    """Answer to Hello: what the device is and can do; frozen for the epoch."""
+
+    major: int
+    minor: int
+    schema: str
+    epoch: int
+    driver: str
+    device: str
+    host_pid: int
+    description: str
+    mem_total: int  # bytes
+    mem_free: int
+    dtypes: tuple[str, ...]
+    features: tuple[str, ...]  # copy_d2d export import checksum scrub sample logprobs ...
+    energy_source: str  # nvml | rapl | estimate | none
+
+
+class Progress(NamedTuple):
+    """Of a Load."""
+
+    model: int
+    phase: str
+    done: int
+    total: int
+
+
+class Estimate(NamedTuple):
+    """Before a Load allocates: what it will take, in bytes, and how many blocks that gives."""
+
+    model: int
+    weights_bytes: int
+    block_bytes: int
+    num_blocks: int
+    mem_free: int
+
+
+class KvGroup(NamedTuple):
+    """Layers that share one block table."""
+
+    layers: int
+    kind: str  # full | sliding | chunked | mla | recurrent
+    window: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+
+
+class Loaded(NamedTuple):
+    """Answer to Load. Limits are per Submit."""
+
+    model: int
+    arch: str
+    num_layers: int
+    vocab: int
+    max_ctx: int
+    weights_bytes: int
+    eos_ids: tuple[int, ...]
+    kv_groups: tuple[KvGroup, ...]
+    block_size: int
+    block_bytes: int
+    num_blocks: int  # null block included
+    dtype: str
+    max_tokens: int  # T
+    max_seqs: int  # S, and the number of slots
+    max_block_refs: int  # N
+    load_us: int
+
+
+class Sampled(NamedTuple):
+    """Result of a Sample; the n best of all rows in row order, num_logprobs[r] of each."""
+
+    ids: bytes  # ints[R]
+    flags: bytes  # uint8[R]
+    logprobs: bytes  # reals[R], 0 where not asked
+    top_ids: bytes  # ints[sum of num_logprobs > 0]
+    top_logprobs: bytes  # reals, likewise
+
+
+class Complete(NamedTuple):
+    """All ops of a Submit are done. `results`: Sampled per Sample, list of hex per Checksum."""
+
+    epoch: int
+    queue: int
+    value: int
+    start_us: int  # of the driver's own clock
+    end_us: int
+    results: tuple[Any, ...]
+
+
+class Fault(NamedTuple):
+    """A Submit or Load failed. For a Submit the fence has passed; its writes are undefined."""
+
+    epoch: int
+    queue: int
+    value: int  # 0: of no Submit
+    kind: int
+    message: str
+    items: tuple[int, ...]
+
+
+class Heartbeat(NamedTuple):
+    """The process lives; sent about once a second while a Submit or Load is being worked on."""
+
+    epoch: int
+    value: int
+
+
+class StatsReply(NamedTuple):
+    """Totals since the epoch began."""
+
+    mem_bytes: int  # resident bytes of the process
+    pool_bytes: int
+    steps: int
+    tokens: int
+    busy_us: int
+    energy_uj: int  # 0 with energy_source none
+
+
+Message = (
+    Hello | Load | Unload | Submit | Stats | Close
+    | Ready | Progress | Estimate | Loaded | Complete | Fault | Heartbeat | StatsReply
+)  # fmt: skip
+
+
+class DriverFault(Exception):
+    """Raised inside a driver; the host sends it as a Fault."""
+
+    def __init__(self, kind: FaultKind, message: str, items: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.items = tuple(items)
+
+
+class Driver(Protocol):
+    """One device. Methods are called from one thread; `emit` may be called from any.
+
+    A synchronous driver emits the Complete of a Submit before `submit` returns; an asynchronous
+    one returns at once and emits later. Errors are raised as DriverFault by `hello` and `load`,
+    and emitted as Fault for a Submit.
+    """
+
+    def hello(self, hello: Hello) -> Ready: ...
+
+    def load(self, load: Load) -> Loaded: ...
+
+    def unload(self, unload: Unload) -> None: ...
+
+    def submit(self, submit: Submit) -> None: ...
+
+    def stats(self) -> StatsReply: ...
+
+    def close(self) -> None: ...
+
+
+Emit = Callable[[Any], None]
+"""Sends a Progress, Estimate, Complete or Fault towards the kernel."""
+
+
+class DriverFactory(Protocol):
+    """What a driver module offers as `open_driver`.
+
+    `bulk` is the writable window of Export and Import, shared with the kernel's side.
+    """
+
+    def __call__(self, emit: Emit, bulk: memoryview) -> Driver: ...
+
+
+# --- buffers ----------------------------------------------------------------------------------
+
+
+def ints(values: Iterable[int]) -> bytes:
+    """Return values as raw int32."""
+    return array("i", values).tobytes()
+
+
+def reals(values: Iterable[float]) -> bytes:
+    """Return values as raw float32."""
+    return array("f", values).tobytes()
+
+
+def seeds(values: Iterable[int]) -> bytes:
+    """Return values as raw uint64."""
+    return array("Q", values).tobytes()
+
+
+def read_ints(raw: bytes) -> "array[int]":
+    """Return the int32 values of a buffer."""
+    values = array("i")
+    values.frombytes(raw)
+    return values
+
+
+def read_reals(raw: bytes) -> "array[float]":
+    """Return the float32 values of a buffer."""
+    values = array("f")
+    values.frombytes(raw)
+    return values
+
+
+def read_seeds(raw: bytes) -> "array[int]":
+    """Return the uint64 values of a buffer."""
+    values = array("Q")
+    values.frombytes(raw)
+    return values
+
+
+# --- messages as bytes ------------------------------------------------------------------------
+
+_MESSAGES: tuple[Any, ...] = (
+    Hello, Load, Unload, Submit, Stats, Close,
+    Ready, Progress, Estimate, Loaded, Complete, Fault, Heartbeat, StatsReply,
+)  # fmt: skip
+_PARTS: tuple[Any, ...] = (
+    Reset, Copy, Scrub, Execute, Sample, Export, Import, Checksum, Sampled,
+)  # fmt: skip
+_NUMBER = {cls: number for number, cls in enumerate(_MESSAGES)}
+_PART_NUMBER = {cls: number for number, cls in enumerate(_PARTS)}
+MAX_MESSAGE = 192 * 1024
+"""Bytes of one message; below the default send buffer of an AF_UNIX SEQPACKET socket."""
+
+
+class BadMessage(Exception):
+    """The peer does not speak this ABI; its process must be replaced."""
+
+
+def schema_hash() -> str:
+    """Return the digest of every message's name, fields and types: equal on both sides or no go."""
+    lines = [
+        f"{cls.__name__}({', '.join(f'{n}: {t}' for n, t in get_type_hints(cls).items())})"
+        for cls in (*_MESSAGES, *_PARTS, Fence, BlockTable, KvGroup)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def encode(message: Any) -> bytes:
+    """Return a message as bytes."""
+    fields: list[Any] = list(message)
+    if type(message) is Submit:
+        fields[-1] = [[_PART_NUMBER[type(op)], *op] for op in message.ops]
+    elif type(message) is Complete:
+        fields[-1] = [
+            [_PART_NUMBER[type(part)], *part] if type(part) is Sampled else part
+            for part in message.results
+        ]
+    raw: bytes = msgpack.packb([_NUMBER[type(message)], *fields], use_bin_type=True)
+    return raw
+
+
+def decode(raw: bytes) -> Any:
+    """Return the message in `raw`; BadMessage if it is none."""
+    try:
+        kind, *fields = msgpack.unpackb(raw, use_list=False, strict_map_key=True, max_ext_len=0)
+        cls = _MESSAGES[kind]
+        if cls is Submit:
+            fields[3] = tuple(Fence(*wait) for wait in fields[3])
+            fields[5] = tuple(_part(op) for op in fields[5])
+        elif cls is Complete:
+            fields[5] = tuple(_result(part) for part in fields[5])
+        elif cls is Loaded:
+            fields[7] = tuple(KvGroup(*group) for group in fields[7])
+        return _typed(cls, fields)
+    except (ValueError, TypeError, IndexError, RecursionError, msgpack.UnpackException) as error:
+        raise BadMessage(f"{len(raw)} bytes are not a driver message: {error}") from None
+
+
+def _part(values: tuple[Any, ...]) -> Any:
+    kind, *fields = values
+    cls = _PARTS[kind]
+    if cls is Execute:
+        fields[-1] = tuple(BlockTable(*table) for table in fields[-1])
+    return _typed(cls, fields)
+
+
+def _result(value: Any) -> Any:
+    return _part(value) if value and type(value[0]) is int else value
+
+
+def _typed(cls: Any, fields: list[Any]) -> Any:
+    """Build a row whose plain fields have the types that it declares."""
+    if len(fields) != len(cls._fields):
+        raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields, got {len(fields)}")
+    for (name, kind), value in zip(cls.__annotations__.items(), fields, strict=True):
+        if kind in (int, str, bytes, bool) and type(value) is not kind:
+            raise TypeError(f"{cls.__name__}.{name} is {kind.__name__}, got {type(value).__name__}")
+    return cls(*fields)

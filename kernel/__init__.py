@@ -1,0 +1,1 @@
+"""Mechanism: process table, KV pager, scheduler; ids in, ids out; never imports torch."""

@@ -1,0 +1,46 @@
+"""Configuration: one frozen table, built once in main and passed on. Unknown keys cannot exist."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+
+def default_kv_bytes() -> int:
+    """Return a quarter of the machine's memory, at most 4 GiB."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(memory // 4, 4 << 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every default of the kernel. Times in seconds, sizes in bytes."""
+
+    run_dir: Path
+    device: str = "cpu0"
+    model: str = "smollm2"
+    model_dir: str = ""  # folder of the installed model, or a builtin of the driver
+    dtype: str = "bfloat16"
+    deterministic: bool = False
+    threads: int = 0  # of the driver; 0: its own default
+    block_size: int = 16
+    kv_bytes: int = 0  # budget of the KV pool; 0: min(25 % of memory, 4 GiB)
+    num_blocks: int = 0  # instead of kv_bytes
+    max_ctx: int = 0  # 0: the model's own
+    prefill_chunk: int = 512  # tokens of one request in one step
+    target_us: int = 30_000  # of a step that decodes; 0: none
+    max_tasks: int = 10_000
+    max_contexts: int = 100_000
+    max_calls: int = 4096  # unfinished calls of one session
+    max_sessions: int = 1024
+    zombie_s: float = 60.0
+    ticket_s: float = 60.0
+    stalled_messages: int = 64  # unread by a client: its requests are held
+    stalled_s: float = 60.0  # then its session is closed
+    hang_s: float = 60.0  # without a sign of life the driver is replaced
+    max_restarts: int = 5  # of a driver within restart_window_s
+    restart_window_s: float = 60.0
+    bulk_bytes: int = 64 << 20
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Return every key with its value."""
+        return [(field.name, str(getattr(self, field.name))) for field in fields(self)]

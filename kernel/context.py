@@ -1,0 +1,153 @@
+"""Context: a token sequence with its KV, the address space of the kernel.
+
+A context is `length` ids, kept in a table of Blocks that forks share (kernel/block.py). How much
+of it is computed is a fact of its blocks, not of the context: what one sharer computes, all have.
+Ids change in three ways only: append, trim, and fork (which makes another context). All of them
+work on ids alone; KV follows when the scheduler runs the context.
+
+Not here: who may do it (syscall handlers), when it is computed (sched), what is dropped (pager).
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from kernel.block import NOT_RESIDENT, Block, BlockPool
+from kernel.panic import check
+
+
+class Context:
+    """One context of a task."""
+
+    def __init__(self, handle: int, pid: int, name: str, model: str, pool: BlockPool) -> None:
+        self.handle = handle
+        self.pid = pid
+        self.name = name
+        self.model = model
+        self.pool = pool
+        self.blocks: list[Block] = []
+        self.length = 0
+        self.request: Any = None  # the Request being scheduled, at most one
+        self.queued: deque[Any] = deque()  # calls that wait behind it (QUEUE)
+        self.last_use = 0  # kernel turn
+        self._seen = pool.generation
+        self._settled = 0  # leading blocks that are sealed
+        self._table: array[int] = array("i")  # device ids of the settled blocks
+
+    # --- ids ----------------------------------------------------------------------------------
+
+    def append(self, ids: "Sequence[int]") -> None:
+        """Add ids at the end. Sealed and shared blocks are left as they are."""
+        size = self.pool.block_size
+        room = -self.length % size
+        if room:
+            tail = self._own_tail(size - room)
+            tail.ids.extend(ids[:room])
+            tail.writer = self
+        for start in range(room, len(ids), size):
+            self.blocks.append(Block(array("i", ids[start : start + size]), writer=self))
+        self.length += len(ids)
+
+    def _own_tail(self, offset: int) -> Block:
+        """Return the last block in a state in which this context may add ids at `offset`."""
+        tail = self.blocks[-1]
+        size = self.pool.block_size
+        if len(tail.ids) == offset and (tail.writer is self or tail.refs == 1):
+            return tail
+        if tail.refs == 1 and tail.planned <= offset and tail.filled < size:
+            del tail.ids[offset:]  # mine alone, and nothing on the device reaches past the offset
+            return tail
+        copy = Block(tail.ids[:offset], writer=self)
+        positions = min(offset, tail.filled)
+        if positions:
+            self.pool.pin_origin(copy, tail, positions)
+        self.blocks[-1] = copy
+        self._settled = min(self._settled, len(self.blocks) - 1)
+        del self._table[self._settled :]
+        self.pool.unref(tail)
+        return copy
+
+    def trim(self, length: int) -> None:
+        """Drop ids from the end, and the writer role in a block that is cut."""
+        check(0 <= length <= self.length, f"trim of {self.length} ids to {length}")
+        size = self.pool.block_size
+        keep = -(-length // size)
+        for block in self.blocks[keep:]:
+            self.pool.unref(block)
+        del self.blocks[keep:]
+        if length % size and self.blocks[-1].writer is self and length < self.length:
+            self.blocks[-1].writer = None
+        self.length = length
+        self._settled = min(self._settled, keep)
+        del self._table[self._settled :]
+
+    def fork(self, handle: int, pid: int, name: str) -> "Context":
+        """Return a context with the same ids that shares every block."""
+        child = Context(handle, pid, name, self.model, self.pool)
+        child.blocks = self.blocks.copy()
+        for block in child.blocks:
+            block.refs += 1  # pool.ref, inlined: this is all that a fork costs
+        child.length = self.length
+        child._seen, child._settled = self._seen, self._settled
+        child._table = self._table[:]
+        return child
+
+    def free(self) -> None:
+        """Drop every block."""
+        self.trim(0)
+
+    def read(self, start: int, stop: int) -> "array[int]":
+        """Return the ids at start <= position < stop."""
+        size = self.pool.block_size
+        ids: array[int] = array("i")
+        for block in self.blocks[start // size : -(-stop // size)]:
+            ids.extend(block.ids)
+        first = start - start % size
+        return ids[start - first : stop - first]
+
+    # --- KV -----------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Move the cursor over blocks that are sealed; start over if any KV was dropped."""
+        if self._seen != self.pool.generation:
+            self._seen, self._settled = self.pool.generation, 0
+            del self._table[:]
+        size, blocks = self.pool.block_size, self.blocks
+        while self._settled < len(blocks) and blocks[self._settled].filled == size:
+            self._table.append(blocks[self._settled].id)
+            self._settled += 1
+
+    @property
+    def computed(self) -> int:
+        """Leading positions whose KV exists."""
+        self._settle()
+        size = self.pool.block_size
+        tail = self.blocks[self._settled].filled if self._settled < len(self.blocks) else 0
+        return min(self.length, self._settled * size + tail)
+
+    @property
+    def planned(self) -> int:
+        """Leading positions whose KV exists or is being written by a submitted step.
+
+        A block with an origin counts what it will take over: the copy goes out with its first step.
+        """
+        self._settle()
+        size = self.pool.block_size
+        for index in range(self._settled, len(self.blocks)):
+            reach = self.blocks[index].reach
+            if reach < size:
+                return min(self.length, index * size + reach)
+        return self.length
+
+    def table(self, length: int) -> "array[int]":
+        """Return the device ids of the blocks that hold the first `length` positions."""
+        self._settle()
+        count = -(-length // self.pool.block_size)
+        if count <= self._settled:
+            return self._table[:count]
+        return self._table + array("i", (b.id for b in self.blocks[self._settled : count]))
+
+    def resident_blocks(self) -> int:
+        """Blocks of this context that have a place on the device."""
+        return sum(1 for block in self.blocks if block.id != NOT_RESIDENT)

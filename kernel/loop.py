@@ -1,0 +1,229 @@
+"""The kernel's loop. Its verbs are the architecture:
+
+    wait      sleep until a client, a driver, a signal or a deadline has something
+    receive   clients: decode, check, run each call; an infer stays pending as a Request
+    collect   drivers: a step is done; commit its ids to contexts, TOKEN events to sessions
+    expire    deadlines: hung drivers, unused tickets, clients that do not read
+    step      plan the next step of the device and submit it: blocks, tables, samples
+    reply     one message per client with all that this turn had for it
+
+So an infer goes: receive (its Request joins the scheduler) -> step (the policy gives it tokens of
+a step, the pool gives it blocks, the device gets one Submit) -> ... the driver computes while the
+kernel keeps serving calls ... -> collect (KV is filled, the sampled id becomes part of the
+context) -> reply (TOKEN). A long prompt takes several rounds of step and collect first.
+
+One thread, no locks. The loop owns no state of its own: all is in System.
+"""
+
+import logging
+import os
+import selectors
+from collections.abc import Callable
+
+from kernel.device import DeviceState
+from kernel.ipc import Arrival, Transport
+from kernel.session import Session
+from kernel.sys_infer import deliver, finish_request
+from kernel.sys_task import end_task, expire_tasks
+from kernel.syscall import receive, run_queued
+from kernel.system import System
+from syscalls.abi import Finish
+from syscalls.errors import EAGAIN, EPERM
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+"""How often expired tickets and zombies are looked for, while there are any."""
+
+
+class Kernel:
+    """One kernel: a System between a front (clients) and a device (its driver)."""
+
+    def __init__(self, system: System, front: Transport) -> None:
+        self.system = system
+        self.front = front
+        self.stopped = False
+        self._tick = 0.0
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def run(self, wait: Callable[[float | None], None]) -> None:
+        """Serve until stopped. `wait(timeout)` sleeps until there is something to do."""
+        while not self.stopped:
+            wait(self.timeout())
+            self.turn()
+
+    def turn(self) -> None:
+        """Do all that can be done now, without sleeping."""
+        self.system.counters.turns += 1
+        self.receive()
+        self.collect()
+        self.expire()
+        self.step()
+        self.reply()
+
+    def timeout(self) -> float | None:
+        """Return how long the loop may sleep; None: until something comes."""
+        if self.front.has_input():
+            return 0.0
+        now = self.system.clock()
+        deadlines = [self.system.device.deadline(), self.system.stop_by]
+        if any(session.stalled_since is not None for session in self.system.sessions.values()):
+            deadlines.append(now + 0.1)
+        if any(task.ticket or task.ended_already for task in self.system.tasks):
+            deadlines.append(self._tick + TICK_S)
+        due = [deadline for deadline in deadlines if deadline is not None]
+        return max(0.0, min(due) - now) if due else None
+
+    # --- receive ------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Run what clients have sent; drop the sessions of programs that have died."""
+        for arrival in self.front.receive():
+            session = self._session(arrival)
+            if session is not None:
+                receive(self.system, session, arrival.frames)
+                run_queued(self.system)
+        for route in self.front.gone():
+            self._close(self.system.sessions[route], "its program ended")
+
+    def _session(self, arrival: Arrival) -> Session | None:
+        """Return the connection's session; a new one for a new connection of our own uid."""
+        k = self.system
+        session = k.sessions.get(arrival.route)
+        if session is not None:
+            return session
+        session = Session(arrival.route, arrival.uid, arrival.pid)
+        if arrival.uid not in (k.uid, 0):
+            session.refuse(0, EPERM("this kernel serves the uid that it runs as"))
+        elif len(k.sessions) >= k.config.max_sessions:
+            session.refuse(0, EAGAIN(f"{len(k.sessions)} sessions are open, that is the limit"))
+        elif self.front.welcome(arrival.route, arrival.pid):
+            k.sessions[arrival.route] = session
+            return session
+        self._send(session)
+        return None
+
+    def _close(self, session: Session, why: str) -> None:
+        k = self.system
+        if session.task is not None:
+            end_task(k, session.task, 128 + 1, why)
+        run_queued(k)
+        k.sessions.pop(session.route, None)
+        self.front.forget(session.route)
+
+    # --- collect, expire, step ----------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Take the results of the step that the driver has finished."""
+        for outcome in self.system.device.collect():
+            deliver(self.system, outcome)
+        run_queued(self.system)
+
+    def expire(self) -> None:
+        """Act on deadlines that have passed."""
+        k, now = self.system, self.system.clock()
+        for outcome in k.device.expire(now):
+            deliver(k, outcome)
+        if now >= self._tick + TICK_S:
+            self._tick = now
+            expire_tasks(k, now)
+        for session in list(k.sessions.values()):
+            since = session.stalled_since
+            if since is not None and now >= since + k.config.stalled_s:
+                self._close(session, f"its program read nothing for {k.config.stalled_s:g} s")
+        if k.stop_by is not None:
+            self._shut_down(now)
+
+    def step(self) -> None:
+        """Give the device its next step."""
+        for outcome in self.system.device.step():
+            deliver(self.system, outcome)
+        run_queued(self.system)
+
+    def _shut_down(self, now: float) -> None:
+        k = self.system
+        assert k.stop_by is not None
+        infers = [request for request in k.device.requests if request.infer]
+        if infers and now < k.stop_by:
+            return
+        for request in infers:
+            finish_request(k, request, Finish.CANCELLED)
+        run_queued(k)
+        for session in list(k.sessions.values()):
+            if session.task is not None:
+                end_task(k, session.task, 0, "the kernel was stopped")
+        self.stopped = True
+
+    # --- reply --------------------------------------------------------------------------------
+
+    def reply(self) -> None:
+        """Send each client what this turn had for it, in one message."""
+        k = self.system
+        for session in list(k.sessions.values()):
+            session.seal()
+            if session.outbox:
+                self._send(session)
+        while k.closing:
+            self._close(k.closing.popleft(), "it broke the protocol")
+
+    def _send(self, session: Session) -> None:
+        session.seal()
+        try:
+            while session.outbox and self.front.send(session.route, session.outbox[0]):
+                session.outbox.pop(0)
+        except LookupError:
+            self._close(session, "its program closed the connection")
+            return
+        self._note_stall(session)
+
+    def _note_stall(self, session: Session) -> None:
+        """Hold the requests of a client that does not read, until it does."""
+        k = self.system
+        if not session.outbox:
+            if session.stalled_since is not None:
+                session.stalled_since = None
+                _hold(session, "client", "")
+        elif session.stalled_since is None:
+            session.stalled_since = k.clock()
+        if len(session.outbox) > k.config.stalled_messages:
+            _hold(session, "", "client")
+
+
+def _hold(session: Session, old: str, new: str) -> None:
+    for request in session.infers.values():
+        if request.held == old:
+            request.held = new
+
+
+class Sleeper:
+    """Sleeps on the front, the driver and a wake-up pipe for signals."""
+
+    def __init__(self, kernel: Kernel, front_fd: int, wakeup_fd: int) -> None:
+        self._device = kernel.system.device
+        self._selector = selectors.EpollSelector()
+        self._selector.register(front_fd, selectors.EVENT_READ)
+        self._selector.register(wakeup_fd, selectors.EVENT_READ)
+        self._wakeup_fd = wakeup_fd
+        self._link_fd: int | None = None
+        self._epoch = 0
+
+    def __call__(self, timeout: float | None) -> None:
+        self._follow_link()
+        for key, _ in self._selector.select(timeout):
+            if key.fd == self._wakeup_fd:
+                os.read(self._wakeup_fd, 64)
+
+    def _follow_link(self) -> None:
+        """Watch the driver's socket of the present epoch."""
+        if self._device.epoch == self._epoch and self._device.state is not DeviceState.FAILED:
+            return
+        if self._link_fd is not None:
+            try:
+                self._selector.unregister(self._link_fd)
+            except (KeyError, ValueError):
+                pass
+        self._link_fd = self._device.link.fileno()
+        if self._link_fd is not None:
+            self._selector.register(self._link_fd, selectors.EVENT_READ)
+        self._epoch = self._device.epoch

@@ -1,0 +1,101 @@
+"""Request: one infer, or the background prefill of an append, being scheduled on a context.
+
+A request counts its own progress; ids belong to the context. States, with the letters of ps:
+
+    QUEUED Q --> PREFILL P --> DECODE R --> DONE
+       any of them --> BLOCKED D (waits for blocks) --> QUEUED; any --> DONE
+
+DONE is final: results that arrive for a done request are discarded and counted.
+"""
+
+from array import array
+from enum import Enum
+from typing import Any, NamedTuple
+
+from kernel.context import Context
+from kernel.panic import KernelPanic
+from syscalls.abi import Finish, Infer
+
+
+class RequestState(Enum):
+    """What the request is doing; the value is the letter that ps shows."""
+
+    QUEUED = "Q"
+    PREFILL = "P"
+    DECODE = "R"
+    BLOCKED = "D"
+    DONE = "-"
+
+
+class Token(NamedTuple):
+    """One sampled id on its way to the client."""
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Request:
+    """One request. `infer` None: a prefill that nobody waits for."""
+
+    def __init__(
+        self, arrival: int, ctx: Context, infer: Infer | None, owner: Any, call: int, seed: int
+    ) -> None:
+        self.arrival = arrival  # order of acceptance, unique
+        self.ctx = ctx
+        self.infer = infer
+        self.owner = owner  # the Session that gets the events
+        self.call = call
+        self.seed = seed
+        self.prompt = ctx.length
+        self.cached = min(ctx.computed, max(0, ctx.length - 1))
+        self.output = 0
+        self.overrun = 0
+        self.stop_ids: frozenset[int] = frozenset()
+        self.slot: int | None = None
+        self.generation = 0
+        self.deaths = 0  # epochs that ended while this was in flight
+        self.held = ""  # why it may not run: its task is stopped, its client does not read
+        self._state = RequestState.QUEUED
+
+    @property
+    def state(self) -> RequestState:
+        return self._state
+
+    def become(self, state: RequestState) -> None:
+        """Change state; only DONE is final."""
+        if self._state is RequestState.DONE and state is not RequestState.DONE:
+            raise KernelPanic(
+                f"request {self.arrival} of pid {self.ctx.pid} is done after {self.output} ids "
+                f"and was made {state.name}"
+            )
+        self._state = state
+
+    @property
+    def done(self) -> bool:
+        return self._state is RequestState.DONE
+
+    @property
+    def target(self) -> int:
+        """Positions to compute: an infer needs the logits of the last id, a prefill does not."""
+        return self.ctx.length if self.infer else max(0, self.ctx.length - 1)
+
+    @property
+    def decoding(self) -> bool:
+        """One position away from its next id, which it has sampled from before."""
+        return self.output > 0 and self.ctx.planned >= self.ctx.length - 1
+
+    def take(self, token: int, max_ctx: int) -> Finish | None:
+        """Commit a sampled id; return why the request ends with it, if it does.
+
+        A stop id ends the request and does not become part of the context.
+        """
+        assert self.infer is not None
+        if token in self.stop_ids:
+            self.overrun += 1
+            return Finish.STOP
+        self.ctx.append(array("i", (token,)))
+        self.output += 1
+        if self.output == self.infer.max_tokens or self.ctx.length == max_ctx:
+            return Finish.LENGTH
+        return None

@@ -1,0 +1,157 @@
+"""Handlers of the context calls. They change ids; KV follows when the scheduler runs."""
+
+from kernel.context import Context
+from kernel.handler import Caller, Done
+from kernel.request import Request
+from kernel.sys_infer import check_ids, check_room, drop_request, refuse_busy
+from kernel.system import System
+from kernel.task import Task, TaskState
+from syscalls import abi
+from syscalls.abi import (
+    AllocCtx,
+    AllocCtxResult,
+    Append,
+    CtxRow,
+    ForkCtx,
+    ForkCtxResult,
+    FreeCtx,
+    LengthResult,
+    Nothing,
+    ReadCtx,
+    ReadCtxResult,
+    StatCtx,
+    TrimCtx,
+)  # fmt: skip
+from syscalls.errors import E2BIG, EAGAIN, EEXIST, EINVAL, ENOTSUP
+
+
+def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
+    """Make an empty context."""
+    if args.durable:
+        raise ENOTSUP("durable contexts are reserved, and not built in this kernel")
+    device = k.model_device(args.model)
+    _take_handle(k, caller, args.ctx)
+    name = args.name or ""
+    ctx = Context(args.ctx, caller.task.pid, name, device.spec.name, device.pool)
+    _add(k, caller, ctx)
+    desc = device.desc
+    return Done(AllocCtxResult(device.spec.name, desc.max_ctx, desc.block_size))
+
+
+def sys_fork_ctx(k: System, caller: Caller, args: ForkCtx) -> Done:
+    """Make a context with the same ids; no KV is copied, whatever the length."""
+    ctx = k.context(caller.task, args.ctx)
+    _take_handle(k, caller, args.child)
+    child = ctx.fork(args.child, caller.task.pid, args.name or "")
+    _add(k, caller, child)
+    return Done(ForkCtxResult(child.length, len(child.blocks)))
+
+
+def _take_handle(k: System, caller: Caller, handle: int) -> None:
+    """Check a handle that the client chose, and that one more context may exist."""
+    session = caller.session
+    if handle >> 24 != session.connection:
+        raise EINVAL(f"handle {handle} is not of connection {session.connection}")
+    if handle in caller.task.contexts:
+        raise EEXIST(f"handle {handle} is in use")
+    if handle <= session.last_handle:
+        raise EINVAL(f"handle {handle} does not rise: the last was {session.last_handle}")
+    if k.num_contexts >= k.config.max_contexts:
+        raise EAGAIN(
+            f"{k.num_contexts} contexts exist, the limit is {k.config.max_contexts}",
+            "free some contexts",
+        )
+
+
+def _add(k: System, caller: Caller, ctx: Context) -> None:
+    caller.session.last_handle = ctx.handle
+    caller.task.contexts[ctx.handle] = ctx
+    ctx.last_use = k.counters.turns
+    k.num_contexts += 1
+
+
+def sys_append(k: System, caller: Caller, args: Append) -> Done:
+    """Add ids; their prefill starts in the background."""
+    ctx = k.context(caller.task, args.ctx)
+    refuse_busy(ctx)
+    k.device.require()
+    ids = caller.ids
+    if not ids:
+        raise EINVAL("append needs ids in frame 2")
+    check_room(k, ctx, ctx.length + len(ids), 0)
+    check_ids(k, ids)
+    ctx.append(ids)
+    ctx.last_use = k.counters.turns
+    if ctx.request is None and ctx.planned < ctx.length - 1:
+        _prefill(k, caller, ctx)
+    return Done(LengthResult(ctx.length))
+
+
+def _prefill(k: System, caller: Caller, ctx: Context) -> None:
+    request = Request(next(k.arrivals), ctx, None, caller.session, 0, 0)
+    if caller.task.state is TaskState.STOPPED:
+        request.held = "signal"
+    k.device.sched.add(request)
+
+
+def sys_trim_ctx(k: System, caller: Caller, args: TrimCtx) -> Done:
+    """Drop ids from the end."""
+    ctx = k.context(caller.task, args.ctx)
+    refuse_busy(ctx)
+    if args.length > ctx.length:
+        raise EINVAL(f"the context has {ctx.length} ids, it cannot be trimmed to {args.length}")
+    ctx.trim(args.length)
+    ctx.last_use = k.counters.turns
+    return Done(LengthResult(ctx.length))
+
+
+def sys_free_ctx(k: System, caller: Caller, args: FreeCtx) -> Done:
+    """Give a context back; what runs on it ends with ECANCELED."""
+    ctx = k.context(caller.task, args.ctx)
+    free_context(k, caller.task, ctx, f"context {ctx.handle} was freed")
+    return Done(Nothing())
+
+
+def free_context(k: System, task: Task, ctx: Context, why: str) -> None:
+    """End what runs on the context and forget it."""
+    del task.contexts[ctx.handle]
+    drop_request(k, ctx, why)
+    ctx.free()
+    k.num_contexts -= 1
+
+
+def sys_read_ctx(k: System, caller: Caller, args: ReadCtx) -> Done:
+    """Return committed ids."""
+    ctx = k.context(caller.task, args.ctx)
+    if args.start > ctx.length:
+        raise EINVAL(f"the context has {ctx.length} ids, it cannot be read from {args.start}")
+    count = ctx.length - args.start
+    if args.max_ids is not None:
+        count = min(count, args.max_ids)
+    if count > abi.MAX_IDS:
+        raise E2BIG(f"{count} ids, a reply holds {abi.MAX_IDS}", "read in parts: start, max_ids")
+    ids = ctx.read(args.start, args.start + count)
+    return Done(ReadCtxResult(args.start, ctx.length), ids)
+
+
+def sys_stat_ctx(k: System, caller: Caller, args: StatCtx) -> Done:
+    """Describe a context."""
+    return Done(ctx_row(k, k.context(caller.task, args.ctx)))
+
+
+def ctx_row(k: System, ctx: Context) -> CtxRow:
+    """Return a context as the inspection tools show it."""
+    resident = [block for block in ctx.blocks if block.id]
+    return CtxRow(
+        ctx.handle,
+        ctx.pid,
+        ctx.name,
+        ctx.model,
+        ctx.length,
+        ctx.computed,
+        k.device.desc.max_ctx,
+        len(resident),
+        sum(block.refs > 1 for block in resident),
+        sum(1 / block.refs for block in resident),
+        ctx.request is not None and ctx.request.infer is not None,
+    )

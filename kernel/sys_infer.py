@@ -1,0 +1,173 @@
+"""Handlers of infer and cancel, and what happens to a request afterwards.
+
+A request ends in one of three ways, all of them here: `finish_request` (stop, length, cancelled),
+`fail_request` (an error), `drop_request` (its context or task went away).
+"""
+
+from array import array
+
+from kernel.context import Context
+from kernel.device import Outcome
+from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.request import Request, Token
+from kernel.system import System
+from kernel.task import TaskState
+from syscalls.abi import Cancel, Event, Finish, Infer, InferResult, LengthResult
+from syscalls.errors import E2BIG, EBUSY, ECANCELED, EINVAL, ENOMEM, ESRCH, KernelError
+
+
+def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
+    """Append the ids of frame 2, if any, and generate. Nothing has changed if it is refused."""
+    ctx = k.context(caller.task, args.ctx)
+    refuse_busy(ctx)
+    k.device.require()
+    if k.stop_by is not None:
+        raise ECANCELED("the kernel is shutting down")
+    ids = caller.ids
+    length = ctx.length + (len(ids) if ids else 0)
+    check_room(k, ctx, length, args.max_tokens)
+    if ids:
+        check_ids(k, ids)
+    if length == 0:
+        raise EINVAL("the context is empty: there is nothing to continue", "append ids first")
+    if length == k.device.desc.max_ctx:
+        raise E2BIG(f"the context is full: {length} ids, the limit is {length}", "trim it")
+    if max(args.stop_ids, default=0) >= k.device.desc.vocab:
+        raise EINVAL(f"stop ids are below {k.device.desc.vocab}, the model's vocabulary")
+    cached = min(ctx.computed, length - 1)
+    if ids:
+        ctx.append(ids)
+    _start(k, caller, ctx, args, cached)
+    return PENDING
+
+
+def _start(k: System, caller: Caller, ctx: Context, args: Infer, cached: int) -> None:
+    if ctx.request is not None:
+        k.device.sched.remove(ctx.request)  # a background prefill: the infer does its work too
+    seed = k.random.getrandbits(64) if args.seed is None else args.seed
+    request = Request(next(k.arrivals), ctx, args, caller.session, caller.call, seed)
+    request.cached = cached
+    eos = () if args.ignore_eos else k.device.desc.eos_ids
+    request.stop_ids = frozenset((*args.stop_ids, *eos))
+    if caller.task.state is TaskState.STOPPED:
+        request.held = "signal"
+    k.device.sched.add(request)
+    caller.session.infers[caller.call] = request
+    caller.task.prompt_tokens += request.prompt
+    k.counters.admitted += 1
+
+
+def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
+    """End an infer of this session; its FIN says `cancelled`."""
+    request = caller.session.infers.get(args.call)
+    if request is None:
+        raise ESRCH(f"call {args.call} is no unfinished infer of this session")
+    if args.keep is not None and args.keep > request.output:
+        raise EINVAL(f"keep {args.keep} of {request.output} output ids")
+    if args.keep is not None:
+        request.overrun += request.output - args.keep
+        request.output = args.keep
+        request.ctx.trim(request.prompt + args.keep)
+    finish_request(k, request, Finish.CANCELLED)
+    return Done(LengthResult(request.ctx.length))
+
+
+def refuse_busy(ctx: Context) -> None:
+    """Raise EBUSY while an infer of the context is unfinished, or calls are queued behind one."""
+    if ctx.request is not None and ctx.request.infer is not None:
+        raise EBUSY(
+            f"context {ctx.handle} has an unfinished infer (call {ctx.request.call})",
+            "wait for it, cancel it, or set the QUEUE flag",
+        )
+
+
+def check_ids(k: System, ids: "array[int]") -> None:
+    """Raise EINVAL unless every id is in the model's vocabulary."""
+    vocab = k.device.desc.vocab
+    lowest, highest = min(ids), max(ids)
+    if lowest < 0 or highest >= vocab:
+        wrong = lowest if lowest < 0 else highest
+        raise EINVAL(f"id {wrong} is outside the model's vocabulary of {vocab}")
+
+
+def check_room(k: System, ctx: Context, length: int, max_tokens: int) -> None:
+    """Raise E2BIG or ENOMEM if `length` ids and the answer can never fit."""
+    desc = k.device.desc
+    if length > desc.max_ctx:
+        raise E2BIG(
+            f"{length} ids do not fit the context of {desc.max_ctx}",
+            "shorten the prompt",
+            {"needed": length, "limit": desc.max_ctx},
+        )
+    size = k.device.pool.block_size
+    needed = -(-min(length + max_tokens, desc.max_ctx) // size)
+    usable = k.device.pool.num_blocks - 1
+    if needed > usable:
+        raise ENOMEM(
+            f"needs {needed} KV blocks ({length} ids, {max_tokens} to generate), "
+            f"the whole pool has {usable}",
+            "lower max_tokens, shorten the prompt, or start the kernel with a larger --kv-mem",
+            {"needed": needed, "limit": usable},
+        )
+
+
+# --- afterwards -------------------------------------------------------------------------------
+
+
+def deliver(k: System, outcome: Outcome) -> None:
+    """Give a request what a step had for it: its next id, or its end."""
+    request, what = outcome
+    if isinstance(what, KernelError):
+        fail_request(k, request, what)
+        return
+    finish = request.take(what.id, k.device.desc.max_ctx)
+    if finish is not Finish.STOP:
+        k.tasks.find(request.ctx.pid).output_tokens += 1
+        _emit_token(request, what)
+    if finish is not None:
+        finish_request(k, request, finish)
+
+
+def _emit_token(request: Request, token: Token) -> None:
+    logprobs = None if request.infer is None else request.infer.logprobs
+    request.owner.emit(
+        Event.TOKEN,
+        request.call,
+        [token.id],
+        None if logprobs is None else [token.logprob],
+        [token.top] if logprobs else None,
+    )
+
+
+def finish_request(k: System, request: Request, finish: Finish) -> None:
+    """End an infer with its result."""
+    _retire(k, request)
+    k.counters.finished += 1
+    request.owner.finish(
+        request.call,
+        InferResult(
+            int(finish), request.ctx.length, request.prompt, request.cached,
+            request.output, request.overrun, request.seed,
+        ),
+    )  # fmt: skip
+
+
+def fail_request(k: System, request: Request, error: KernelError) -> None:
+    """End an infer with an error; a background prefill just ends."""
+    _retire(k, request)
+    if request.infer is not None:
+        k.counters.failed += 1
+        request.owner.fail(request.call, error)
+
+
+def drop_request(k: System, ctx: Context, why: str) -> None:
+    """End what runs on a context that goes away, and what waits behind it."""
+    if ctx.request is not None:
+        fail_request(k, ctx.request, ECANCELED(why))
+
+
+def _retire(k: System, request: Request) -> None:
+    k.device.sched.remove(request)
+    request.ctx.last_use = k.counters.turns
+    k.again.extend(request.ctx.queued)
+    request.ctx.queued.clear()

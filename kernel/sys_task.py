@@ -1,0 +1,240 @@
+"""Handlers of the task calls, and how a task ends."""
+
+import hashlib
+import hmac
+
+from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.session import Session
+from kernel.sys_ctx import free_context
+from kernel.sys_infer import finish_request
+from kernel.system import System
+from kernel.task import INIT, Task, TaskState
+from syscalls import abi
+from syscalls.abi import (
+    Event,
+    Exit,
+    Finish,
+    Hello,
+    HelloResult,
+    Kill,
+    Nothing,
+    Sig,
+    Spawn,
+    SpawnResult,
+    StatTask,
+    TaskRow,
+    Wait,
+    WaitResult,
+)  # fmt: skip
+from syscalls.errors import EBUSY, ECANCELED, EINVAL, ENOTSUP, EPERM, ESRCH, ESTALE
+
+VERSION = "0.1.0"
+
+
+def sys_hello(k: System, session: Session, args: Hello) -> Done:
+    """Give the session its task: a new child of init, or the one that the ticket is for."""
+    if session.task is not None or session.ended:
+        raise EBUSY("this session has said hello already")
+    if args.durable:
+        raise ENOTSUP("durable tasks are reserved, and not built in this kernel")
+    if args.on_behalf is not None:
+        raise ENOTSUP("acting for others is reserved, and not built in this kernel")
+    if args.ticket is None:
+        task = k.tasks.add(INIT, session.uid, args.name, k.clock())
+    else:
+        task = _redeem(k, session, args.ticket)
+    task.become(TaskState.LIVE)
+    task.session, session.task = session, task
+    return Done(
+        HelloResult(task.pid, session.connection, k.kernel_pid, VERSION, abi.MAX_FRAME, abi.MAX_IDS)
+    )
+
+
+def _redeem(k: System, session: Session, ticket: bytes) -> Task:
+    digest = hashlib.sha256(ticket).digest()
+    for task in k.tasks:
+        if task.ticket and hmac.compare_digest(task.ticket, digest):
+            if task.uid != session.uid:
+                break
+            task.ticket = b""
+            return task
+    raise ESTALE("the ticket is not valid: used, expired, or never issued", "spawn again")
+
+
+def sys_spawn(k: System, caller: Caller, args: Spawn) -> Done:
+    """Make a child task, and a ticket with which one program can become it."""
+    if args.detached:
+        raise ENOTSUP("detached tasks are reserved, and not built in this kernel")
+    task = k.tasks.add(caller.task.pid, caller.task.uid, args.name, k.clock())
+    ticket = k.random.randbytes(32)
+    task.ticket = hashlib.sha256(ticket).digest()
+    task.ticket_expires = k.clock() + k.config.ticket_s
+    return Done(SpawnResult(task.pid, ticket))
+
+
+def sys_exit(k: System, caller: Caller, args: Exit) -> Done:
+    """End the calling task; the session goes on without one."""
+    end_task(k, caller.task, args.status, "exit", but=caller.call)
+    return Done(Nothing())
+
+
+def sys_wait(k: System, caller: Caller, args: Wait) -> Done | Pending:
+    """Return a child that has ended and forget it, or wait for one."""
+    children = [child for child in k.tasks.children(caller.task.pid) if args.pid in (0, child.pid)]
+    if not children:
+        which = f"no child {args.pid}" if args.pid else "no children"
+        raise ESRCH(f"task {caller.task.pid} has {which}")
+    for child in children:
+        if child.ended_already:
+            k.tasks.remove(child)
+            return Done(WaitResult(child.pid, child.status, child.reason))
+    if args.no_hang:
+        return Done(WaitResult(0, 0, ""))
+    caller.task.waits.append((caller.call, args.pid))
+    return PENDING
+
+
+def sys_kill(k: System, caller: Caller, args: Kill) -> Done:
+    """Send a signal; every task of the same uid may."""
+    task = k.tasks.find(args.pid)
+    if task.uid != caller.task.uid or task.ended_already:
+        raise ESRCH(f"there is no task {args.pid}", "llmos ps lists them")
+    if args.signal not in list(Sig):
+        known = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig)
+        raise EINVAL(f"signal {args.signal} is none of {known}")
+    if task.pid == INIT:
+        raise EPERM("pid 1 does not take signals", "llmos down stops the kernel")
+    signal = Sig(args.signal)
+    if signal is Sig.STOP:
+        stop_task(k, task)
+    elif signal is Sig.CONT:
+        continue_task(task)
+    elif signal is Sig.INT:
+        interrupt_task(k, task)
+    else:
+        but = caller.call if task is caller.task else 0
+        end_task(k, task, 128 + signal, signal.name, but)
+    return Done(Nothing())
+
+
+def stop_task(k: System, task: Task) -> None:
+    """Take the task out of the next step; its KV is first to go when blocks run out."""
+    if task.state is not TaskState.LIVE:
+        return
+    task.become(TaskState.STOPPED)
+    for ctx in task.contexts.values():
+        if ctx.request is not None:
+            ctx.request.held = "signal"
+
+
+def continue_task(task: Task) -> None:
+    """Let a stopped task run again."""
+    if task.state is not TaskState.STOPPED:
+        return
+    task.become(TaskState.LIVE)
+    for ctx in task.contexts.values():
+        if ctx.request is not None:
+            ctx.request.held = ""
+
+
+def interrupt_task(k: System, task: Task) -> None:
+    """Cancel the unfinished infers of a task, and tell its program."""
+    for ctx in list(task.contexts.values()):
+        if ctx.request is not None and ctx.request.infer is not None:
+            finish_request(k, ctx.request, Finish.CANCELLED)
+    if task.session is not None:
+        task.session.emit(Event.SIGNAL, 0, int(Sig.INT))
+
+
+def end_task(k: System, task: Task, status: int, reason: str, but: int = 0) -> None:
+    """End a task: contexts freed, calls ended (all but `but`), children orphaned, parent told."""
+    if task.ended_already:
+        return
+    for ctx in list(task.contexts.values()):
+        free_context(k, task, ctx, f"task {task.pid} ended: {reason}")
+    session, task.session = task.session, None
+    if session is not None:
+        session.task, session.ended = None, f"task {task.pid} ended: {reason}"
+        _end_calls(k, session, but)
+        if reason != "exit":
+            session.emit(Event.EXIT, 0, task.pid, status, reason)
+    task.ticket, task.status, task.reason, task.ended = b"", status, reason, k.clock()
+    task.waits.clear()
+    task.become(TaskState.ZOMBIE)
+    for child in k.tasks.children(task.pid):
+        _orphan(k, child)
+    _tell_parent(k, task)
+
+
+def _end_calls(k: System, session: Session, but: int) -> None:
+    k.again = type(k.again)(item for item in k.again if item[0] is not session)
+    for call in list(session.open):
+        if call != but:
+            session.fail(call, ECANCELED(session.ended))
+
+
+def _orphan(k: System, child: Task) -> None:
+    child.parent = INIT
+    if child.ended_already:
+        k.tasks.remove(child)
+    elif child.state is TaskState.NEW:
+        end_task(k, child, 0, "never started, and its parent ended")
+
+
+def _tell_parent(k: System, task: Task) -> None:
+    """Answer the parent's wait, keep a zombie for a later one, or leave at once (init)."""
+    if task.parent == INIT:
+        k.tasks.remove(task)
+        return
+    parent = k.tasks.find(task.parent)
+    waiting = next((wait for wait in parent.waits if wait[1] in (0, task.pid)), None)
+    if waiting is None:
+        if parent.session is not None:
+            parent.session.emit(Event.EXIT, 0, task.pid, task.status, task.reason)
+        return
+    parent.waits.remove(waiting)
+    k.tasks.remove(task)
+    parent.session.finish(waiting[0], WaitResult(task.pid, task.status, task.reason))
+    _fail_idle_waits(k, parent)
+
+
+def _fail_idle_waits(k: System, parent: Task) -> None:
+    """End the waits of a task for which no child is left."""
+    children = {child.pid for child in k.tasks.children(parent.pid)}
+    for call, pid in list(parent.waits):
+        if not children or (pid and pid not in children):
+            parent.waits.remove((call, pid))
+            parent.session.fail(call, ESRCH(f"task {parent.pid} has no such child any more"))
+
+
+def expire_tasks(k: System, now: float) -> None:
+    """End tasks whose ticket nobody used, forget zombies that nobody waits for."""
+    for task in k.tasks:
+        if task.ticket and now >= task.ticket_expires:
+            end_task(k, task, 0, f"nobody used its ticket for {k.config.ticket_s:g} s")
+        elif task.ended_already and now >= task.ended + k.config.zombie_s:
+            k.tasks.remove(task)
+
+
+def sys_stat_task(k: System, caller: Caller, args: StatTask) -> Done:
+    """Describe a task."""
+    task = k.tasks.find(args.pid) if args.pid else caller.task
+    return Done(task_row(k, task))
+
+
+def task_row(k: System, task: Task) -> TaskRow:
+    """Return a task as ps shows it."""
+    letter, wait = task.letter()
+    contexts = task.contexts.values()
+    share, shared = 0.0, 0
+    for ctx in contexts:
+        for block in ctx.blocks:
+            if block.id:
+                share += 1 / block.refs
+                shared += block.refs > 1
+    host = task.session.host_pid if task.session else 0
+    return TaskRow(
+        task.pid, task.parent, task.uid, task.name, letter, wait, 0, len(contexts),
+        sum(ctx.length for ctx in contexts), share, shared,
+        task.prompt_tokens, task.output_tokens, k.clock() - task.born, host,
+    )  # fmt: skip

@@ -1,0 +1,142 @@
+"""Dispatch: from a client's frames to a handler, and from its answer to an event.
+
+Whatever arrives, the client gets exactly one terminal event for each call that it can be told
+apart by. Decoding and checking cannot raise anything but BadRequest; a handler cannot raise
+anything but KernelError. Anything else is our bug and stops the kernel.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kernel import sys_admin, sys_ctx, sys_infer, sys_inspect, sys_model, sys_task
+from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.session import Session
+from kernel.system import System
+from syscalls import abi
+from syscalls.errors import EAGAIN, EBUSY, ECANCELED, EPERM, EPROTO, ESRCH, ESTALE, KernelError
+from syscalls.wire import BadRequest, Request, unpack_request
+
+Handler = Callable[[System, Caller, Any], Done | Pending]
+
+HANDLERS: dict[str, Handler] = {
+    "spawn": sys_task.sys_spawn,
+    "exit": sys_task.sys_exit,
+    "wait": sys_task.sys_wait,
+    "kill": sys_task.sys_kill,
+    "stat_task": sys_task.sys_stat_task,
+    "alloc_ctx": sys_ctx.sys_alloc_ctx,
+    "fork_ctx": sys_ctx.sys_fork_ctx,
+    "append": sys_ctx.sys_append,
+    "trim_ctx": sys_ctx.sys_trim_ctx,
+    "free_ctx": sys_ctx.sys_free_ctx,
+    "read_ctx": sys_ctx.sys_read_ctx,
+    "stat_ctx": sys_ctx.sys_stat_ctx,
+    "infer": sys_infer.sys_infer,
+    "cancel": sys_infer.sys_cancel,
+    "list_models": sys_model.sys_list_models,
+    "read_model": sys_model.sys_read_model,
+    "list_devices": sys_model.sys_list_devices,
+    "snapshot": sys_inspect.sys_snapshot,
+    "shutdown": sys_admin.sys_shutdown,
+}
+"""hello is not here: it is the one call of a session without a task."""
+
+MAX_STRIKES = 3
+"""Messages that are not of this ABI, before the session is closed."""
+
+_ON_CONTEXT = frozenset({"append", "trim_ctx", "infer"})
+
+
+def receive(k: System, session: Session, frames: Sequence[bytes]) -> None:
+    """Handle one message of a client."""
+    if session.strikes >= MAX_STRIKES:
+        return  # told already; the session is being closed
+    try:
+        request = unpack_request(frames)
+    except BadRequest as bad:
+        _refuse(k, session, bad)
+        return
+    k.counters.calls += 1
+    if _is_new(session, request):
+        session.accept(request.call, request.row)
+        run(k, session, request)
+
+
+def _refuse(k: System, session: Session, bad: BadRequest) -> None:
+    k.counters.protocol_errors += 1
+    error = bad.error
+    if isinstance(error, EPROTO):
+        session.strikes += 1
+        if session.strikes == MAX_STRIKES:
+            error = EPROTO(f"{error.message}; that was message {MAX_STRIKES} of this kind, goodbye")
+            k.closing.append(session)
+    if bad.call and bad.call <= session.last_call:
+        session.refuse(0, error)  # not a new call: it must not end an old one
+        return
+    session.last_call = max(session.last_call, bad.call)
+    session.last_failed = True
+    session.refuse(bad.call, error)
+
+
+def _is_new(session: Session, request: Request) -> bool:
+    """See whether the call id is new; a repeated call is answered from what is kept."""
+    call = request.call
+    if call > session.last_call:
+        return True
+    if call in session.open or session.kept(call):
+        return False
+    if request.row.idempotent:
+        return True
+    session.refuse(
+        call, ESTALE(f"call {call} has ended and its result is no longer kept ({abi.KEPT_RESULTS})")
+    )
+    return False
+
+
+def run(k: System, session: Session, request: Request) -> None:
+    """Run an accepted call, and end it unless it stays pending."""
+    try:
+        answer = _invoke(k, session, request)
+    except KernelError as error:
+        session.fail(request.call, error)
+        return
+    if answer is not PENDING:
+        assert isinstance(answer, Done)
+        session.finish(request.call, answer.result, answer.ids)
+
+
+def _invoke(k: System, session: Session, request: Request) -> Done | Pending:
+    if request.flags & abi.Flag.CHAIN and session.last_failed:
+        raise ECANCELED("the call before it failed")
+    if request.row.name == "hello":
+        return sys_task.sys_hello(k, session, request.args)
+    if session.task is None:
+        raise (ESRCH(session.ended) if session.ended else EPERM("say hello first"))
+    if len(session.open) > k.config.max_calls:
+        raise EAGAIN(f"{len(session.open)} unfinished calls, the limit is {k.config.max_calls}")
+    caller = Caller(session, session.task, request.call, request.ids)
+    if request.row.name in _ON_CONTEXT and _queue(k, caller, request):
+        return PENDING
+    return HANDLERS[request.row.name](k, caller, request.args)
+
+
+def _queue(k: System, caller: Caller, request: Request) -> bool:
+    """Let a call with QUEUE wait behind the context's infer; refuse one that would overtake."""
+    ctx = caller.task.contexts.get(request.args.ctx)
+    if ctx is None:
+        return False
+    busy = ctx.request is not None and ctx.request.infer is not None
+    if request.flags & abi.Flag.QUEUE and (busy or ctx.queued):
+        ctx.queued.append((caller.session, request))
+        return True
+    if ctx.queued:
+        raise EBUSY(f"{len(ctx.queued)} calls are queued on context {ctx.handle}", "set QUEUE")
+    return False
+
+
+def run_queued(k: System) -> None:
+    """Run the calls whose context has become free, in the order in which they came."""
+    while k.again:
+        session, request = k.again.popleft()
+        if request.call in session.open:
+            run(k, session, request)

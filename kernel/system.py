@@ -1,0 +1,81 @@
+"""System: all that the kernel knows, in one place, without any input or output.
+
+Handlers of system calls and the loop work on it. Clock and randomness are handed in, so the same
+kernel runs in real time and in the simulator.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import count
+from random import Random
+
+from kernel.config import Config
+from kernel.context import Context
+from kernel.device import Device, Limits, ModelSpec
+from kernel.link import Link
+from kernel.policy import Policy
+from kernel.session import Session
+from kernel.stats import Counters
+from kernel.task import Task, TaskTable
+from syscalls.errors import EBADCTX, ENOENT
+from syscalls.wire import Request as Call
+
+
+class System:
+    """Tasks, contexts, devices and sessions of one kernel."""
+
+    def __init__(
+        self,
+        config: Config,
+        link: Link,
+        policy: Policy,
+        clock: Callable[[], float],
+        random: Random,
+        uid: int,
+        kernel_pid: int,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.random = random
+        self.uid = uid
+        self.kernel_pid = kernel_pid
+        self.born = clock()
+        self.counters = Counters()
+        self.tasks = TaskTable(config.max_tasks, uid, self.born)
+        self.num_contexts = 0
+        self.sessions: dict[bytes, Session] = {}
+        self.arrivals = count(1)
+        self.again: deque[tuple[Session, Call]] = deque()  # queued calls whose turn has come
+        self.closing: deque[Session] = deque()  # sessions to drop at the end of the turn
+        self.stop_by: float | None = None  # shutting down: when the grace ends
+        spec = ModelSpec(
+            config.model, config.model_dir, config.dtype, config.block_size, config.num_blocks,
+            config.kv_bytes, config.max_ctx, config.deterministic, config.threads,
+        )  # fmt: skip
+        limits = Limits(
+            config.prefill_chunk, config.target_us, config.hang_s,
+            config.max_restarts, config.restart_window_s,
+        )  # fmt: skip
+        self.device = Device(link, spec, limits, policy, clock, self.contexts)
+
+    def contexts(self) -> Iterator[Context]:
+        """Return every context of every task."""
+        for task in self.tasks:
+            yield from task.contexts.values()
+
+    def context(self, task: Task, handle: int) -> Context:
+        """Return a context of the task; EBADCTX if there is none."""
+        ctx = task.contexts.get(handle)
+        if ctx is None:
+            raise EBADCTX(f"there is no context {handle} in task {task.pid}")
+        return ctx
+
+    def model_device(self, model: str | None) -> Device:
+        """Return the device that has the model, ready to serve; ENOENT, ENODEV."""
+        if model is not None and model != self.device.spec.name:
+            raise ENOENT(
+                f"model {model} is not loaded; loaded is {self.device.spec.name}",
+                "llmos down && llmos up --model NAME",
+            )
+        self.device.require()
+        return self.device

@@ -1,0 +1,135 @@
+"""Tasks: the process table.
+
+A task is an agent's unit of life: it owns contexts, has a parent, ends with a status. Pids rise
+and are never used again while the kernel runs, so a pid needs no generation.
+
+    NEW --ticket--> LIVE <--> STOPPED          NEW, LIVE, STOPPED --> ZOMBIE --waited for--> gone
+
+A task ends with its program (pidfd), by exit, or by a signal. Orphans go to pid 1, which waits for
+nobody: its children leave without a zombie.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from kernel.context import Context
+from kernel.panic import KernelPanic, check
+from kernel.request import RequestState
+from syscalls.errors import EAGAIN, ESRCH
+
+INIT = 1
+
+
+class TaskState(Enum):
+    NEW = "new"  # has a ticket, no program yet
+    LIVE = "live"
+    STOPPED = "stopped"
+    ZOMBIE = "zombie"
+
+
+_EDGES = {
+    TaskState.NEW: {TaskState.LIVE, TaskState.ZOMBIE},
+    TaskState.LIVE: {TaskState.STOPPED, TaskState.ZOMBIE},
+    TaskState.STOPPED: {TaskState.LIVE, TaskState.ZOMBIE},
+    TaskState.ZOMBIE: set[TaskState](),
+}
+_LETTERS = (RequestState.DECODE, RequestState.PREFILL, RequestState.BLOCKED, RequestState.QUEUED)
+
+
+class Task:
+    """One entry of the process table."""
+
+    def __init__(self, pid: int, parent: int, uid: int, name: str, born: float) -> None:
+        self.pid = pid
+        self.parent = parent
+        self.uid = uid
+        self.name = name
+        self.born = born
+        self.session: Any = None  # the Session of its program
+        self.contexts: dict[int, Context] = {}
+        self.waits: list[tuple[int, int]] = []  # (call, pid or 0) of pending wait calls
+        self.ticket = b""  # digest of the ticket, while one is out
+        self.ticket_expires = 0.0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.status = 0
+        self.reason = ""
+        self.ended = 0.0
+        self._state = TaskState.NEW
+
+    @property
+    def state(self) -> TaskState:
+        return self._state
+
+    def become(self, state: TaskState) -> None:
+        """Change state along a legal edge."""
+        if state not in _EDGES[self._state]:
+            raise KernelPanic(f"pid {self.pid} ({self.name}): {self._state.name} to {state.name}")
+        self._state = state
+
+    @property
+    def ended_already(self) -> bool:
+        return self._state is TaskState.ZOMBIE
+
+    def letter(self) -> tuple[str, str]:
+        """Return the state as ps shows it, and what the task waits for."""
+        if self._state is TaskState.ZOMBIE:
+            return "Z", "parent"
+        if self._state is TaskState.STOPPED:
+            return "T", "signal"
+        if self._state is TaskState.NEW:
+            return "S", "program"
+        states = {c.request.state for c in self.contexts.values() if c.request}
+        held = {c.request.held for c in self.contexts.values() if c.request and c.request.held}
+        if held:
+            return "S", held.pop()
+        for state in _LETTERS:
+            if state in states:
+                return state.value, {"D": "blocks", "Q": "step"}.get(state.value, "")
+        return "S", "child" if self.waits else "program" if self.session else "kernel"
+
+
+class TaskTable:
+    """All tasks by pid. Pid 1 is there from the start and stays."""
+
+    def __init__(self, max_tasks: int, uid: int, now: float) -> None:
+        self.max_tasks = max_tasks
+        self._tasks: dict[int, Task] = {}
+        self._last_pid = 0
+        init = self.add(0, uid, "init", now)
+        init.become(TaskState.LIVE)
+
+    def add(self, parent: int, uid: int, name: str, now: float) -> Task:
+        """Make a task; EAGAIN when the table is full."""
+        if len(self._tasks) >= self.max_tasks:
+            raise EAGAIN(
+                f"the task table is full: {len(self._tasks)} tasks, the limit is {self.max_tasks}",
+                "end some tasks, or raise --max-tasks",
+            )
+        self._last_pid += 1
+        task = Task(self._last_pid, parent, uid, name, now)
+        self._tasks[task.pid] = task
+        return task
+
+    def find(self, pid: int) -> Task:
+        """Return a task; ESRCH if there is none."""
+        task = self._tasks.get(pid)
+        if task is None:
+            raise ESRCH(f"there is no task {pid}", "llmos ps lists them")
+        return task
+
+    def children(self, pid: int) -> list[Task]:
+        """Return the children of a task, zombies included."""
+        return [task for task in self._tasks.values() if task.parent == pid]
+
+    def remove(self, task: Task) -> None:
+        """Forget a task that has ended."""
+        check(task.ended_already and task.pid != INIT, f"pid {task.pid} is still there")
+        del self._tasks[task.pid]
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(list(self._tasks.values()))
+
+    def __len__(self) -> int:
+        return len(self._tasks)

@@ -1,0 +1,101 @@
+"""The client library of llmos: what a program imports to be a task of the kernel.
+
+    from syscalls import connect          the synchronous client
+    from syscalls import aio              its asyncio twin, loaded when it is first named
+
+Importing it loads neither torch nor tokenizers nor jinja2: the text layer comes with the first
+text.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from syscalls.child import Child
+from syscalls.client import Raw, Task, connect
+from syscalls.context import Context, Stream
+from syscalls.conversation import Turn
+from syscalls.errors import (
+    E2BIG,
+    EAGAIN,
+    EBADCTX,
+    EBUSY,
+    ECANCELED,
+    ECONNRESET,
+    ECORRUPT,
+    EDEADLK,
+    EDQUOT,
+    EEXIST,
+    EINVAL,
+    EIO,
+    ENODEV,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    ENOTSUP,
+    EPERM,
+    EPIPE,
+    EPROTO,
+    EREVOKED,
+    ESRCH,
+    ESTALE,
+    ETIMEDOUT,
+    Errno,
+    KernelError,
+)
+from syscalls.output import Piece, Usage
+from syscalls.session import Exited, Signalled
+
+if TYPE_CHECKING:
+    from syscalls import aio
+
+__all__ = [
+    # the client
+    "connect",
+    "aio",
+    "Task",
+    "Child",
+    "Context",
+    "Stream",
+    # values
+    "Piece",
+    "Usage",
+    "Turn",
+    "Raw",
+    "Signalled",
+    "Exited",
+    # errors
+    "KernelError",
+    "Errno",
+    "E2BIG",
+    "EAGAIN",
+    "EBADCTX",
+    "EBUSY",
+    "ECANCELED",
+    "ECONNRESET",
+    "ECORRUPT",
+    "EDEADLK",
+    "EDQUOT",
+    "EEXIST",
+    "EINVAL",
+    "EIO",
+    "ENODEV",
+    "ENOENT",
+    "ENOMEM",
+    "ENOSPC",
+    "ENOTSUP",
+    "EPERM",
+    "EPIPE",
+    "EPROTO",
+    "EREVOKED",
+    "ESRCH",
+    "ESTALE",
+    "ETIMEDOUT",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # asyncio alone takes as long to import as all the rest.
+    if name == "aio":
+        from importlib import import_module
+
+        return import_module("syscalls.aio")
+    raise AttributeError(f"module 'syscalls' has no attribute {name!r}")

@@ -1,0 +1,523 @@
+"""The system-call ABI: one table, from which dispatch, stubs, checks and docs/syscalls.md come.
+
+A call is a row of `CALLS`: number, name, argument row, result row, the right it needs, whether
+sending it twice is harmless (idempotent) and whether its effect outlives the kernel (durable).
+Rows are NamedTuples and travel as arrays in field order. The table is append-only: a number, a
+field and its place never change; new fields go last and have a default. Every number is reserved
+from the first version on; a row without argument type answers ENOTSUP.
+
+A request is `[VERSION, number, call id, flags, [arguments]]` and, where there are ids, a second
+frame of raw little-endian int32. A reply is `[VERSION, [event, ...]]` and, where there are ids, a
+second frame that the FIN events share in order. Each accepted call ends in exactly one FIN or ERR.
+"""
+
+import re
+from enum import Enum, IntEnum, IntFlag
+from typing import Annotated, Any, NamedTuple
+
+VERSION = 1
+
+# Limits of the wire, checked before anything is decoded.
+MAX_FRAME = 64 * 1024
+MAX_IDS = 256 * 1024
+MAX_STOP_IDS = 64
+MAX_LOGPROBS = 20
+KEPT_RESULTS = 1024
+MODEL_CHUNK = 256 * 1024
+
+INT32_MAX = 2**31 - 1
+
+
+class Int(NamedTuple):
+    """A whole number in [lo, hi]; True is not a number here."""
+
+    lo: int
+    hi: int
+
+
+class Real(NamedTuple):
+    """A finite number in [lo, hi]."""
+
+    lo: float
+    hi: float
+
+
+class Text(NamedTuple):
+    """Text of at most `max_bytes` in UTF-8, matching `pattern` whole."""
+
+    max_bytes: int
+    pattern: re.Pattern[str]
+
+
+class Blob(NamedTuple):
+    """At most `max_bytes` bytes."""
+
+    max_bytes: int
+
+
+class Ints(NamedTuple):
+    """At most `max_len` whole numbers in [lo, hi]."""
+
+    max_len: int
+    lo: int
+    hi: int
+
+
+U8 = Annotated[int, Int(0, 2**8 - 1)]
+U32 = Annotated[int, Int(0, 2**32 - 1)]
+U64 = Annotated[int, Int(0, 2**64 - 1)]
+Pid = Annotated[int, Int(0, 2**53)]
+Handle = Annotated[int, Int(0, 2**32 - 1)]
+Length = Annotated[int, Int(0, INT32_MAX)]
+Status = Annotated[int, Int(0, 255)]
+Signal = Annotated[int, Int(1, 64)]
+Name = Annotated[str, Text(64, re.compile(r"[A-Za-z0-9._-]{1,64}"))]
+Title = Annotated[str, Text(256, re.compile(r"[^\x00-\x1f\x7f]*"))]
+ModelName = Annotated[str, Text(128, re.compile(r"[A-Za-z0-9._:/-]{1,128}"))]
+Ticket = Annotated[bytes, Blob(32)]
+StopIds = Annotated[tuple[int, ...], Ints(MAX_STOP_IDS, 0, INT32_MAX)]
+
+
+class Flag(IntFlag):
+    """Header flags."""
+
+    QUEUE = 1  # wait behind the context's unfinished infer instead of EBUSY
+    CHAIN = 2  # run only if the session's call before this one has not failed, else ECANCELED
+
+
+class Event(IntEnum):
+    """First item of an event; the second is the call id (0: about the session)."""
+
+    FIN = 1  # [FIN, call, result row, ids in frame 2]
+    ERR = 2  # [ERR, call, errno, message, hint, details]
+    TOKEN = 3  # [TOKEN, call, [ids], [logprobs] or nil, [[[id, logprob], ...], ...] or nil]
+    PROGRESS = 4  # [PROGRESS, call, phase, done, total]
+    SIGNAL = 5  # [SIGNAL, 0, signal]
+    REWIND = 6  # [REWIND, call, length]
+    EXIT = 7  # [EXIT, 0, pid, status, reason]
+
+
+class Sig(IntEnum):
+    """Signals of `kill`, with Linux' numbers."""
+
+    INT = 2  # cancel what the task is waiting for
+    KILL = 9  # end the task now
+    TERM = 15  # ask the program to end; a task without program ends at once
+    CONT = 18
+    STOP = 19
+
+
+class Finish(IntEnum):
+    """Why an infer ended."""
+
+    STOP = 1  # a stop id; the id itself is not part of the context
+    LENGTH = 2  # max_tokens, or the context is full
+    CANCELLED = 3
+
+
+class Right(Enum):
+    """Who may make a call."""
+
+    PEER = "any peer of the kernel's uid"
+    TASK = "a session that has a task"
+    OPERATOR = "the uid that the kernel runs as"
+
+
+# --- tasks ------------------------------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    name: Name = "task"
+    ticket: Ticket | None = None
+    durable: bool = False
+    on_behalf: Name | None = None
+
+
+class HelloResult(NamedTuple):
+    pid: int
+    connection: int  # high 8 bits of the handles that this connection may choose
+    kernel_pid: int
+    version: str
+    max_frame: int
+    max_ids: int
+
+
+class Spawn(NamedTuple):
+    name: Name
+    detached: bool = False
+
+
+class SpawnResult(NamedTuple):
+    pid: int
+    ticket: bytes
+
+
+class Exit(NamedTuple):
+    status: Status = 0
+
+
+class Wait(NamedTuple):
+    pid: Pid = 0  # 0: any child
+    no_hang: bool = False
+
+
+class WaitResult(NamedTuple):
+    pid: int  # 0: no_hang and none has ended
+    status: int
+    reason: str
+
+
+class Kill(NamedTuple):
+    pid: Pid
+    signal: Signal = int(Sig.TERM)
+
+
+class StatTask(NamedTuple):
+    pid: Pid = 0  # 0: the caller
+
+
+class TaskRow(NamedTuple):
+    """One task as ps shows it. `blocks` counts a block shared by n contexts as 1/n."""
+
+    pid: int
+    parent: int
+    uid: int
+    name: str
+    state: str
+    wait: str
+    nice: int
+    contexts: int
+    tokens: int
+    blocks: float
+    shared: int
+    prompt_tokens: int
+    output_tokens: int
+    age_s: float
+    host_pid: int
+
+
+# --- contexts ---------------------------------------------------------------------------------
+
+
+class AllocCtx(NamedTuple):
+    ctx: Handle
+    model: ModelName | None = None
+    name: Title | None = None
+    durable: bool = False
+
+
+class AllocCtxResult(NamedTuple):
+    model: str
+    max_ctx: int
+    block_size: int
+
+
+class ForkCtx(NamedTuple):
+    ctx: Handle
+    child: Handle
+    name: Title | None = None
+
+
+class ForkCtxResult(NamedTuple):
+    length: int
+    shared_blocks: int
+
+
+class Append(NamedTuple):
+    ctx: Handle
+
+
+class LengthResult(NamedTuple):
+    length: int
+
+
+class TrimCtx(NamedTuple):
+    ctx: Handle
+    length: Length
+
+
+class FreeCtx(NamedTuple):
+    ctx: Handle
+
+
+class ReadCtx(NamedTuple):
+    ctx: Handle
+    start: Length = 0
+    max_ids: Length | None = None
+
+
+class ReadCtxResult(NamedTuple):
+    start: int
+    length: int  # of the whole context
+
+
+class StatCtx(NamedTuple):
+    ctx: Handle
+
+
+class CtxRow(NamedTuple):
+    ctx: int
+    pid: int
+    name: str
+    model: str
+    length: int
+    computed: int
+    max_ctx: int
+    blocks: int
+    shared: int
+    share: float
+    busy: bool
+
+
+# --- inference --------------------------------------------------------------------------------
+
+
+class Infer(NamedTuple):
+    """A second frame of ids is appended to the context first, in the same call."""
+
+    ctx: Handle
+    max_tokens: Annotated[int, Int(1, INT32_MAX)] = 512
+    temperature: Annotated[float, Real(0.0, 100.0)] = 1.0  # 0: greedy
+    top_k: Annotated[int, Int(0, INT32_MAX)] = 0  # 0: off
+    top_p: Annotated[float, Real(0.0, 1.0)] = 1.0
+    min_p: Annotated[float, Real(0.0, 1.0)] = 0.0
+    seed: U64 | None = None
+    stop_ids: StopIds = ()
+    ignore_eos: bool = False
+    logprobs: Annotated[int, Int(0, MAX_LOGPROBS)] | None = None  # n: also the n best; nil: none
+
+
+class InferResult(NamedTuple):
+    finish: int
+    length: int  # of the context
+    prompt: int  # ids in the context when the call was accepted
+    cached: int  # of these, computed before
+    output: int
+    overrun: int  # sampled and thrown away
+    seed: int
+
+
+class Cancel(NamedTuple):
+    call: U64
+    keep: Length | None = None  # output ids to keep; nil: all
+
+
+# --- models and devices -----------------------------------------------------------------------
+
+
+class ListModels(NamedTuple):
+    pass
+
+
+class ModelRow(NamedTuple):
+    name: str
+    arch: str
+    device: str
+    dtype: str
+    max_ctx: int
+    vocab: int
+    weights_bytes: int
+    block_bytes: int
+    eos_ids: list[int]
+
+
+class Rows(NamedTuple):
+    rows: list[Any]
+
+
+class ReadModel(NamedTuple):
+    model: ModelName | None = None
+    part: Name = "tokenizer.json"
+    offset: U64 = 0
+
+
+class ReadModelResult(NamedTuple):
+    data: bytes  # at most MODEL_CHUNK
+    total: int
+
+
+class ListDevices(NamedTuple):
+    pass
+
+
+class DeviceRow(NamedTuple):
+    device: str
+    driver: str
+    state: str
+    epoch: int
+    host_pid: int
+    mem_total: int
+    mem_free: int
+    note: str
+
+
+# --- inspection and administration ------------------------------------------------------------
+
+
+class Snapshot(NamedTuple):
+    what: Name  # tasks | contexts | pools | kernel
+    cursor: U64 = 0
+
+
+class SnapshotResult(NamedTuple):
+    version: int  # the kernel's turn in which the rows were read
+    rows: list[Any]
+    cursor: int  # 0: no more rows
+
+
+class PoolRow(NamedTuple):
+    device: str
+    model: str
+    tier: str
+    block_size: int
+    block_bytes: int
+    total: int
+    free: int
+    cached: int
+    used: int
+    limbo: int
+    reserved: int
+    shared: int  # used by more than one context
+    saved: int  # blocks that sharing saves
+    waste_tokens: int  # empty positions in blocks in use
+
+
+class KernelRow(NamedTuple):
+    pid: int
+    version: str
+    uptime_s: float
+    turns: int
+    calls: int
+    protocol_errors: int
+    steps: int
+    wasted_entries: int
+    copied_blocks: int
+    evicted_blocks: int
+    admitted: int
+    finished: int
+    failed: int
+    running: int
+    waiting: int
+
+
+class Shutdown(NamedTuple):
+    grace_s: Annotated[float, Real(0.0, 3600.0)] = 10.0
+
+
+class Nothing(NamedTuple):
+    pass
+
+
+class Call(NamedTuple):
+    """One row of the table."""
+
+    number: int
+    name: str
+    args: Any  # NamedTuple class; None: reserved, answers ENOTSUP
+    result: Any
+    right: Right
+    idempotent: bool
+    durable: bool
+    meaning: str
+    errnos: str = ""
+
+
+_P, _T, _O = Right.PEER, Right.TASK, Right.OPERATOR
+
+
+def _reserved(number: int, name: str, right: Right, meaning: str, durable: bool = False) -> Call:
+    return Call(number, name, None, None, right, False, durable, meaning, "ENOTSUP")
+
+
+CALLS: tuple[Call, ...] = (
+    # tasks
+    Call(1, "hello", Hello, HelloResult, _P, False, False,
+         "Open the session: become a new task, or the program of a spawned one.",
+         "EPERM ESTALE EBUSY EAGAIN ENOTSUP"),
+    _reserved(2, "attach", _P, "Come back to a task after a lost connection."),
+    Call(3, "spawn", Spawn, SpawnResult, _T, False, False,
+         "Make a child task and a one-use ticket for its program.", "EAGAIN"),
+    _reserved(4, "fork_task", _T, "Make a child task with forks of all contexts."),
+    Call(5, "exit", Exit, Nothing, _T, False, False, "End the calling task."),
+    Call(6, "wait", Wait, WaitResult, _T, False, False,
+         "Wait for a child to end and take its status.", "ESRCH ECANCELED"),
+    Call(7, "kill", Kill, Nothing, _T, True, False, "Send a signal to a task.",
+         "ESRCH EINVAL EPERM"),
+    _reserved(8, "renice", _T, "Change a task's weight."),
+    _reserved(9, "set_limit", _T, "Limit what a task may use."),
+    _reserved(10, "group", _T, "Put a task into a group."),
+    Call(11, "stat_task", StatTask, TaskRow, _T, True, False, "Describe a task.", "ESRCH"),
+    # contexts
+    Call(32, "alloc_ctx", AllocCtx, AllocCtxResult, _T, False, False,
+         "Make an empty context under a handle that the caller chooses.",
+         "EINVAL EEXIST ENOENT ENODEV EAGAIN ENOTSUP"),
+    Call(33, "fork_ctx", ForkCtx, ForkCtxResult, _T, False, False,
+         "Make a context that shares every block of another.", "EBADCTX EINVAL EEXIST EAGAIN"),
+    Call(34, "append", Append, LengthResult, _T, False, False,
+         "Add the ids of frame 2 to a context; prefill follows.",
+         "EBADCTX EBUSY E2BIG ENOMEM EINVAL"),
+    Call(35, "trim_ctx", TrimCtx, LengthResult, _T, True, False,
+         "Drop ids from the end.", "EBADCTX EBUSY EINVAL"),
+    Call(36, "free_ctx", FreeCtx, Nothing, _T, False, False,
+         "Give a context back; cancels its infer.", "EBADCTX"),
+    Call(37, "read_ctx", ReadCtx, ReadCtxResult, _T, True, False,
+         "Return committed ids in frame 2.", "EBADCTX EINVAL E2BIG"),
+    Call(38, "stat_ctx", StatCtx, CtxRow, _T, True, False, "Describe a context.", "EBADCTX"),
+    _reserved(39, "advise_ctx", _T, "Hint: share, prefetch, demote, pin, retain."),
+    _reserved(40, "label_ctx", _T, "Name a context."),
+    _reserved(41, "save_ctx", _T, "Keep a context under a name.", durable=True),
+    _reserved(42, "load_ctx", _T, "Make a context from a save."),
+    _reserved(43, "list_saves", _T, "List saves."),
+    _reserved(44, "drop_save", _T, "Delete a save.", durable=True),
+    _reserved(45, "export_ctx", _T, "Write a context to a file."),
+    _reserved(46, "import_ctx", _T, "Make a context from an exported file."),
+    _reserved(47, "grant_ctx", _T, "Let another task open a context."),
+    _reserved(48, "open_ctx", _T, "Open a granted context."),
+    _reserved(49, "revoke", _T, "Take a grant back."),
+    _reserved(50, "drop_cache", _T, "Free cached blocks."),
+    # inference
+    Call(64, "infer", Infer, InferResult, _T, False, False,
+         "Generate: TOKEN events, then FIN.",
+         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EIO ECANCELED"),
+    Call(65, "cancel", Cancel, LengthResult, _T, True, False,
+         "End an infer of this session, keeping some of its output.", "ESRCH EINVAL"),
+    _reserved(66, "score", _T, "Return the probability of given ids."),
+    _reserved(67, "embed", _T, "Return a vector for given ids."),
+    # messages
+    _reserved(80, "bind", _T, "Own a named port."),
+    _reserved(81, "call", _T, "Send a message to a port and wait for the reply."),
+    _reserved(82, "recv", _T, "Take the next message of a port."),
+    _reserved(83, "reply", _T, "Answer a message."),
+    _reserved(84, "publish", _T, "Send to a topic."),
+    _reserved(85, "subscribe", _T, "Receive a topic."),
+    # models and devices
+    _reserved(96, "load_model", _O, "Load a model onto a device."),
+    _reserved(97, "unload_model", _O, "Unload a model."),
+    Call(98, "list_models", ListModels, Rows, _T, True, False, "List loaded models."),
+    Call(99, "read_model", ReadModel, ReadModelResult, _T, True, False,
+         "Read a part of a model: tokenizer.json, chat_template.jinja, config.json.",
+         "ENOENT EINVAL EIO"),
+    _reserved(100, "load_adapter", _O, "Load an adapter."),
+    _reserved(101, "unload_adapter", _O, "Unload an adapter."),
+    Call(102, "list_devices", ListDevices, Rows, _T, True, False, "List devices."),
+    _reserved(103, "list_drivers", _T, "List drivers."),
+    _reserved(104, "load_driver", _O, "Start a driver host."),
+    _reserved(105, "unload_driver", _O, "Stop a driver host."),
+    # inspection
+    Call(112, "snapshot", Snapshot, SnapshotResult, _T, True, False,
+         "Read counters: tasks, contexts, pools or kernel, a page at a time.", "EINVAL"),
+    _reserved(113, "pmap", _T, "Describe a context block by block."),
+    _reserved(114, "trace", _O, "Stream calls or steps."),
+    _reserved(115, "log", _O, "Read the kernel's log."),
+    _reserved(116, "explain", _T, "Say what a task is waiting for."),
+    # administration
+    _reserved(128, "set_policy", _O, "Choose a loaded policy."),
+    _reserved(129, "save_all", _O, "Save every durable context.", durable=True),
+    _reserved(130, "subject", _O, "Export or erase what belongs to one person.", durable=True),
+    _reserved(131, "audit", _O, "Read the audit chain."),
+    Call(132, "shutdown", Shutdown, Nothing, _O, True, False,
+         "Stop the kernel: refuse new work, let requests end for grace_s, then cancel them."),
+)  # fmt: skip
+
+BY_NUMBER: dict[int, Call] = {call.number: call for call in CALLS}
+BY_NAME: dict[str, Call] = {call.name: call for call in CALLS}

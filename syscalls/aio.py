@@ -1,0 +1,268 @@
+"""The asyncio twin of the client: the same names, with `await`.
+
+    async with await aio.connect() as task:
+        ctx = await task.alloc_ctx()
+        await ctx.user("Hello")
+        async for piece in await ctx.infer():
+            print(piece.text, end="")
+
+What a call does is a flow that the synchronous client steps, too (`flow`, `ctxflow`); here is only
+how it waits. The sockets are watched by the running loop, to which the Task belongs. ZeroMQ's
+descriptor is edge-triggered, and sending can take the edge of a message that has arrived: so
+after each send the socket is looked at again, in the loop's next turn.
+
+Cancelling a waiting coroutine ends the wait, not the call: a stream can be cancelled, or read on.
+"""
+
+import asyncio
+from array import array
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import zmq
+
+from syscalls import abi, ctxflow
+from syscalls.aiochild import Child
+from syscalls.aiocontext import Context
+from syscalls.channel import Channel, gone, pump
+from syscalls.child import discard, spawn
+from syscalls.client import EXIT_S, HELLO_S, Raw, credentials, no_answer
+from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
+from syscalls.flow import Caller, Flow, finish, program_name
+from syscalls.session import Pending, Session, SessionEvent
+from syscalls.ticket import launch
+
+if TYPE_CHECKING:
+    from syscalls.text import TextModel
+
+T = TypeVar("T")
+
+
+async def connect(
+    name: str | None = None,
+    durable: bool = False,
+    ticket: bytes | None = None,
+    address: str | None = None,
+    timeout: float | None = None,
+) -> "Task":
+    """Open a session and become a task; see `syscalls.connect`."""
+    secret, where = credentials(ticket, address)
+    task = Task(Channel(where), timeout)
+    try:
+        await task.greet(name or program_name(), secret, durable)
+    except BaseException:
+        task.abandon()
+        raise
+    return task
+
+
+class Task:
+    """This program, as the kernel sees it. Made by `connect`."""
+
+    def __init__(self, channel: Channel, timeout: float | None) -> None:
+        self.address = channel.address
+        self.pid = 0
+        self.hello: abi.HelloResult | None = None
+        self._channel = channel
+        self._timeout = timeout
+        self._durable = False
+        self._exited = False
+        self._session = Session()
+        self.caller = Caller(self._session, self._send)
+        self._waiting: dict[Pending, list[asyncio.Future[None]]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._fds = [channel.socket.FD, channel.monitor.FD]
+        for fd in self._fds:
+            self._loop.add_reader(fd, self._pump)
+
+    # --- contexts -----------------------------------------------------------------------------
+
+    async def alloc_ctx(
+        self,
+        model: str | None = None,
+        name: str | None = None,
+        durable: bool = False,
+        system: str | None = None,
+    ) -> Context:
+        """Make an empty context, or one that begins with a system message."""
+        flow = ctxflow.alloc_ctx(self.caller, model, name, durable, system)
+        return Context(self, await self.run(flow))
+
+    async def load_ctx(self, name: str) -> Context:
+        """Make a context from a save."""
+        await self.run(self.caller.ask("load_ctx", name))
+        raise ENOTSUP("this version of the library cannot use a loaded context")
+
+    async def text_model(self, model: str) -> "TextModel | None":
+        """Return the text layer of a loaded model, None if it has no tokenizer."""
+        return await self.run(self.caller.text_model(model))
+
+    # --- tasks --------------------------------------------------------------------------------
+
+    async def spawn(
+        self,
+        program: str | Sequence[str],
+        name: str | None = None,
+        detached: bool = False,
+        env: Mapping[str, str] | None = None,
+        **popen: Any,
+    ) -> Child:
+        """Make a child task, and start its program if `program` is a command line."""
+        made = await self.run(spawn(self.caller, program, name, detached))
+        if isinstance(program, str):
+            return Child(self, made.pid, made.ticket, None)
+        try:
+            process = launch(program, made.ticket, self.address, env, **popen)
+        except KernelError:
+            with suppress(KernelError):
+                await self.run(discard(self.caller, made.pid))
+            raise
+        return Child(self, made.pid, None, process)
+
+    async def wait(self, pid: int = 0) -> abi.WaitResult:
+        """Wait until a child (0: any) has ended, and take its status."""
+        result: abi.WaitResult = await self.run_for(self.caller.ask("wait", pid), None)
+        return result
+
+    async def kill(self, pid: int, sig: int = abi.Sig.TERM) -> None:
+        """Send a signal to a task."""
+        await self.run(self.caller.ask("kill", pid, int(sig)))
+
+    async def exit(self, status: int = 0) -> None:
+        """End this task, and close the connection."""
+        await self.run(self.caller.ask("exit", status))
+        self._exited = True
+        await self.close()
+
+    async def stat(self, pid: int = 0) -> abi.TaskRow:
+        """Describe a task (0: this one)."""
+        row: abi.TaskRow = await self.run(self.caller.ask("stat_task", pid))
+        return row
+
+    def events(self) -> list[SessionEvent]:
+        """Return what has happened to the task since the last time: signals, ended children."""
+        happened = list(self._session.events)
+        self._session.events.clear()
+        return happened
+
+    # --- inspection and administration --------------------------------------------------------
+
+    async def ps(self) -> list[abi.TaskRow]:
+        """List the tasks."""
+        return await self.run(self.caller.snapshot("tasks", abi.TaskRow))
+
+    async def contexts(self) -> list[abi.CtxRow]:
+        """List the contexts."""
+        return await self.run(self.caller.snapshot("contexts", abi.CtxRow))
+
+    async def pools(self) -> list[abi.PoolRow]:
+        """List the pools of blocks."""
+        return await self.run(self.caller.snapshot("pools", abi.PoolRow))
+
+    async def kernel(self) -> abi.KernelRow:
+        """Return the kernel's own counters."""
+        return await self.run(self.caller.kernel())
+
+    async def models(self) -> list[abi.ModelRow]:
+        """List the loaded models."""
+        return await self.run(self.caller.listed("list_models", abi.ModelRow))
+
+    async def devices(self) -> list[abi.DeviceRow]:
+        """List the devices."""
+        return await self.run(self.caller.listed("list_devices", abi.DeviceRow))
+
+    async def shutdown(self, grace_s: float = 10.0) -> None:
+        """Stop the kernel; running requests may take grace_s to end."""
+        await self.run_for(self.caller.ask("shutdown", grace_s), None)
+
+    async def call_raw(
+        self, name: str, *args: Any, ids: "Sequence[int] | array[int] | None" = None
+    ) -> Raw:
+        """Make any call of the table."""
+        call = self.caller.call(name, *args, ids=ids)
+        return Raw(await self.run_for(finish(call), None), list(call.ids))
+
+    # --- the end ------------------------------------------------------------------------------
+
+    async def close(self, status: int = 0) -> None:
+        """End the task, unless it is durable, and close the connection; harmless if repeated."""
+        if self._channel.closed:
+            return
+        over = self._durable or self._exited or self._session.lost is not None
+        if not over and self._channel.mine:
+            with suppress(KernelError):
+                await self.run_for(self.caller.ask("exit", status), EXIT_S)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the connection without a word; the kernel sees the program's end by itself."""
+        self._wake(self._session.fail_all(gone("this Task is closed")))
+        if not self._channel.closed and self._channel.mine:
+            for fd in self._fds:
+                self._loop.remove_reader(fd)
+        self._channel.close()
+
+    async def __aenter__(self) -> "Task":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        await self.close(0 if kind is None else 1)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    async def greet(self, name: str, ticket: bytes | None, durable: bool) -> None:
+        """Say hello; a kernel that does not answer is none."""
+        limit = HELLO_S if self._timeout is None else self._timeout
+        try:
+            self.hello = await self.run_for(self.caller.hello(name, ticket, durable), limit)
+        except ETIMEDOUT:
+            raise no_answer(self.address, limit) from None
+        self.pid = self.hello.pid
+        self._durable = durable
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Step a flow to its end, waiting where it waits, no longer than `connect` said."""
+        return await self.run_for(flow, self._timeout)
+
+    async def run_for(self, flow: Flow[T], limit: float | None) -> T:
+        """Step a flow to its end, waiting where it waits; ETIMEDOUT after `limit` seconds."""
+        try:
+            async with asyncio.timeout(limit):
+                while True:
+                    try:
+                        pending = next(flow)
+                    except StopIteration as end:
+                        return cast(T, end.value)
+                    await self.news(pending)
+        except TimeoutError:
+            flow.close()
+            raise ETIMEDOUT("the call took longer than this Task's timeout") from None
+        except BaseException:
+            flow.close()
+            raise
+
+    async def news(self, pending: Pending) -> None:
+        """Wait until a call has an event, or its end."""
+        while not (pending.done or pending.events):
+            future = self._loop.create_future()
+            self._waiting.setdefault(pending, []).append(future)
+            await future
+
+    def _send(self, frames: list[bytes]) -> None:
+        self._channel.send(frames)
+        if cast(int, self._channel.socket.EVENTS) & zmq.POLLIN:
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        if not self._channel.closed:
+            self._wake(pump(self._channel, self._session))
+
+    def _wake(self, news: list[Pending]) -> None:
+        for pending in news:
+            for future in self._waiting.pop(pending, ()):
+                if not future.done():
+                    future.set_result(None)

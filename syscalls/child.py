@@ -1,0 +1,114 @@
+"""A child task, and the host process that runs it if this library started one.
+
+The kernel knows a program from its hello on. One that dies before cannot be seen there, so the
+parent watches the process as well: when it ends without ever having become the task, the task is
+ended too, and nobody waits forever.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from re import sub
+from typing import TYPE_CHECKING, Any
+
+from syscalls import abi
+from syscalls.errors import ESRCH, KernelError
+from syscalls.flow import Caller, Flow
+from syscalls.ticket import launch
+
+if TYPE_CHECKING:
+    from syscalls.client import Task
+
+# A program whose task has ended gets this long to end as well.
+LINGER_S = 5.0
+
+
+class Child:
+    """A task made by `spawn`."""
+
+    def __init__(
+        self,
+        task: "Task",
+        pid: int,
+        ticket: bytes | None,
+        process: "subprocess.Popen[bytes] | None",
+    ) -> None:
+        self.pid = pid
+        self.ticket = ticket
+        self.process = process
+        self._task = task
+
+    def wait(self) -> abi.WaitResult:
+        """Wait until the task has ended, and take its status; its process has ended then, too."""
+        if self.process is None:
+            return self._task.wait(self.pid)
+        pidfd = os.pidfd_open(self.process.pid) if self.process.poll() is None else None
+        try:
+            result = self._task.wait_beside(self.pid, pidfd)
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
+        reap(self.process)
+        return result
+
+    def kill(self, sig: int = abi.Sig.TERM) -> None:
+        """Send a signal to the task."""
+        self._task.kill(self.pid, sig)
+
+
+def start(
+    task: "Task",
+    program: str | Sequence[str],
+    name: str | None,
+    detached: bool,
+    env: Mapping[str, str] | None,
+    popen: dict[str, Any],
+) -> Child:
+    """Make a child task, and start its process if `program` is a command line."""
+    made = task.run(spawn(task.caller, program, name, detached))
+    if isinstance(program, str):
+        return Child(task, made.pid, made.ticket, None)
+    try:
+        process = launch(program, made.ticket, task.address, env, **popen)
+    except BaseException:
+        with suppress(KernelError):
+            task.run(discard(task.caller, made.pid))
+        raise
+    return Child(task, made.pid, None, process)
+
+
+def spawn(
+    caller: Caller, program: str | Sequence[str], name: str | None, detached: bool
+) -> Flow[abi.SpawnResult]:
+    """Make the task of a child; its name is the program's unless given."""
+    command = program if isinstance(program, str) else Path(program[0]).name if program else ""
+    valid = sub(r"[^A-Za-z0-9._-]+", "-", name or command)[:64] or "task"
+    result: abi.SpawnResult = yield from caller.ask("spawn", valid, detached)
+    return result
+
+
+def discard(caller: Caller, pid: int) -> Flow[None]:
+    """End a task that has no program, and take its status."""
+    yield from caller.ask("kill", pid, int(abi.Sig.KILL))
+    yield from caller.ask("wait", pid)
+
+
+def end_unattached(caller: Caller, pid: int) -> Flow[None]:
+    """End a task whose process has ended, unless the kernel knows the process and sees it too."""
+    try:
+        row: abi.TaskRow = yield from caller.ask("stat_task", pid)
+        if row.host_pid == 0:
+            yield from caller.ask("kill", pid, int(abi.Sig.KILL))
+    except ESRCH:
+        pass  # it has ended meanwhile
+
+
+def reap(process: "subprocess.Popen[bytes]") -> None:
+    """Take the exit status of a process whose task has ended; kill it if it stays."""
+    try:
+        process.wait(LINGER_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

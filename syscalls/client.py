@@ -1,0 +1,292 @@
+"""The synchronous client: a program's connection to the kernel, as its task.
+
+    with connect() as task:
+        ctx = task.alloc_ctx(system="You are brief.")
+        ctx.user("What is the capital of France?")
+        for piece in ctx.infer(max_tokens=32):
+            print(piece.text, end="", flush=True)
+
+Calls block until the kernel has answered, and raise the error of the call (`syscalls.errors`). A
+kernel that is not there, or goes away, is ECONNRESET: at once, in every call that waits, and there
+is no reconnect. Ctrl-C interrupts any wait and leaves the session in order.
+
+A Task belongs to one thread, and to the host process that made it. Leaving the `with` block, or
+`close`, ends the task (status 1 after an exception) unless it is durable.
+"""
+
+import os
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from math import ceil
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import zmq
+
+from syscalls import abi, address, ctxflow, ticket
+from syscalls.channel import Channel, gone, pump
+from syscalls.child import Child, end_unattached, start
+from syscalls.context import Context
+from syscalls.errors import ECONNRESET, ENOTSUP, ETIMEDOUT, KernelError
+from syscalls.flow import Caller, Flow, finish, program_name
+from syscalls.session import Pending, Session, SessionEvent
+from syscalls.shield import Shield
+
+if TYPE_CHECKING:
+    from syscalls.text import TextModel
+
+T = TypeVar("T")
+
+HELLO_S = 10.0
+EXIT_S = 1.0
+
+
+class Raw(NamedTuple):
+    """The result row and the ids of any call."""
+
+    result: Any
+    ids: list[int]
+
+
+def connect(
+    name: str | None = None,
+    durable: bool = False,
+    ticket: bytes | None = None,
+    address: str | None = None,
+    timeout: float | None = None,
+) -> "Task":
+    """Open a session and become a task; the program of a spawned one if there is a ticket.
+
+    `timeout` limits in seconds how long each call may wait, except wait and infer (ETIMEDOUT).
+    """
+    secret, where = credentials(ticket, address)
+    task = Task(Channel(where), timeout)
+    try:
+        task.greet(name or program_name(), secret, durable)
+    except BaseException:
+        task.abandon()
+        raise
+    return task
+
+
+def credentials(secret: bytes | None, where: str | None) -> tuple[bytes | None, str]:
+    """Return the ticket and address to use, from the arguments or else the environment."""
+    if where is None:
+        where = address.address(os.environ)
+        directory = address.socket_path(where).parent
+        if not os.environ.get("LLMOS_HOST") and directory.exists():
+            address.check_owner(directory)
+    return secret or ticket.inherited(os.environ), where
+
+
+def no_answer(where: str, limit: float) -> ECONNRESET:
+    """Return the error of a hello that got no answer."""
+    return ECONNRESET(f"the kernel at {where} did not answer within {limit:g} s", "llmos status")
+
+
+class Task:
+    """This program, as the kernel sees it. Made by `connect`."""
+
+    def __init__(self, channel: Channel, timeout: float | None) -> None:
+        self.address = channel.address
+        self.pid = 0
+        self.hello: abi.HelloResult | None = None
+        self._channel = channel
+        self._timeout = timeout
+        self._durable = False
+        self._exited = False
+        self._session = Session()
+        self.caller = Caller(self._session, channel.send)
+        self._poller = zmq.Poller()
+        self._poller.register(channel.socket, zmq.POLLIN)
+        self._poller.register(channel.monitor, zmq.POLLIN)
+
+    # --- contexts -----------------------------------------------------------------------------
+
+    def alloc_ctx(
+        self,
+        model: str | None = None,
+        name: str | None = None,
+        durable: bool = False,
+        system: str | None = None,
+    ) -> Context:
+        """Make an empty context, or one that begins with a system message."""
+        return Context(self, self.run(ctxflow.alloc_ctx(self.caller, model, name, durable, system)))
+
+    def load_ctx(self, name: str) -> Context:
+        """Make a context from a save."""
+        self.run(self.caller.ask("load_ctx", name))
+        raise ENOTSUP("this version of the library cannot use a loaded context")
+
+    def text_model(self, model: str) -> "TextModel | None":
+        """Return the text layer of a loaded model, None if it has no tokenizer."""
+        return self.run(self.caller.text_model(model))
+
+    # --- tasks --------------------------------------------------------------------------------
+
+    def spawn(
+        self,
+        program: str | Sequence[str],
+        name: str | None = None,
+        detached: bool = False,
+        env: Mapping[str, str] | None = None,
+        **popen: Any,
+    ) -> Child:
+        """Make a child task, and start its program if `program` is a command line.
+
+        With a plain name no process is started: `connect(ticket=child.ticket)` becomes the task.
+        Further arguments go to subprocess.Popen.
+        """
+        return start(self, program, name, detached, env, popen)
+
+    def wait(self, pid: int = 0) -> abi.WaitResult:
+        """Wait until a child (0: any) has ended, and take its status."""
+        result: abi.WaitResult = self.run_for(self.caller.ask("wait", pid), None)
+        return result
+
+    def kill(self, pid: int, sig: int = abi.Sig.TERM) -> None:
+        """Send a signal to a task."""
+        self.run(self.caller.ask("kill", pid, int(sig)))
+
+    def exit(self, status: int = 0) -> None:
+        """End this task, and close the connection."""
+        self.run(self.caller.ask("exit", status))
+        self._exited = True
+        self.close()
+
+    def stat(self, pid: int = 0) -> abi.TaskRow:
+        """Describe a task (0: this one)."""
+        row: abi.TaskRow = self.run(self.caller.ask("stat_task", pid))
+        return row
+
+    def events(self) -> list[SessionEvent]:
+        """Return what has happened to the task since the last time: signals, ended children."""
+        with Shield():
+            pump(self._channel, self._session)
+            happened = list(self._session.events)
+            self._session.events.clear()
+        return happened
+
+    # --- inspection and administration --------------------------------------------------------
+
+    def ps(self) -> list[abi.TaskRow]:
+        """List the tasks."""
+        return self.run(self.caller.snapshot("tasks", abi.TaskRow))
+
+    def contexts(self) -> list[abi.CtxRow]:
+        """List the contexts."""
+        return self.run(self.caller.snapshot("contexts", abi.CtxRow))
+
+    def pools(self) -> list[abi.PoolRow]:
+        """List the pools of blocks."""
+        return self.run(self.caller.snapshot("pools", abi.PoolRow))
+
+    def kernel(self) -> abi.KernelRow:
+        """Return the kernel's own counters."""
+        return self.run(self.caller.kernel())
+
+    def models(self) -> list[abi.ModelRow]:
+        """List the loaded models."""
+        return self.run(self.caller.listed("list_models", abi.ModelRow))
+
+    def devices(self) -> list[abi.DeviceRow]:
+        """List the devices."""
+        return self.run(self.caller.listed("list_devices", abi.DeviceRow))
+
+    def shutdown(self, grace_s: float = 10.0) -> None:
+        """Stop the kernel; running requests may take grace_s to end."""
+        self.run_for(self.caller.ask("shutdown", grace_s), None)
+
+    def call_raw(
+        self, name: str, *args: Any, ids: "Sequence[int] | array[int] | None" = None
+    ) -> Raw:
+        """Make any call of the table."""
+        call = self.caller.call(name, *args, ids=ids)
+        return Raw(self.run_for(finish(call), None), list(call.ids))
+
+    def wait_beside(self, pid: int, pidfd: int | None) -> abi.WaitResult:
+        """Wait for a child while watching its host process."""
+        call = self.caller.call("wait", pid)
+        if pidfd is not None and not self._wait(call, None, pidfd):
+            self.run_for(end_unattached(self.caller, pid), None)
+        result: abi.WaitResult = self.run_for(finish(call), None)
+        return result
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def close(self, status: int = 0) -> None:
+        """End the task, unless it is durable, and close the connection; harmless if repeated."""
+        if self._channel.closed:
+            return
+        over = self._durable or self._exited or self._session.lost is not None
+        if not over and self._channel.mine:
+            with suppress(KernelError):
+                self.run_for(self.caller.ask("exit", status), EXIT_S)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the connection without a word; the kernel sees the program's end by itself."""
+        self._session.fail_all(gone("this Task is closed"))
+        self._channel.close()
+
+    def __enter__(self) -> "Task":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self.close(0 if kind is None else 1)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def greet(self, name: str, ticket: bytes | None, durable: bool) -> None:
+        """Say hello; a kernel that does not answer is none."""
+        limit = HELLO_S if self._timeout is None else self._timeout
+        try:
+            self.hello = self.run_for(self.caller.hello(name, ticket, durable), limit)
+        except ETIMEDOUT:
+            raise no_answer(self.address, limit) from None
+        self.pid = self.hello.pid
+        self._durable = durable
+
+    def run(self, flow: Flow[T]) -> T:
+        """Step a flow to its end, waiting where it waits, no longer than `connect` said."""
+        return self.run_for(flow, self._timeout)
+
+    def run_for(self, flow: Flow[T], limit: float | None) -> T:
+        """Step a flow to its end, waiting where it waits; ETIMEDOUT after `limit` seconds."""
+        deadline = None if limit is None else time.monotonic() + limit
+        try:
+            while True:
+                with Shield():
+                    pending = next(flow)
+                self._wait(pending, deadline)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        except BaseException:
+            with Shield():
+                flow.close()
+            raise
+
+    def _wait(self, pending: Pending, deadline: float | None, beside: int | None = None) -> bool:
+        """Wait for news of a call; False if the descriptor `beside` became readable before."""
+        if beside is not None:
+            self._poller.register(beside, zmq.POLLIN)
+        try:
+            while not (pending.done or pending.events):
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                # Outside the shield, with nothing taken off the socket yet.
+                ready = dict(self._poller.poll(None if left is None else ceil(left * 1000)))
+                if not ready and left == 0.0:
+                    raise ETIMEDOUT(f"{pending.row.name} took longer than this Task's timeout")
+                if list(ready) == [beside]:
+                    return False
+                with Shield():
+                    pump(self._channel, self._session)
+            return True
+        finally:
+            if beside is not None:
+                self._poller.unregister(beside)

@@ -1,0 +1,231 @@
+"""A context as flows: what both `Context` twins do, and what they know of it.
+
+`length` follows the kernel's answers, so it is right whenever no call on the context is in flight;
+during an infer it counts the ids that have arrived. One infer at a time runs on a context; it is
+kept in `generation` from before its call is sent, so that an interrupted program can cancel it.
+"""
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from syscalls import abi
+from syscalls.conversation import Conversation, Turn
+from syscalls.errors import EBUSY, EINVAL
+from syscalls.flow import Caller, Flow, finish
+from syscalls.generation import Generation
+from syscalls.output import Output
+
+if TYPE_CHECKING:
+    from syscalls.text import TextModel
+
+
+class Sampling(NamedTuple):
+    """The arguments of an infer, in the order of `abi.Infer` after the handle."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    stop_ids: tuple[int, ...]
+    ignore_eos: bool
+    logprobs: int | None
+
+
+class ContextFlow:
+    """One context of a task."""
+
+    def __init__(
+        self, caller: Caller, handle: int, model: str, max_ctx: int, block_size: int
+    ) -> None:
+        self.caller = caller
+        self.handle = handle
+        self.model = model
+        self.max_ctx = max_ctx
+        self.block_size = block_size
+        self.length = 0
+        self.freed = False
+        self.conversation = Conversation()
+        self.generation: Generation | None = None
+
+    # --- ids in -------------------------------------------------------------------------------
+
+    def append(self, what: "str | Sequence[int] | array[int]") -> Flow[int]:
+        """Add text or ids; return the new length."""
+        yield from self._idle()
+        if isinstance(what, str):
+            ids: Sequence[int] | array[int] = (yield from self._text()).encode(what)
+        else:
+            ids = what
+        if len(ids) == 0:
+            return self.length
+        result: abi.LengthResult = yield from self.caller.ask("append", self.handle, ids=ids)
+        self.length = result.length
+        return self.length
+
+    def say(self, role: str, text: str) -> Flow[int]:
+        """Add one message of a chat; return the new length."""
+        yield from self._idle()
+        model = yield from self._text()
+        ids = self.conversation.turn_ids(model, role, text)
+        length = yield from self.append(ids)
+        self.conversation.said(role, text, length)
+        return length
+
+    def _idle(self) -> Flow[None]:
+        """Take over an infer that is over but was not read to its end; EBUSY if it may go on."""
+        running = self.generation
+        if running is None or running.ended:
+            return
+        if not running.over:
+            raise EBUSY(
+                "the context has an unfinished infer", "read its stream to the end, or cancel()"
+            )
+        yield from running.drain()
+
+    def _text(self) -> Flow["TextModel"]:
+        model = yield from self.caller.text_model(self.model)
+        if model is None:
+            raise EINVAL(
+                f"model {self.model} has no tokenizer, so it takes ids and no text",
+                "append a list of ids, or use another model",
+            )
+        return model
+
+    # --- ids out ------------------------------------------------------------------------------
+
+    def infer(self, sampling: Sampling, stop: str | Sequence[str], text: bool) -> Flow[Generation]:
+        """Start to generate; the first step of the generation tells if the kernel refused."""
+        yield from self._idle()
+        model = yield from self.caller.text_model(self.model) if text else _none()
+        output = Output(model, (stop,) if isinstance(stop, str) else tuple(stop))
+        prompt = self.conversation.prompt_ids(model, self.length) if model is not None else []
+        before = self.length
+        generation = Generation(self, output, before, before + len(prompt))
+        generation.pending = self.caller.call("infer", self.handle, *sampling, ids=prompt or None)
+        self.generation = generation
+        return generation
+
+    def settle(self, text: str, before: int, start: int, length: int) -> None:
+        """Take over how an infer ended: with what text, from where, at which length."""
+        self.length = length
+        if length > before:
+            self.conversation.answered(text, start, length)
+
+    def read(self, start: int, max_ids: int | None) -> Flow[list[int]]:
+        """Return ids from `start` on; the kernel may give them in several parts."""
+        ids: list[int] = []
+        while True:
+            left = None if max_ids is None else max_ids - len(ids)
+            if left is not None and left <= 0:
+                return ids
+            call = self.caller.call("read_ctx", self.handle, start + len(ids), left)
+            result: abi.ReadCtxResult = yield from finish(call)
+            ids += call.ids
+            if not call.ids or start + len(ids) >= result.length:
+                return ids
+
+    def stat(self) -> Flow[abi.CtxRow]:
+        row: abi.CtxRow = yield from self.caller.ask("stat_ctx", self.handle)
+        return row
+
+    # --- shape --------------------------------------------------------------------------------
+
+    def fork(self, n: int, name: str | None) -> Flow["list[ContextFlow]"]:
+        """Make n contexts that share all blocks; all of them or none."""
+        if n < 1:
+            raise EINVAL(f"cannot make {n} forks")
+        handles = [self.caller.session.handle() for _ in range(n)]
+        calls = [self.caller.call("fork_ctx", self.handle, handle, name) for handle in handles]
+        try:
+            children: list[ContextFlow] = []
+            for call, handle in zip(calls, handles, strict=True):
+                children.append(self._child(handle, (yield from finish(call)).length))
+        except BaseException:
+            # In arrival order a free follows its fork, so it needs no wait; the answers to those
+            # that were never made (EBADCTX) have no reader.
+            for handle in handles:
+                self.caller.forget("free_ctx", handle)
+            raise
+        return children
+
+    def _child(self, handle: int, length: int) -> "ContextFlow":
+        child = ContextFlow(self.caller, handle, self.model, self.max_ctx, self.block_size)
+        child.length = length
+        child.conversation = self.conversation.copy()
+        child.conversation.trim(length)
+        return child
+
+    def trim(self, length: int) -> Flow[int]:
+        """Drop ids from the end, with the messages that do not lie wholly before."""
+        yield from self._idle()
+        result: abi.LengthResult = yield from self.caller.ask("trim_ctx", self.handle, length)
+        self.length = result.length
+        self.conversation.trim(self.length)
+        return self.length
+
+    def cancel(self, keep: int | None) -> Flow[int]:
+        """End the running infer, if there is one; return the length."""
+        if self.generation is not None:
+            yield from self.generation.cancel(keep)
+        return self.length
+
+    def free(self) -> Flow[None]:
+        """Give the context back; the second time nothing happens."""
+        if not self.freed:
+            self.freed = True
+            yield from self.caller.ask("free_ctx", self.handle)
+
+
+def _none() -> Flow[None]:
+    return None
+    yield
+
+
+def alloc_ctx(
+    caller: Caller, model: str | None, name: str | None, durable: bool, system: str | None
+) -> Flow[ContextFlow]:
+    """Make an empty context, or one that begins with a system message."""
+    handle = caller.session.handle()
+    try:
+        made: abi.AllocCtxResult = yield from caller.ask("alloc_ctx", handle, model, name, durable)
+        context = ContextFlow(caller, handle, made.model, made.max_ctx, made.block_size)
+        if system is not None:
+            yield from context.say("system", system)
+    except BaseException:
+        caller.forget("free_ctx", handle)
+        raise
+    return context
+
+
+class ContextFacts:
+    """What both Context twins tell without asking the kernel."""
+
+    def __init__(self, flow: ContextFlow) -> None:
+        self._flow = flow
+
+    @property
+    def handle(self) -> int:
+        """The number by which the kernel knows the context."""
+        return self._flow.handle
+
+    @property
+    def model(self) -> str:
+        return self._flow.model
+
+    @property
+    def max_ctx(self) -> int:
+        """The most ids that the context may hold."""
+        return self._flow.max_ctx
+
+    @property
+    def length(self) -> int:
+        """Ids in the context."""
+        return self._flow.length
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The messages so far, each with the context's length at its end."""
+        return self._flow.conversation.turns

@@ -1,0 +1,143 @@
+"""What a client does, without deciding how it waits: the half that both twins share.
+
+A flow is a generator. It sends calls through `Caller.call`, yields a Pending when it cannot go on
+without news of that call, and returns its value:
+
+    sync    run(flow): step it; at a Pending, poll the socket until there is news
+    async   the same, but await
+
+So each procedure that takes several calls (paging, a forked family, cancel and trim) is written
+once. If a waiting flow is interrupted it is closed, and undoes or gives up what it had begun.
+"""
+
+import sys
+from array import array
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from re import sub
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from syscalls import abi
+from syscalls.errors import ENOENT, EPROTO, KernelError
+from syscalls.session import Pending, Session, make_row
+
+if TYPE_CHECKING:
+    from syscalls.text import TextModel
+
+T = TypeVar("T")
+Flow = Generator[Pending, None, T]
+
+
+def finish(pending: Pending) -> Flow[Any]:
+    """Wait for a call to end; return its result row or raise its error."""
+    while not pending.done:
+        pending.events.clear()
+        yield pending
+    return pending.value()
+
+
+class Caller:
+    """A session and the way out of it, and what a task does with them."""
+
+    def __init__(self, session: Session, send: Callable[[list[bytes]], None]) -> None:
+        self.session = session
+        self._send = send
+        self._texts: dict[str, TextModel | None] = {}
+
+    def call(
+        self,
+        name: str,
+        *args: Any,
+        ids: "Sequence[int] | array[int] | None" = None,
+        flags: int = 0,
+    ) -> Pending:
+        """Send a call and do not wait for it."""
+        pending, frames = self.session.request(name, *args, ids=ids, flags=flags)
+        self._send(frames)
+        return pending
+
+    def ask(
+        self, name: str, *args: Any, ids: "Sequence[int] | array[int] | None" = None
+    ) -> Flow[Any]:
+        """Send a call and wait for its end."""
+        return (yield from finish(self.call(name, *args, ids=ids)))
+
+    def forget(self, name: str, *args: Any) -> None:
+        """Send a call whose answer does not matter, if it can still be sent."""
+        with suppress(KernelError):
+            self.call(name, *args)
+
+    def hello(self, name: str, ticket: bytes | None, durable: bool) -> Flow[abi.HelloResult]:
+        """Open the session."""
+        result: abi.HelloResult = yield from self.ask("hello", name, ticket, durable)
+        self.session.bind(result.connection)
+        return result
+
+    def snapshot(self, what: str, row: Any) -> Flow[list[Any]]:
+        """Return all rows of one kind, a page at a time."""
+        rows: list[Any] = []
+        cursor = 0
+        while True:
+            page: abi.SnapshotResult = yield from self.ask("snapshot", what, cursor)
+            rows += [make_row(row, values) for values in page.rows]
+            if page.cursor == 0:
+                return rows
+            if page.cursor == cursor:
+                raise EPROTO(f"the kernel's snapshot of {what} does not move on from {cursor}")
+            cursor = page.cursor
+
+    def kernel(self) -> Flow[abi.KernelRow]:
+        """Return the kernel's own counters."""
+        rows = yield from self.snapshot("kernel", abi.KernelRow)
+        if not rows:
+            raise EPROTO("the kernel's snapshot of itself is empty")
+        row: abi.KernelRow = rows[0]
+        return row
+
+    def listed(self, name: str, row: Any) -> Flow[list[Any]]:
+        """Return the rows of a list call."""
+        result: abi.Rows = yield from self.ask(name)
+        return [make_row(row, values) for values in result.rows]
+
+    def part(self, model: str, part: str) -> Flow[bytes | None]:
+        """Return a part of a model, None if the model has no such part."""
+        data = bytearray()
+        while True:
+            try:
+                chunk: abi.ReadModelResult = yield from self.ask(
+                    "read_model", model, part, len(data)
+                )
+            except ENOENT:
+                return None
+            data += chunk.data
+            if len(data) >= chunk.total:
+                return bytes(data)
+            if not chunk.data:
+                raise EPROTO(f"{part} of {model} ends at {len(data)} of {chunk.total} bytes")
+
+    def text_model(self, model: str) -> Flow["TextModel | None"]:
+        """Return a model's text layer, read once per task; None if it has no tokenizer."""
+        if model in self._texts:
+            return self._texts[model]
+        text: TextModel | None = None
+        tokenizer = yield from self.part(model, "tokenizer.json")
+        if tokenizer is not None:
+            template = yield from self.part(model, "chat_template.jinja")
+            config = yield from self.part(model, "config.json")
+            text = _text_model(tokenizer, template, config)
+        self._texts[model] = text
+        return text
+
+
+def _text_model(tokenizer: bytes, template: bytes | None, config: bytes | None) -> "TextModel":
+    # Tokenizer and template libraries load here, at the first text, not on import.
+    from syscalls.text import TextModel
+
+    return TextModel(tokenizer, template, config)
+
+
+def program_name() -> str:
+    """Return the running program's name in the alphabet of task names."""
+    name = sub(r"[^A-Za-z0-9._-]+", "-", Path(sys.argv[0]).name if sys.argv else "")[:64]
+    return name.strip("-") or "python"

@@ -1,0 +1,40 @@
+"""Hold Ctrl-C back for a moment.
+
+Python raises KeyboardInterrupt between any two instructions, so also between taking a message off
+a socket and routing it: the message, and with it the end of a call, would be lost. A client steps
+its session inside a `Shield` and waits for the kernel outside of one, so that an interrupt is
+answered at once and always falls between two complete steps.
+
+Whatever handler the program has installed is kept and called at the end of the shield.
+"""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class Shield:
+    """A block of code without KeyboardInterrupt; nothing outside the main thread."""
+
+    __slots__ = ("_handler", "_held")
+
+    def __enter__(self) -> None:
+        self._held = False
+        self._handler: Any = None
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
+                self._handler = handler
+                signal.signal(signal.SIGINT, self._hold)
+
+    def __exit__(self, *_: object) -> None:
+        if self._handler is None:
+            return
+        handler, self._handler = self._handler, None
+        signal.signal(signal.SIGINT, handler)
+        if self._held:
+            handler(signal.SIGINT, None)
+
+    def _hold(self, _number: int, _frame: FrameType | None) -> None:
+        self._held = True

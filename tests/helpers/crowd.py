@@ -1,0 +1,299 @@
+"""A crowd of random clients on a Sim, each with a mirror of what its contexts must hold.
+
+The mirror is fed by events only. Every sampled id is compared with an oracle: the null driver's
+rule applied to the mirror's ids, so an id that was computed from a wrong, stale, skipped or early
+reused block is seen at once.
+"""
+
+from random import Random
+from typing import Any
+
+from syscalls.abi import Event, Finish, Flag, Sig
+from syscalls.errors import Errno
+from tests.helpers.oracle import next_id
+from tests.helpers.sim import Reply, Sim, SimClient
+
+VOCAB = 251
+LEGAL = {
+    Errno.EBADCTX, Errno.EBUSY, Errno.ECANCELED, Errno.ENOMEM, Errno.E2BIG, Errno.EINVAL,
+    Errno.ESRCH, Errno.EIO, Errno.EAGAIN,
+}  # fmt: skip
+
+
+class Mirror:
+    """One context as its client knows it."""
+
+    def __init__(self, handle: int, ids: list[int]) -> None:
+        self.handle = handle
+        self.ids = ids
+        self.infer: Reply | None = None
+        self.params: tuple[float, int] = (0.0, 0)
+
+
+class Member:
+    """One client of the crowd: random calls, and what must follow from them."""
+
+    def __init__(self, client: SimClient, random: Random) -> None:
+        self.client = client
+        self.random = random
+        self.contexts: dict[int, Mirror] = {}
+        self.then: dict[int, Any] = {}  # call -> what its FIN means for the mirror
+        self.alive = True
+        self.stopped = False
+        self.checked = 0
+
+    # --- acting -------------------------------------------------------------------------------
+
+    def act(self) -> int:
+        """Make one to four calls; return how many."""
+        before = self.client._last
+        idle = [m for m in self.contexts.values() if m.infer is None]
+        busy = [m for m in self.contexts.values() if m.infer is not None]
+        draw = self.random.random()
+        if draw < 0.2 or not self.contexts:
+            self._begin()
+        elif draw < 0.34 and self.contexts:
+            self._fork(self.random.choice(list(self.contexts.values())))
+        elif draw < 0.46 and idle:
+            self._append(self.random.choice(idle))
+        elif draw < 0.66 and idle:
+            self._infer(self.random.choice(idle))
+        elif draw < 0.76 and idle:
+            self._trim(self.random.choice(idle))
+        elif draw < 0.88 and busy:
+            self._cancel(self.random.choice(busy))
+        elif draw < 0.94:
+            self._read(self.random.choice(list(self.contexts.values())))
+        elif self.contexts:
+            self._free(self.random.choice(list(self.contexts.values())))
+        return self.client._last - before
+
+    def _ids(self, most: int) -> list[int]:
+        return [self.random.randrange(VOCAB) for _ in range(self.random.randint(1, most))]
+
+    def _begin(self) -> None:
+        """alloc, append, fork and infer back to back, none waited for."""
+        handle = self.client.new_handle()
+        self.client.send("alloc_ctx", handle)
+        mirror = Mirror(handle, self._ids(70))
+        ids = list(mirror.ids)
+        mirror.ids = []
+        self.contexts[handle] = mirror
+        reply = self.client.send("append", handle, ids=ids)
+        self.then[reply.call] = lambda: mirror.ids.extend(ids)
+        if self.random.random() < 0.7:
+            self._fork(mirror)
+        if self.random.random() < 0.7:
+            self._infer(mirror, extra=False)
+
+    def _fork(self, mirror: Mirror) -> None:
+        handle = self.client.new_handle()
+        child = Mirror(handle, [])
+        reply = self.client.send("fork_ctx", mirror.handle, handle)
+
+        def forked() -> None:
+            assert reply.result.length == len(mirror.ids), "a fork has the committed ids"
+            child.ids = list(mirror.ids)
+            self.contexts[handle] = child
+
+        self.then[reply.call] = forked
+
+    def _append(self, mirror: Mirror) -> None:
+        ids = self._ids(40)
+        reply = self.client.send("append", mirror.handle, ids=ids)
+        self.then[reply.call] = lambda: mirror.ids.extend(ids)
+
+    def _infer(self, mirror: Mirror, extra: bool = True) -> None:
+        temperature = self.random.choice([0.0, 1.0])
+        seed = self.random.getrandbits(64)
+        count = self.random.randint(1, 12)
+        stop = (self.random.randrange(VOCAB),) if self.random.random() < 0.2 else ()
+        ids = self._ids(20) if extra and self.random.random() < 0.3 else None
+        reply = self.client.send(
+            "infer", mirror.handle, count, temperature, 0, 1.0, 0.0, seed, stop, False,
+            self.random.choice([None, 0, 2]), ids=ids,
+        )  # fmt: skip
+        mirror.infer, mirror.params = reply, (temperature, seed)
+        if ids:
+            self.then[-reply.call] = lambda: mirror.ids.extend(ids)  # at its first event
+
+    def _trim(self, mirror: Mirror) -> None:
+        if mirror.infer is not None:
+            return
+        length = self.random.randint(0, len(mirror.ids))
+        reply = self.client.send("trim_ctx", mirror.handle, length)
+
+        def trimmed() -> None:
+            del mirror.ids[length:]
+
+        self.then[reply.call] = trimmed
+
+    def _cancel(self, mirror: Mirror) -> None:
+        assert mirror.infer is not None
+        infer = mirror.infer
+        keep = None if self.random.random() < 0.5 else self.random.randint(0, len(infer.tokens))
+        reply = self.client.send("cancel", infer.call, keep)
+
+        def cancelled() -> None:
+            if keep is not None:
+                surplus = len(infer.tokens) - keep
+                del mirror.ids[len(mirror.ids) - surplus :]
+            assert reply.result.length == len(mirror.ids)
+
+        self.then[reply.call] = cancelled
+
+    def _read(self, mirror: Mirror) -> None:
+        reply = self.client.send("read_ctx", mirror.handle)
+
+        def compare() -> None:
+            assert list(reply.ids) == mirror.ids, "the context holds what its client knows"
+
+        self.then[reply.call] = compare
+
+    def _free(self, mirror: Mirror) -> None:
+        self.client.send("free_ctx", mirror.handle)
+        self.contexts.pop(mirror.handle, None)
+
+    # --- seeing -------------------------------------------------------------------------------
+
+    def see(self, events: list[list[Any]]) -> None:
+        """Follow the events in their order."""
+        by_call = {m.infer.call: m for m in self.contexts.values() if m.infer is not None}
+        for event in events:
+            kind, call = event[0], event[1]
+            mirror = by_call.get(call)
+            if mirror is not None and kind != Event.ERR:
+                self._accepted(call)
+            if kind == Event.TOKEN and mirror is not None:
+                self._token(mirror, event[2])
+            elif kind == Event.FIN:
+                self._finish(call, mirror, event)
+            elif kind == Event.ERR and call:
+                assert event[2] in LEGAL, event
+                self.then.pop(call, None)
+                self.then.pop(-call, None)
+                if mirror is not None:
+                    mirror.infer = None
+
+    def settle_accepted(self) -> None:
+        """After the turn that took the calls in: an infer without ERR has appended its ids."""
+        for mirror in self.contexts.values():
+            if mirror.infer is not None and not mirror.infer.done:
+                self._accepted(mirror.infer.call)
+
+    def _accepted(self, call: int) -> None:
+        then = self.then.pop(-call, None)
+        if then is not None:
+            then()
+
+    def _token(self, mirror: Mirror, tokens: list[int]) -> None:
+        for token in tokens:
+            temperature, seed = mirror.params
+            expected = next_id(mirror.ids, temperature, seed, VOCAB)
+            assert token == expected, f"{token} was sampled, the ids say {expected}"
+            mirror.ids.append(token)
+            self.checked += 1
+
+    def _finish(self, call: int, mirror: Mirror | None, event: list[Any]) -> None:
+        then = self.then.pop(call, None)
+        if then is not None:
+            then()
+        if mirror is not None:
+            mirror.infer = None
+            finish, length = event[2][0], event[2][1]
+            if finish != Finish.CANCELLED:
+                assert length == len(mirror.ids), "FIN names the context's length"
+
+
+class Crowd:
+    """Random clients, deaths, delays and rubbish, all from one seed."""
+
+    def __init__(self, sim: Sim, members: int) -> None:
+        self.sim = sim
+        self.random = sim.random
+        self.members = [Member(sim.client(), Random(sim.random.random())) for _ in range(members)]
+        self.calls = 0
+
+    def run(self, calls: int, deaths: float = 0.002, checks: float = 0.01) -> None:
+        """Let the crowd make `calls` calls."""
+        while self.calls < calls:
+            for _ in range(self.random.randint(1, 8)):
+                member = self.random.choice(self.members)
+                if member.alive:
+                    self.calls += member.act()
+            self._trouble(deaths)
+            self.turn()
+            if self.random.random() < checks:
+                self.sim.check()
+
+    def turn(self) -> None:
+        """One turn of the kernel, a random amount of driver work, then the clients look."""
+        sim = self.sim
+        sim.clock.now += 0.001
+        sim.kernel.turn()
+        for member in self.members:
+            member.see(member.client.take())
+            member.settle_accepted()
+        if self.random.random() < 0.9:
+            sim.link.pump(1)
+
+    def _trouble(self, deaths: float) -> None:
+        draw = self.random.random()
+        if draw < deaths:
+            self.sim.link.die()
+        elif draw < 3 * deaths:
+            self._replace(self.random.randrange(len(self.members)))
+        elif draw < 6 * deaths:
+            self._signal(self.random.choice(self.members))
+        elif draw < 7 * deaths:
+            self.sim.client(hello=False).send_raw([self.random.randbytes(20)])
+
+    def _replace(self, index: int) -> None:
+        """A program dies by itself or is killed by another; a new one takes its place."""
+        member = self.members[index]
+        if self.random.random() < 0.5:
+            self.sim.front.dead.add(member.client.route)
+        else:
+            killer = self.sim.client()
+            task = self.sim.system.sessions[member.client.route].task
+            if task is not None:
+                killer.ask("kill", task.pid, int(Sig.KILL))
+            killer.ask("exit")
+        member.alive = False
+        self.members[index] = Member(self.sim.client(), Random(self.random.random()))
+
+    def _signal(self, member: Member) -> None:
+        session = self.sim.system.sessions.get(member.client.route)
+        if session is None or session.task is None:
+            return
+        member.stopped = not member.stopped
+        helper = self.sim.client()
+        helper.ask("kill", session.task.pid, int(Sig.STOP if member.stopped else Sig.CONT))
+        helper.ask("exit")
+
+    def leave(self) -> None:
+        """Everybody goes: by exit, by death, or by freeing all contexts first."""
+        for member in self.members:
+            draw = self.random.random()
+            if member.stopped:
+                self._signal(member)
+            if draw < 0.3:
+                self.sim.front.dead.add(member.client.route)
+                member.alive = False
+            elif draw < 0.6:
+                member.client.send("exit")
+            else:
+                for handle in list(member.contexts):
+                    member.client.send("free_ctx", handle)
+                member.client.send("exit", flags=int(Flag.QUEUE))
+        for _ in range(20):
+            self.turn()
+        self.sim.settle()
+        self.sim.turn()
+
+    def check_ended(self) -> None:
+        """Every call of every client that lives ended once (the booking sees to `once`)."""
+        for member in self.members:
+            if member.alive:
+                unfinished = [r.name for r in member.client.calls.values() if not r.done]
+                assert not unfinished, unfinished

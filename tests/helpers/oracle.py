@@ -1,0 +1,26 @@
+"""What the null driver must sample, from ids alone: written apart from its pool and tables."""
+
+from functools import lru_cache
+
+from drivers.null import SLOT, draw, slot_digest
+
+
+@lru_cache(maxsize=200_000)
+def _history(ids: tuple[int, ...]) -> bytes:
+    if not ids:
+        return b""
+    before = _history(ids[:-1]) if len(ids) % 16 else _fold(ids[:-1])
+    return before + slot_digest(ids[-1], len(ids) - 1, before[-SLOT:] or bytes(SLOT))
+
+
+def _fold(ids: tuple[int, ...]) -> bytes:
+    """The same without deep recursion: sixteen positions at a time."""
+    history = b""
+    for position, token in enumerate(ids):
+        history += slot_digest(token, position, history[-SLOT:] or bytes(SLOT))
+    return history
+
+
+def next_id(ids: list[int], temperature: float, seed: int, vocab: int) -> int:
+    """Return the id that follows `ids`."""
+    return draw(_history(tuple(ids)), temperature, seed, len(ids), vocab)

@@ -1,0 +1,264 @@
+"""A whole kernel without processes, sockets or time: for tests that must replay from a seed.
+
+`Sim` is the real System and loop on a fake front, a fake clock and the null driver in-process.
+Nothing happens but in `turn` (the kernel) and `link.pump` (the driver).
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from drivers import base
+from kernel.config import Config
+from kernel.device import DeviceState
+from kernel.ipc import Arrival
+from kernel.link import LoopbackLink
+from kernel.loop import Kernel
+from kernel.policy import Fifo
+from kernel.system import System
+from syscalls import abi, wire
+from syscalls.abi import Event
+
+UID = 1000
+ZERO = bytes(8)
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SimFront:
+    """The kernel's front, in memory."""
+
+    def __init__(self) -> None:
+        self.arrivals: deque[Arrival] = deque()
+        self.sent: dict[bytes, deque[list[bytes]]] = {}
+        self.blocked: set[bytes] = set()  # clients that do not read
+        self.dead: set[bytes] = set()  # programs that have died
+        self.watched: set[bytes] = set()
+
+    def receive(self) -> Iterator[Arrival]:
+        while self.arrivals:
+            yield self.arrivals.popleft()
+
+    def send(self, route: bytes, frames: list[bytes]) -> bool:
+        if route in self.blocked:
+            return False
+        self.sent.setdefault(route, deque()).append(frames)
+        return True
+
+    def gone(self) -> list[bytes]:
+        return sorted(self.dead & self.watched)
+
+    def welcome(self, route: bytes, pid: int) -> bool:
+        if route in self.dead:
+            return False
+        self.watched.add(route)
+        return True
+
+    def forget(self, route: bytes) -> None:
+        self.watched.discard(route)
+
+    def has_input(self) -> bool:
+        return bool(self.arrivals)
+
+
+@dataclass
+class Reply:
+    """How a call ended."""
+
+    call: int
+    name: str
+    errno: int = 0
+    message: str = ""
+    result: Any = None
+    ids: "array[int]" = field(default_factory=lambda: array("i"))
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+
+
+class SimClient:
+    """A program's end of one connection: sends frames, and books every event."""
+
+    def __init__(self, sim: "Sim", number: int) -> None:
+        self.sim = sim
+        self.route = b"\0client%04d" % number
+        self.pid = 5000 + number
+        self.calls: dict[int, Reply] = {}
+        self.session_events: list[list[Any]] = []
+        self.backlog: list[list[Any]] = []
+        self.handle = 0
+        self._last = 0
+
+    def send(self, name: str, *args: Any, ids: Any = None, flags: int = 0) -> Reply:
+        """Send a call; its Reply fills as events come in."""
+        self._last += 1
+        reply = Reply(self._last, name)
+        self.calls[self._last] = reply
+        row = abi.BY_NAME[name]
+        frames = [wire.pack_request(row.number, self._last, flags, args)]
+        if ids is not None:
+            frames.append(wire.pack_ids(ids))
+        self.send_raw(frames)
+        return reply
+
+    def send_raw(self, frames: list[bytes]) -> None:
+        self.sim.front.arrivals.append(Arrival(self.route, UID, self.pid, frames))
+
+    def ask(self, name: str, *args: Any, ids: Any = None, flags: int = 0) -> Reply:
+        """Send a call and turn the kernel until it has ended."""
+        reply = self.send(name, *args, ids=ids, flags=flags)
+        self.sim.until(lambda: reply.done)
+        return reply
+
+    def new_handle(self) -> int:
+        self.handle += 1
+        return self.handle
+
+    def take(self) -> list[list[Any]]:
+        """Return the events since the last take, in order."""
+        self.read()
+        events, self.backlog = self.backlog, []
+        return events
+
+    def read(self) -> None:
+        """Book what the kernel has sent."""
+        for frames in self.sim.front.sent.pop(self.route, ()):
+            ids = wire.unpack_ids(frames[1]) if len(frames) == 2 else array("i")
+            for event in wire.unpack_events(frames[0]):
+                if event[0] == Event.FIN:
+                    count = event[3]
+                    event = [*event, ids[:count]]
+                    ids = ids[count:]
+                self._book(event)
+                self.backlog.append(event)
+            assert not ids, "ids of frame 2 that no FIN claims"
+
+    def _book(self, event: list[Any]) -> None:
+        kind, call = event[0], event[1]
+        if call == 0:
+            self.session_events.append(event)
+            return
+        reply = self.calls[call]
+        assert not reply.done, f"an event after the end of call {call}: {event}"
+        if kind == Event.TOKEN:
+            reply.tokens.extend(event[2])
+        elif kind == Event.FIN:
+            reply.result = abi.BY_NAME[reply.name].result(*event[2])
+            reply.ids, reply.done = event[4], True
+        elif kind == Event.ERR:
+            reply.errno, reply.message, reply.done = event[2], event[3], True
+
+
+class Sim:
+    """A kernel on the null driver."""
+
+    def __init__(self, seed: int = 0, path: str = "null:vocab=251", **config: Any) -> None:
+        defaults: dict[str, Any] = {
+            "device": "null0", "model": "null", "num_blocks": 64, "block_size": 16,
+            "prefill_chunk": 32, "target_us": 0, "max_restarts": 1 << 30,
+        }  # fmt: skip
+        self.random = Random(seed)
+        self.clock = Clock()
+        self.front = SimFront()
+        self.link = LoopbackLink("null0")
+        self.config = Config(Path("/nowhere"), model_dir=path, **(defaults | config))
+        self.system = System(
+            self.config, self.link, Fifo(), self.clock, Random(seed + 1), UID, 4242
+        )
+        self.kernel = Kernel(self.system, self.front)
+        self.clients: list[SimClient] = []
+        self.system.device.start()
+        self.until(lambda: self.system.device.state is DeviceState.UP)
+
+    @property
+    def pool(self) -> Any:
+        return self.system.device.pool
+
+    def client(self, hello: bool = True) -> SimClient:
+        """Connect a program."""
+        client = SimClient(self, len(self.clients))
+        self.clients.append(client)
+        if hello:
+            assert client.ask("hello", f"c{len(self.clients)}").errno == 0
+        return client
+
+    def turn(self, pump: int = 1 << 30) -> None:
+        """One turn of the kernel, then let the driver work on `pump` messages."""
+        self.clock.now += 0.001
+        self.kernel.turn()
+        self.link.pump(pump)
+        for client in self.clients:
+            client.read()
+
+    def until(self, condition: Any, turns: int = 20_000) -> None:
+        """Turn until the condition holds."""
+        for _ in range(turns):
+            if condition():
+                return
+            self.turn()
+        raise AssertionError(f"not reached in {turns} turns")
+
+    def settle(self) -> None:
+        """Turn until nothing runs, nothing is in flight and nothing is due."""
+        device = self.system.device
+        self.until(
+            lambda: not device.requests and device.idle and device.state is DeviceState.UP
+        )
+
+    # --- what must be left ---------------------------------------------------------------------
+
+    def check(self) -> None:
+        """The invariants that hold at any moment between turns."""
+        k = self.system
+        self.pool.check()
+        tables: dict[int, int] = {}
+        for ctx in k.contexts():
+            for block in ctx.blocks:
+                tables[id(block)] = tables.get(id(block), 0) + 1
+                assert block.refs >= 1
+        seen = {id(b): b for ctx in k.contexts() for b in ctx.blocks}
+        for key, block in seen.items():
+            assert block.refs == tables[key], "refs are the tables that name the block"
+        counters = k.counters
+        live = sum(request.infer is not None for request in k.device.requests)
+        assert counters.admitted == counters.finished + counters.failed + live
+
+    def check_empty(self) -> None:
+        """Nothing is left: no block, no task but init, no open call."""
+        self.settle()
+        self.check()
+        counts = self.pool.counts
+        assert (counts.used, counts.limbo) == (0, 0), counts
+        assert counts.free == counts.total - counts.reserved
+        assert [task.pid for task in self.system.tasks] == [1]
+        assert self.system.num_contexts == 0
+        assert not self.system.again
+        self.check_zero(range(1, counts.total))
+
+    def check_zero(self, blocks: Any) -> None:
+        """Free blocks hold nothing: the driver's checksums are those of zeros."""
+        link = self.link
+        device = self.system.device
+        value = device._value + 1
+        link.send(
+            base.Submit(
+                device.epoch, base.Queue.COMPUTE, value, (), 0,
+                (base.Checksum(base.ints(blocks)),),
+            )
+        )  # fmt: skip
+        device._value = value
+        link.pump()
+        complete = link.receive()
+        assert isinstance(complete, base.Complete), complete
+        assert len(set(complete.results[0])) <= 1, "a free block holds something"

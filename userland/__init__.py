@@ -1,0 +1,1 @@
+"""Programs: everything that reaches the kernel through system calls only."""

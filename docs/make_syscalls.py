@@ -1,7 +1,7 @@
 """Write docs/syscalls.md from the ABI table.
 
-    python docs/make_syscalls.py            write it
-    python docs/make_syscalls.py --check    exit 1 if it is not what the table says
+python docs/make_syscalls.py            write it
+python docs/make_syscalls.py --check    exit 1 if it is not what the table says
 """
 
 import inspect

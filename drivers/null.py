@@ -80,7 +80,7 @@ class NullDriver:
                 if i in want:
                     hist=b"".join(bytes(pool[self.block(b)]) for b in blocks)[:(p+1)*SLOT]
                     for j in range(0,len(hist),SLOT):
-                        if hist[j:j+SLOT]==zero: raise DriverFault(FaultKind.PLAN_INVALID,f"read of unwritten slot {j}")
+                        if hist[j:j+SLOT]==zero: raise DriverFault(FaultKind.PLAN_INVALID,f"read of unwritten slot {j} of {len(hist)} kvl {kvl[s]} blocks {blocks}")
                     self.rows.append(hist)
     def sample(self,s):
         temp=base.read_reals(s.temperature); seed=base.read_seeds(s.seed); pos=read_ints(s.position); nl=read_ints(s.num_logprobs)

@@ -19,11 +19,10 @@ from drivers import base
 from kernel.block import BlockPool
 from kernel.context import Context
 from kernel.link import Link, LinkDown
-from kernel.panic import check
 from kernel.policy import Policy
 from kernel.request import Request, Token
 from kernel.sched import Scheduler, StepLimits
-from kernel.step import step_ops
+from kernel.step import Entry, step_ops
 from syscalls.errors import EIO, ENODEV, KernelError
 
 log = logging.getLogger(__name__)
@@ -293,17 +292,23 @@ class Device:
         if self.state is not DeviceState.UP or self._in_flight:
             return []
         entries, copies = self.sched.plan()
-        if not entries and not self.pool.has_dirty:
-            return []
+        failed = self._submit(entries, copies) if entries else []
+        self.sched.make_room()
+        if not self._in_flight and self.state is DeviceState.UP and self.pool.has_dirty:
+            failed += self._submit([], [])
+        return failed
+
+    def _submit(self, entries: list[Entry], copies: list[tuple[int, int]]) -> list[Outcome]:
         self._value += 1
         dirty = self.pool.take_dirty(self._value)
         ops = step_ops(MODEL, self._value, entries, copies, dirty)
-        check(bool(ops), "a step without ops")
         self._in_flight, self._heard = self._value, self._clock()
         if entries:
             self.sched.submitted(self._value, entries)
         try:
-            self.link.send(base.Submit(self.epoch, base.Queue.COMPUTE, self._value, (), MODEL, ops))
+            self.link.send(
+                base.Submit(self.epoch, base.Queue.COMPUTE, self._value, (), MODEL, ops)
+            )
         except LinkDown as down:
             return self._end_epoch(str(down))
         return []

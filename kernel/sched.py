@@ -48,6 +48,7 @@ class Scheduler:
         self._slots = list(range(limits.max_seqs - 1, -1, -1))
         self._generation = 0
         self._us_per_token = 0.0
+        self._starved: tuple[Request, list[Block]] | None = None
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -136,12 +137,8 @@ class Scheduler:
         ctx, size = request.ctx, self.pool.block_size
         wanted = [b for b in ctx.blocks[start // size : -(-end // size)] if b.id == NOT_RESIDENT]
         if wanted and (dry or len(wanted) > self.pool.num_free):
-            if not dry and not pager.make_room(
-                self.pool, self.policy, len(wanted), request,
-                self._contexts(), self.requests.values(),
-            ):  # fmt: skip
-                for block in wanted:
-                    self.pool.drop_origin(block)  # computing again needs one block less
+            if not dry:
+                self._starved = request, wanted
             request.become(RequestState.BLOCKED)
             return False
         for block in wanted:
@@ -169,6 +166,22 @@ class Scheduler:
         decoding = samples and end - start == 1
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)
         return Entry(request, start, end, writes, samples)
+
+    def make_room(self) -> None:
+        """Let the pager find blocks for the first request of the last plan that got none.
+
+        Only now that the plan is on its way: it may have named the blocks that go. Their scrub is
+        queued behind it.
+        """
+        if self._starved is None:
+            return
+        (request, wanted), self._starved = self._starved, None
+        found = pager.make_room(
+            self.pool, self.policy, len(wanted), request, self._contexts(), self.requests.values()
+        )
+        if not found:
+            for block in wanted:
+                self.pool.drop_origin(block)  # computing again needs one block less
 
     def submitted(self, value: int, entries: list[Entry]) -> None:
         """Note that the step is on its way under fence `value`."""

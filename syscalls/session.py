@@ -158,10 +158,9 @@ class Session:
         news: list[Pending] = []
         taken = 0
         for event in events:
-            pending, count = self._event(event, ids, taken)
+            about, count = self._event(event, ids, taken)
             taken += count
-            if pending is not None:
-                news.append(pending)
+            news += about
         if taken != len(ids):
             raise EPROTO(f"frame 2 has {len(ids)} ids, the results take {taken}")
         return news
@@ -175,7 +174,7 @@ class Session:
             pending.fail(self.lost)
         return failed
 
-    def _event(self, event: Any, ids: "array[int]", at: int) -> tuple[Pending | None, int]:
+    def _event(self, event: Any, ids: "array[int]", at: int) -> tuple[list[Pending], int]:
         if not (isinstance(event, list) and len(event) >= 2):
             raise EPROTO("an event is not [kind, call, ...]")
         kind, call, *rest = event
@@ -183,23 +182,23 @@ class Session:
             raise EPROTO("an event's kind and call id are whole numbers")
         try:
             if call == 0:
-                self._session_event(kind, rest)
-                return None, 0
-            return self._call_event(kind, call, rest, ids, at)
-        except (ValueError, TypeError):
+                return self._session_event(kind, rest), 0
+            pending, count = self._call_event(kind, call, rest, ids, at)
+            return [pending], count
+        except (ValueError, TypeError, OverflowError):
             raise EPROTO(f"event {kind} of call {call} is not of its form") from None
 
-    def _session_event(self, kind: int, rest: list[Any]) -> None:
+    def _session_event(self, kind: int, rest: list[Any]) -> list[Pending]:
         if kind == Event.ERR:
             error = _error(rest)
             self.events.append(error)
-            self.fail_all(error)
-        elif kind == Event.SIGNAL:
+            return self.fail_all(error)
+        if kind == Event.SIGNAL:
             (signal,) = rest[:1]
             self.events.append(Signalled(signal))
         elif kind == Event.EXIT:
             self.events.append(Exited(*rest[:3]))
-        # Other kinds are a newer kernel's; nobody waits for them.
+        return []  # other kinds are a newer kernel's; nobody waits for them
 
     def _call_event(
         self, kind: int, call: int, rest: list[Any], ids: "array[int]", at: int

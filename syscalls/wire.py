@@ -50,7 +50,10 @@ def pack_ids(ids: "Sequence[int] | array[int]") -> bytes:
         packed = ids if isinstance(ids, array) and ids.typecode == "i" else array("i", ids)
     except (TypeError, OverflowError) as error:
         raise EINVAL(f"token ids are whole numbers from 0 to {abi.INT32_MAX}: {error}") from None
-    return _little(packed).tobytes()
+    frame = _little(packed).tobytes()
+    if not frame[3::4].isascii():  # the sign bits
+        raise EINVAL(f"token ids are whole numbers from 0 to {abi.INT32_MAX}: one is negative")
+    return frame
 
 
 def unpack_ids(frame: bytes) -> "array[int]":
@@ -85,7 +88,7 @@ def unpack_events(frame: bytes) -> list[Any]:
     message = _decode(frame)
     if not (isinstance(message, list) and len(message) == 2 and isinstance(message[1], list)):
         raise EPROTO("the kernel's reply is not [version, events]")
-    if message[0] != abi.VERSION:
+    if type(message[0]) is not int or message[0] != abi.VERSION:
         raise EPROTO(
             f"the kernel speaks ABI {message[0]!r}, this library {abi.VERSION}",
             "install the same version of llmos-kernel for kernel and program",
@@ -142,8 +145,8 @@ def _decode(frame: bytes) -> Any:
 
 
 def _header(message: Any) -> tuple[int, int]:
-    if type(message) is not list or not message or message[0] != abi.VERSION:
-        spoken = message[0] if type(message) is list and message else None
+    spoken = message[0] if type(message) is list and message else None
+    if type(spoken) is not int or spoken != abi.VERSION:
         version = spoken if type(spoken) is int else "none"
         raise BadRequest(
             _call_id(message),

@@ -14,6 +14,8 @@ from tests.helpers.oracle import next_id
 from tests.helpers.sim import Reply, Sim, SimClient
 
 VOCAB = 251
+MOST_CONTEXTS = 10
+"""Of one client; then it frees."""
 LEGAL = {
     Errno.EBADCTX, Errno.EBUSY, Errno.ECANCELED, Errno.ENOMEM, Errno.E2BIG, Errno.EINVAL,
     Errno.ESRCH, Errno.EIO, Errno.EAGAIN,
@@ -47,13 +49,17 @@ class Member:
     def act(self) -> int:
         """Make one to four calls; return how many."""
         before = self.client._last
-        idle = [m for m in self.contexts.values() if m.infer is None]
-        busy = [m for m in self.contexts.values() if m.infer is not None]
+        # An infer that brought ids: whether it took them is known after the next turn.
+        known = [m for m in self.contexts.values() if not (m.infer and -m.infer.call in self.then)]
+        idle = [m for m in known if m.infer is None]
+        busy = [m for m in known if m.infer is not None]
         draw = self.random.random()
-        if draw < 0.2 or not self.contexts:
+        if known and len(self.contexts) >= MOST_CONTEXTS:
+            self._free(self.random.choice(known))
+        elif draw < 0.2 or not known:
             self._begin()
-        elif draw < 0.34 and self.contexts:
-            self._fork(self.random.choice(list(self.contexts.values())))
+        elif draw < 0.34:
+            self._fork(self.random.choice(known))
         elif draw < 0.46 and idle:
             self._append(self.random.choice(idle))
         elif draw < 0.66 and idle:
@@ -63,9 +69,9 @@ class Member:
         elif draw < 0.88 and busy:
             self._cancel(self.random.choice(busy))
         elif draw < 0.94:
-            self._read(self.random.choice(list(self.contexts.values())))
-        elif self.contexts:
-            self._free(self.random.choice(list(self.contexts.values())))
+            self._read(self.random.choice(known))
+        else:
+            self._free(self.random.choice(known))
         return self.client._last - before
 
     def _ids(self, most: int) -> list[int]:
@@ -219,7 +225,7 @@ class Crowd:
         while self.calls < calls:
             for _ in range(self.random.randint(1, 8)):
                 member = self.random.choice(self.members)
-                if member.alive:
+                if member.alive and self._reads(member):
                     self.calls += member.act()
             self._trouble(deaths)
             self.turn()
@@ -233,9 +239,18 @@ class Crowd:
         sim.kernel.turn()
         for member in self.members:
             member.see(member.client.take())
-            member.settle_accepted()
+            if self._reads(member):
+                member.settle_accepted()
+        note = sim.system.device.note
+        assert "PLAN_INVALID" not in note, f"the driver refused a plan: {note}"
         if self.random.random() < 0.9:
             sim.link.pump(1)
+
+    def _reads(self, member: Member) -> bool:
+        """The client has read everything that the kernel had for it."""
+        route = member.client.route
+        session = self.sim.system.sessions.get(route)
+        return route not in self.sim.front.blocked and not (session and session.outbox)
 
     def _trouble(self, deaths: float) -> None:
         draw = self.random.random()
@@ -247,6 +262,12 @@ class Crowd:
             self._signal(self.random.choice(self.members))
         elif draw < 7 * deaths:
             self.sim.client(hello=False).send_raw([self.random.randbytes(20)])
+        elif draw < 9 * deaths:
+            self._stall(self.random.choice(self.members))
+
+    def _stall(self, member: Member) -> None:
+        """A client stops reading, or reads again."""
+        self.sim.front.blocked ^= {member.client.route}
 
     def _replace(self, index: int) -> None:
         """A program dies by itself or is killed by another; a new one takes its place."""
@@ -273,6 +294,7 @@ class Crowd:
 
     def leave(self) -> None:
         """Everybody goes: by exit, by death, or by freeing all contexts first."""
+        self.sim.front.blocked.clear()
         for member in self.members:
             draw = self.random.random()
             if member.stopped:

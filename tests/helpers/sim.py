@@ -230,9 +230,18 @@ class Sim:
         seen = {id(b): b for ctx in k.contexts() for b in ctx.blocks}
         for key, block in seen.items():
             assert block.refs == tables[key], "refs are the tables that name the block"
+        self._check_free_blocks_are_zero()
         counters = k.counters
         live = sum(request.infer is not None for request in k.device.requests)
         assert counters.admitted == counters.finished + counters.failed + live
+
+    def _check_free_blocks_are_zero(self) -> None:
+        """Now, not after what is queued: the driver's bytes are looked at directly."""
+        driver: Any = self.link._driver
+        if driver is None or self.system.device.state is not DeviceState.UP:
+            return
+        for block in list(self.pool._free):
+            assert not any(driver.pool[driver.block(block)]), f"free block {block} is not zero"
 
     def check_empty(self) -> None:
         """Nothing is left: no block, no task but init, no open call."""

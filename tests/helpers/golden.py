@@ -1,0 +1,100 @@
+"""The golden messages: one request of each built call and one reply of each event, by name.
+
+`python -m tests.helpers.golden` prints them as tests/data/golden_abi.json has them. Run it only to
+add a call or an event: what is in the file never changes, because kernels and programs in the
+field speak it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from syscalls import abi, wire
+from syscalls.abi import Event, Finish
+from syscalls.errors import Errno
+
+FILE = Path(__file__).resolve().parents[1] / "data" / "golden_abi.json"
+
+HANDLE = 3 << 24 | 7
+CALL = 2**40 + 5
+
+# Every field of every call has a value other than its default, where its type allows one.
+REQUESTS: dict[str, tuple[Any, ...]] = {
+    "hello": ("agent-1", bytes(range(32)), True, "someone"),
+    "spawn": ("child", True),
+    "exit": (3,),
+    "wait": (52, True),
+    "kill": (52, 9),
+    "stat_task": (52,),
+    "alloc_ctx": (HANDLE, "smollm2:135m", "notes", True),
+    "fork_ctx": (HANDLE, HANDLE + 1, "branch"),
+    "append": (HANDLE,),
+    "trim_ctx": (HANDLE, 17),
+    "free_ctx": (HANDLE,),
+    "read_ctx": (HANDLE, 16, 100),
+    "stat_ctx": (HANDLE,),
+    "infer": (HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), True, 5),
+    "cancel": (CALL - 1, 12),
+    "list_models": (),
+    "read_model": ("smollm2:135m", "config.json", 2**33),
+    "list_devices": (),
+    "snapshot": ("contexts", 256),
+    "shutdown": (2.5,),
+}
+IDS = {"append": (0, 1, 49151, 2**31 - 1), "infer": (7,)}
+
+RESULT = abi.InferResult(Finish.LENGTH, 300, 236, 220, 64, 1, 2**64 - 1)
+EVENTS: dict[str, list[Any]] = {
+    "FIN": [Event.FIN, CALL, RESULT, 0],
+    "ERR": [Event.ERR, CALL, Errno.E2BIG, "9000 ids", "shorten it", {"limit": 8192}],
+    "TOKEN": [Event.TOKEN, CALL, [17, 18], [-0.5, -1.25], [[[17, -0.5], [9, -2.0]], []]],
+    "PROGRESS": [Event.PROGRESS, CALL, "prefill", 512, 4096],
+    "SIGNAL": [Event.SIGNAL, 0, 15],
+    "REWIND": [Event.REWIND, CALL, 128],
+    "EXIT": [Event.EXIT, 0, 52, 137, "killed"],
+}
+
+
+def request(name: str) -> list[bytes]:
+    """Return the frames of a golden request."""
+    row = abi.BY_NAME[name]
+    args = tuple(row.args(*REQUESTS[name]))
+    flags = int(abi.Flag.QUEUE | abi.Flag.CHAIN) if name == "infer" else 0
+    frames = [wire.pack_request(row.number, CALL, flags, args)]
+    return [*frames, wire.pack_ids(IDS[name])] if name in IDS else frames
+
+
+def table() -> list[list[Any]]:
+    """Return what must never change of the table."""
+    rows: list[list[Any]] = []
+    for call in abi.CALLS:
+        fields = [list(row._fields) if row else None for row in (call.args, call.result)]
+        rows.append([call.number, call.name, *fields])
+    return rows
+
+
+def rows() -> dict[str, list[str]]:
+    """Return the fields of the rows that travel inside results."""
+    inner = (abi.TaskRow, abi.CtxRow, abi.PoolRow, abi.KernelRow, abi.ModelRow, abi.DeviceRow)
+    return {row.__name__: list(row._fields) for row in inner}
+
+
+def everything() -> dict[str, Any]:
+    """Return what the file holds."""
+    return {
+        "requests": {name: [frame.hex() for frame in request(name)] for name in REQUESTS},
+        "events": {name: wire.pack_events([event]).hex() for name, event in EVENTS.items()},
+        "table": table(),
+        "rows": rows(),
+        "errnos": {errno.name: int(errno) for errno in Errno},
+    }
+
+
+def recorded() -> dict[str, Any]:
+    """Return what was recorded."""
+    found: dict[str, Any] = json.loads(FILE.read_text())
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(everything(), indent=1))

@@ -1,0 +1,160 @@
+"""The suite is worth something only if it fails when it should: bugs, planted one at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kernel.block import Block, BlockPool
+from kernel.context import Context
+from kernel.panic import KernelPanic
+from kernel.sched import Scheduler
+from kernel.session import Session
+from tests.helpers.crowd import Crowd
+from tests.helpers.sim import Sim
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def wrong_block(patch: pytest.MonkeyPatch) -> None:
+    table = Context.table
+
+    def mixed_up(self: Context, length: int) -> Any:
+        right = table(self, length)
+        if len(right) > 2:
+            right[0], right[1] = right[1], right[0]
+        return right
+
+    patch.setattr(Context, "table", mixed_up)
+
+
+def early_reuse(patch: pytest.MonkeyPatch) -> None:
+    vacate = BlockPool._vacate
+
+    def at_once(self: BlockPool, block: Block) -> None:
+        self._free.append(block.id)
+        vacate(self, block)
+
+    patch.setattr(BlockPool, "_vacate", at_once)
+
+
+def free_before_the_fence(patch: pytest.MonkeyPatch) -> None:
+    take_dirty = BlockPool.take_dirty
+
+    def and_pass(self: BlockPool, value: int) -> list[int]:
+        ids = take_dirty(self, value)
+        self.fence_passed(value)
+        return ids
+
+    patch.setattr(BlockPool, "take_dirty", and_pass)
+    patch.setattr("kernel.device.step_ops", _scrub_last)
+
+
+def _scrub_last(model: int, number: int, entries: Any, copies: Any, dirty: list[int]) -> Any:
+    from kernel.step import step_ops
+
+    ops = step_ops(model, number, entries, copies, dirty)
+    return (*(op for op in ops if type(op).__name__ != "Scrub"),
+            *(op for op in ops if type(op).__name__ == "Scrub"))  # fmt: skip
+
+
+def skipped_copy(patch: pytest.MonkeyPatch) -> None:
+    take_over = Scheduler._take_over
+    patch.setattr(
+        Scheduler, "_take_over", lambda self, block, origin, copies: take_over(self, block, origin, [])
+    )
+
+
+def skipped_scrub(patch: pytest.MonkeyPatch) -> None:
+    take_dirty = BlockPool.take_dirty
+    patch.setattr(BlockPool, "take_dirty", lambda self, value: take_dirty(self, value)[1:])
+
+
+def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
+    def in_place(self: Context, offset: int) -> Block:
+        tail = self.blocks[-1]
+        del tail.ids[offset:]
+        return tail
+
+    patch.setattr(Context, "_own_tail", in_place)
+
+
+def kv_survives_the_driver(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BlockPool, "lose_all", lambda self: None)
+
+
+def leaked_block(patch: pytest.MonkeyPatch) -> None:
+    def never(self: BlockPool, block: Block) -> None:
+        block.refs -= 1
+
+    patch.setattr(BlockPool, "unref", never)
+
+
+def stale_cursor(patch: pytest.MonkeyPatch) -> None:
+    evict = BlockPool.evict
+
+    def quietly(self: BlockPool, block: Block) -> None:
+        evict(self, block)
+        self.generation -= 1
+
+    patch.setattr(BlockPool, "evict", quietly)
+
+
+def sealed_block_written_again(patch: pytest.MonkeyPatch) -> None:
+    span = Scheduler._span
+
+    def past(self: Scheduler, request: Any, budget: int) -> tuple[int, int]:
+        start, end = span(self, request, budget)
+        return max(0, start - 1), end
+
+    patch.setattr(Scheduler, "_span", past)
+
+
+def answered_twice(patch: pytest.MonkeyPatch) -> None:
+    finish = Session.finish
+
+    def twice(self: Session, call: int, *rest: Any) -> None:
+        row = self.open[call]
+        finish(self, call, *rest)
+        self.open[call] = row
+        finish(self, call, *rest)
+
+    patch.setattr(Session, "finish", twice)
+
+
+def lost_answer(patch: pytest.MonkeyPatch) -> None:
+    fail = Session.fail
+
+    def sometimes(self: Session, call: int, error: Any) -> None:
+        fail(self, call, error)
+        self._events.pop()
+
+    patch.setattr(Session, "fail", sometimes)
+
+
+PLANTS: list[Plant] = [
+    wrong_block, early_reuse, free_before_the_fence, skipped_copy, skipped_scrub,
+    no_copy_on_write, kv_survives_the_driver, leaked_block, stale_cursor,
+    sealed_block_written_again, answered_twice, lost_answer,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
+def test_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, KernelPanic, KeyError, IndexError)):
+        sim = Sim(3)
+        crowd = Crowd(sim, 24)
+        crowd.run(4_000, deaths=0.004, checks=0.05)
+        crowd.leave()
+        crowd.check_ended()
+        sim.check_empty()
+
+
+def test_without_a_bug_the_same_run_passes() -> None:
+    sim = Sim(3)
+    crowd = Crowd(sim, 24)
+    crowd.run(4_000, deaths=0.004, checks=0.05)
+    crowd.leave()
+    crowd.check_ended()
+    sim.check_empty()

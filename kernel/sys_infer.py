@@ -117,6 +117,8 @@ def check_room(k: System, ctx: Context, length: int, max_tokens: int) -> None:
 def deliver(k: System, outcome: Outcome) -> None:
     """Give a request what a step had for it: its next id, or its end."""
     request, what = outcome
+    if request.done:
+        return  # an earlier outcome of the same turn ended it
     if isinstance(what, KernelError):
         fail_request(k, request, what)
         return

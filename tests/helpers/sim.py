@@ -108,7 +108,7 @@ class SimClient:
         row = abi.BY_NAME[name]
         frames = [wire.pack_request(row.number, self._last, flags, args)]
         if ids is not None:
-            frames.append(wire.pack_ids(ids))
+            frames.append(array("i", ids).tobytes())
         self.send_raw(frames)
         return reply
 

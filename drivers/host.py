@@ -3,12 +3,16 @@
     python -m drivers.host --socket FD --bulk FD --device cpu0
 
 It reads messages from an inherited SEQPACKET socket (one per packet), hands them to the driver and
-sends what the driver emits. It lives no longer than the kernel: the socket's end of file ends it
-at once, even in the middle of a step, and so does the death of its parent. While a Load or Submit
-is being worked on, it sends a Heartbeat about once a second; idle, it never wakes.
+sends what the driver emits. The driver's module is imported when Hello comes. The host lives no
+longer than the kernel: the socket's end of file ends it at once, even in the middle of a step, and
+so does the death of its parent (of the thread that started it, as Linux has it). While it owes an
+answer it sends a Heartbeat about once a second; idle, it never wakes.
 
-Exit codes: 0 the kernel closed the socket, 65 the kernel sent no message of this ABI, 70 the
-driver failed in a way it does not know (the kernel was told DEVICE_LOST).
+A DriverFault of Hello or Load goes to the kernel as a Fault of value 0, and the host goes on. Any
+other exception is told as DEVICE_LOST, without its text, which may hold what a user wrote.
+
+Exit codes: 0 the kernel closed the socket or sent Close, 2 bad arguments, 70 the driver failed in
+a way that it does not know, 76 the kernel sent something that is no message of this ABI.
 """
 
 import argparse
@@ -37,75 +41,125 @@ PR_SET_PDEATHSIG = 1
 class Host:
     """One driver and its socket."""
 
-    def __init__(self, sock: socket.socket, bulk: memoryview, device: str) -> None:
+    def __init__(
+        self, sock: socket.socket, bulk: memoryview, device: str, heartbeat_s: float
+    ) -> None:
         self._socket = sock
-        self._driver = registry.open_driver(device, self._send, bulk)
-        self._sending = threading.Lock()  # Heartbeats and a driver's own threads send too
-        self._busy = threading.Event()
+        self._bulk = bulk
+        self._device = device
+        self._heartbeat_s = heartbeat_s
+        self._driver: base.Driver | None = None
+        self._lock = threading.Lock()  # the driver's own threads and the heartbeat send too
+        self._owed = 0  # answers
+        self._owes = threading.Event()
         self._epoch = 0
-        self._value = 0
+        self._fence = (0, 0)  # queue and value of the last Submit, (0, 0) in other work
 
     def serve(self) -> int:
         """Handle messages until the kernel closes the socket; return the exit code."""
-        for watcher in (self._watch_hangup, self._heartbeat):
-            threading.Thread(target=watcher, daemon=True).start()
-        while raw := self._socket.recv(base.MAX_MESSAGE):
+        for target in (self._watch_hangup, self._heartbeat):
+            threading.Thread(target=target, daemon=True).start()
+        while raw := self._receive():
             try:
                 message = base.decode(raw)
-            except base.BadMessage as error:
-                log.error("%s", error)
-                return 65
-            self._busy.set()
-            try:
+                if isinstance(message, base.Close):
+                    self._close()
+                    return 0
                 self._handle(message)
-            except base.DriverFault as fault:
-                self._send(base.Fault(self._epoch, 0, 0, fault.kind, fault.message, fault.items))
-            except Exception as error:  # noqa: BLE001 - the last resort: tell the kernel and go
-                log.exception("driver failed")
-                what = f"{type(error).__name__} in the driver"
-                lost = base.FaultKind.DEVICE_LOST
-                self._send(base.Fault(self._epoch, 0, self._value, lost, what, ()))
-                return 70
-            finally:
-                self._busy.clear()
+            except base.BadMessage as error:
+                log.error("the kernel sent no message of this ABI: %s", error)
+                return os.EX_PROTOCOL
+            except Exception as error:
+                log.exception("the driver of %s failed", self._device)
+                self._lost(error)
+                return os.EX_SOFTWARE
         return 0
 
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(base.MAX_MESSAGE)
+        except ConnectionResetError:
+            return b""  # closed with our messages unread
+
     def _handle(self, message: Any) -> None:
-        self._value = 0
+        if isinstance(message, base.Hello):
+            self._epoch = message.epoch
+        elif self._driver is None:
+            raise base.BadMessage(f"{type(message).__name__} before Hello")
+        submitted = isinstance(message, base.Submit)
+        self._fence = (message.queue, message.value) if submitted else (0, 0)
+        self._owe(1)
+        try:
+            answer = self._ask(message)
+        except base.DriverFault as fault:
+            answer = base.Fault(self._epoch, *self._fence, fault.kind, fault.message, fault.items)
+        if answer is not None:
+            self._send(answer)
+        if not submitted:
+            self._owe(-1)  # for a Submit when its Complete or Fault is sent
+
+    def _ask(self, message: Any) -> Any:
+        """Give a message to the driver; return the answer, if it is not emitted."""
+        if self._driver is None:
+            self._driver = registry.open_driver(self._device, self._send, self._bulk)
         match message:
-            case base.Submit():
-                self._value = message.value
-                self._driver.submit(message)
             case base.Hello():
-                self._epoch = message.epoch
-                self._send(self._driver.hello(message))
+                return self._driver.hello(message)
             case base.Load():
-                self._send(self._driver.load(message))
+                loaded = self._driver.load(message)
+                log.info("%s: %s loaded, %d blocks", self._device, loaded.arch, loaded.num_blocks)
+                return loaded
+            case base.Submit():
+                return self._driver.submit(message)
             case base.Unload():
-                self._driver.unload(message)
+                return self._driver.unload(message)
             case base.Stats():
-                self._send(self._driver.stats())
-            case base.Close():
-                self._driver.close()
-                self._socket.shutdown(socket.SHUT_RD)
+                return self._driver.stats()
+        raise base.BadMessage(f"{type(message).__name__} goes from a driver to the kernel")
 
     def _send(self, message: Any) -> None:
         raw = base.encode(message)
-        with self._sending:
-            self._socket.send(raw)
+        if len(raw) > base.MAX_MESSAGE:
+            name = type(message).__name__
+            raise ValueError(f"{name} of {len(raw)} bytes, the limit is {base.MAX_MESSAGE}")
+        try:
+            with self._lock:
+                self._socket.send(raw)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)  # the kernel has gone
+        if isinstance(message, base.Complete | base.Fault) and message.value:
+            self._owe(-1)
+
+    def _owe(self, change: int) -> None:
+        with self._lock:
+            self._owed += change
+            if self._owed > 0:
+                self._owes.set()
+            else:
+                self._owes.clear()
+
+    def _lost(self, error: Exception) -> None:
+        what = f"{type(error).__name__} in the driver; the log of the kernel has more"
+        lost = base.FaultKind.DEVICE_LOST
+        self._send(base.Fault(self._epoch, *self._fence, lost, what, ()))
+
+    def _close(self) -> None:
+        if self._driver is not None:
+            self._driver.close()
+
+    # --- threads ------------------------------------------------------------------------------
 
     def _heartbeat(self) -> None:
         pause = threading.Event()
-        while True:
-            self._busy.wait()
-            pause.wait(HEARTBEAT_S)
-            if self._busy.is_set():
-                self._send(base.Heartbeat(self._epoch, self._value))
+        while self._owes.wait():
+            pause.wait(self._heartbeat_s)
+            if self._owes.is_set():
+                self._send(base.Heartbeat(self._epoch, self._fence[1]))
 
     def _watch_hangup(self) -> None:
         """End the process as soon as the kernel's end of the socket is closed."""
         poller = select.poll()
-        poller.register(self._socket, select.POLLRDHUP)  # data does not wake it
+        poller.register(self._socket, select.POLLRDHUP)  # messages do not wake it
         poller.poll()
         os._exit(0)
 
@@ -117,32 +171,36 @@ def _tie_to_parent() -> None:
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
-        os._exit(0)  # it died in between
+        os._exit(0)  # it died in between; if before, the socket tells
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="drivers.host")
+    parser.add_argument("--socket", type=int, required=True, help="inherited SEQPACKET socket")
+    parser.add_argument("--bulk", type=int, required=True, help="inherited memfd")
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--heartbeat", type=float, default=HEARTBEAT_S, help="seconds")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="drivers.host")
-    parser.add_argument("--socket", type=int, required=True)
-    parser.add_argument("--bulk", type=int, required=True)
-    parser.add_argument("--device", required=True)
-    options = parser.parse_args()
-    _tie_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the kernel decides
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    options = _options()
+    _tie_to_parent()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold what users wrote
     setproctitle(f"llmos-driver {options.device}")
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    bulk = mmap.mmap(options.bulk, 0)
-    with socket.socket(fileno=options.socket) as sock:
-        try:
-            code = Host(sock, memoryview(bulk), options.device).serve()
-        except BrokenPipeError:
-            code = 0  # the kernel has gone
-    os._exit(code)  # the watchers never return
+    for fd in (options.socket, options.bulk):
+        os.set_inheritable(fd, False)  # a child that kept the socket would hide our death
+    bulk = memoryview(mmap.mmap(options.bulk, 0))
+    sock = socket.socket(fileno=options.socket)
+    code = Host(sock, bulk, options.device, options.heartbeat).serve()
+    os._exit(code)  # neither threads nor atexit hooks may hold it up
 
 
 if __name__ == "__main__":

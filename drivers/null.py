@@ -1,94 +1,301 @@
+"""Null driver: the reference, without a model. The kernel is built and tested on it.
+
+It keeps real bytes: a slot holds an 8-byte digest of (token, position, digest of the slot before),
+the slot before being read through the block table. The next id of a row is a digest of all slots
+of its sequence up to its position, read through the block table; above temperature 0 also of
+(seed, position). So a wrong block, an early reuse, a skipped copy, a stale import or an overwritten
+block changes the output. A slot that was never written is zero, and reading it is PLAN_INVALID.
+
+A token whose write goes to the null block has been computed before: its slot is read as it is, and
+where it does not hold what the token would give, the row's id changes.
+
+A Submit is a transaction: what a fault finds already written is put back.
+
+The builtin model: "null:vocab=512,step_us=0,token_us=0,eos=-1,max_ctx=8192,host_blocks=0". The two
+times are slept per Execute and per token, to look like a device.
+"""
+
 import hashlib
 import os
 import time
-from drivers import base
-from drivers.base import FaultKind, DriverFault, read_ints
+from bisect import bisect_right
+from pathlib import Path
+from typing import Any
 
-SLOT=8
-def slot_digest(token, position, prev):
-    return hashlib.blake2b(prev + token.to_bytes(4,"little",signed=True)+position.to_bytes(4,"little"), digest_size=SLOT).digest()
-def draw(history, temperature, seed, position, vocab):
-    h=hashlib.blake2b(history,digest_size=8)
-    if temperature>0: h.update(seed.to_bytes(8,"little")+position.to_bytes(4,"little"))
-    return int.from_bytes(h.digest(),"little")%vocab
+from drivers import base
+from drivers.base import Direction, DriverFault, FaultKind
+from drivers.null_model import (
+    SLOT,
+    ZERO,
+    Options,
+    draw,
+    draw_width,
+    logprob,
+    parse_options,
+    slot_digest,
+)
+from drivers.plan import Draws, Plan, Shape, invalid, shape_of
+from drivers.submit import Fences, check_ops
+
+MEMORY = 1 << 28
+"""Bytes that this device says it has, both tiers together."""
+MOST_BLOCKS = 1 << 16
+"""Of a pool that is sized by kv_bytes."""
+FEATURES = (
+    "copy_d2d", "copy_host", "scrub", "export", "import", "checksum",
+    "sample", "logprobs", "last_sample", "reset",
+)  # fmt: skip
+
 
 class NullDriver:
-    def __init__(self, emit, bulk):
-        self.emit=emit; self.bulk=bulk; self.last={}
-    def hello(self,h):
-        if h.major!=base.ABI[0] or h.schema!=base.schema_hash(): raise DriverFault(FaultKind.UNSUPPORTED,"abi")
-        self.epoch=h.epoch
-        return base.Ready(*base.ABI,base.schema_hash(),h.epoch,"null",h.device,os.getpid(),"digests",1<<30,1<<30,("float32","bfloat16"),(),"none")
-    def load(self,l):
-        name,_,opts=l.path.partition(":")
-        if name!="null": raise DriverFault(FaultKind.MODEL_LOAD,f"the null driver has only the builtin null, not {l.path}")
-        o=dict(vocab=512,step_us=0,token_us=0,eos=-1,max_ctx=8192)
-        for kv in filter(None,opts.split(",")):
-            k,v=kv.split("="); o[k]=int(v)
-        self.o=o; self.bs=l.block_size
-        self.n=l.num_blocks or min(1<<16,l.kv_bytes//(SLOT*l.block_size))
-        self.pool=bytearray(SLOT*self.bs*self.n)
-        self.emit(base.Estimate(l.model,0,SLOT*self.bs,self.n,1<<30))
-        return base.Loaded(l.model,"null",1,o["vocab"],l.max_ctx or o["max_ctx"],0,(o["eos"],) if o["eos"]>=0 else (),(base.KvGroup(1,"full",0,1,SLOT,l.dtype),),self.bs,SLOT*self.bs,self.n,l.dtype,4096,256,32768,0)
-    def unload(self,u): pass
-    def stats(self): return base.StatsReply(0,len(self.pool),0,0,0,0)
-    def close(self): pass
-    def submit(self,s):
-        t0=time.monotonic_ns()//1000; results=[]
-        try:
-            for op in s.ops:
-                r=self.run(op)
-                if r is not None: results.append(r)
-        except DriverFault as f:
-            self.emit(base.Fault(s.epoch,s.queue,s.value,f.kind,f.message,f.items)); return
-        self.emit(base.Complete(s.epoch,s.queue,s.value,t0,time.monotonic_ns()//1000,tuple(results)))
-    def block(self,b): return slice(b*self.bs*SLOT,(b+1)*self.bs*SLOT)
-    def run(self,op):
-        if isinstance(op,base.Copy):
-            data=[bytes(self.pool[self.block(b)]) for b in read_ints(op.src)]
-            for b,d in zip(read_ints(op.dst),data): self.pool[self.block(b)]=d
-        elif isinstance(op,base.Scrub):
-            for b in read_ints(op.blocks): self.pool[self.block(b)]=bytes(self.bs*SLOT)
-        elif isinstance(op,base.Checksum):
-            return tuple(hashlib.blake2b(self.pool[self.block(b)],digest_size=16).hexdigest() for b in read_ints(op.blocks))
-        elif isinstance(op,base.Execute): self.execute(op)
-        elif isinstance(op,base.Sample): return self.sample(op)
-    def execute(self,e):
-        tok,pos,qo,kvl=map(read_ints,(e.tokens,e.positions,e.qo_indptr,e.kv_len)); t=e.tables[0]
-        ip,bl,ws=map(read_ints,(t.indptr,t.blocks,t.write_slot)); pool=self.pool; bs=self.bs
-        if self.o["step_us"]: time.sleep(self.o["step_us"]/1e6)
-        self.rows=[]; want=set(read_ints(e.logit_rows)); zero=bytes(SLOT)
-        seen=set()
-        for w in ws:
-            if w>=bs and w in seen: raise DriverFault(FaultKind.PLAN_INVALID,"dup write")
-            seen.add(w)
-        def slot(blocks,p):
-            a=(blocks[p//bs]*bs+p%bs)*SLOT
-            return a
-        for s in range(len(kvl)):
-            blocks=bl[ip[s]:ip[s+1]]
-            if len(blocks)*bs<kvl[s]: raise DriverFault(FaultKind.PLAN_INVALID,"short table")
-            for i in range(qo[s],qo[s+1]):
-                p=pos[i]; a=slot(blocks,p)
-                if ws[i]>=bs:
-                    if ws[i]*SLOT!=a: raise DriverFault(FaultKind.PLAN_INVALID,"write slot")
-                    prev=zero
-                    if p:
-                        b=slot(blocks,p-1); prev=bytes(pool[b:b+SLOT])
-                        if prev==zero: raise DriverFault(FaultKind.PLAN_INVALID,f"read of unwritten slot block {blocks[(p-1)//bs]} offset {(p-1)%bs}")
-                    pool[a:a+SLOT]=slot_digest(tok[i],p,prev)
-                if i in want:
-                    hist=b"".join(bytes(pool[self.block(b)]) for b in blocks)[:(p+1)*SLOT]
-                    for j in range(0,len(hist),SLOT):
-                        if hist[j:j+SLOT]==zero: raise DriverFault(FaultKind.PLAN_INVALID,f"read of unwritten slot {j} of {len(hist)} kvl {kvl[s]} blocks {blocks}")
-                    self.rows.append(hist)
-    def sample(self,s):
-        temp=base.read_reals(s.temperature); seed=base.read_seeds(s.seed); pos=read_ints(s.position); nl=read_ints(s.num_logprobs)
-        ids=[draw(h,temp[r],seed[r],pos[r],self.o["vocab"]) for r,h in enumerate(self.rows)]
-        ti=[];tl=[];lp=[]
-        for r,i in enumerate(ids):
-            lp.append(-1.0 if nl[r]>=0 else 0.0)
-            for k in range(max(0,nl[r])): ti.append((i+k)%self.o["vocab"]); tl.append(-1.0-k)
-        return base.Sampled(base.ints(ids),bytes(len(ids)),base.reals(lp),base.ints(ti),base.reals(tl))
+    """A device of digests. Synchronous: a Submit is done when `submit` returns."""
 
-def open_driver(emit,bulk): return NullDriver(emit,bulk)
+    def __init__(self, emit: base.Emit, bulk: memoryview) -> None:
+        self.pool = bytearray()
+        self._host = bytearray()
+        self._emit = emit
+        self._bulk = bulk
+        self._epoch = 0
+        self._fences = Fences(0)
+        self._shape: Shape | None = None
+        self._options = Options()
+        self._block_bytes = 0
+        self._last: dict[int, tuple[int, int]] = {}  # slot -> generation, last sampled id
+        self._undo: list[tuple[bytearray, int, bytes]] = []
+        self._steps = self._tokens = self._busy_us = 0
+
+    # --- outside of steps ---------------------------------------------------------------------
+
+    def hello(self, hello: base.Hello) -> base.Ready:
+        """Begin the epoch; UNSUPPORTED if the kernel speaks another ABI."""
+        theirs, ours = (hello.major, hello.schema), (base.ABI[0], base.schema_hash())
+        if theirs != ours:
+            raise DriverFault(FaultKind.UNSUPPORTED, f"ABI {theirs}, this driver speaks {ours}")
+        self._epoch, self._fences = hello.epoch, Fences(hello.epoch)
+        return base.Ready(
+            *base.ABI, base.schema_hash(), hello.epoch, "null", hello.device, os.getpid(),
+            "digests instead of a model", MEMORY, MEMORY - len(self.pool) - len(self._host),
+            ("float32", "bfloat16"), FEATURES, "none",
+        )  # fmt: skip
+
+    def load(self, load: base.Load) -> base.Loaded:
+        """Make the pool."""
+        start = time.monotonic_ns()
+        if self._shape is not None:
+            raise DriverFault(FaultKind.MODEL_LOAD, f"model {self._shape.model} is loaded already")
+        options = parse_options(load.path)
+        if not 0 < load.block_size <= 4096:
+            raise DriverFault(FaultKind.MODEL_LOAD, f"block_size {load.block_size}, limit is 4096")
+        block_bytes = SLOT * load.block_size
+        num_blocks = load.num_blocks or min(load.kv_bytes // block_bytes, MOST_BLOCKS)
+        self._emit(base.Estimate(load.model, 0, block_bytes, num_blocks, MEMORY))
+        needed = (num_blocks + options.host_blocks) * block_bytes
+        if num_blocks < 2 or needed > MEMORY:
+            raise DriverFault(
+                FaultKind.OOM,
+                f"{num_blocks} blocks and {options.host_blocks} of the host tier take {needed} "
+                f"bytes; at least 2 blocks and at most {MEMORY} bytes are needed",
+            )
+        self.pool, self._host = (
+            bytearray(num_blocks * block_bytes), bytearray(options.host_blocks * block_bytes)
+        )  # fmt: skip
+        self._options, self._block_bytes = options, block_bytes
+        loaded = base.Loaded(
+            load.model, "null", 1, options.vocab,
+            min(load.max_ctx, options.max_ctx) or options.max_ctx, 0,
+            (options.eos,) if options.eos >= 0 else (),
+            (base.KvGroup(1, "full", 0, 1, SLOT // 2, "uint8"),), load.block_size, block_bytes,
+            num_blocks, load.dtype, 4096, 256, 32768, (time.monotonic_ns() - start) // 1000,
+        )  # fmt: skip
+        self._shape = shape_of(loaded, len(self._bulk), options.host_blocks)
+        return loaded
+
+    def unload(self, unload: base.Unload) -> None:
+        """Give the pool back."""
+        self.pool, self._host, self._shape = bytearray(), bytearray(), None
+        self._last.clear()
+
+    def stats(self) -> base.StatsReply:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return base.StatsReply(
+            pages * os.sysconf("SC_PAGESIZE"), len(self.pool) + len(self._host),
+            self._steps, self._tokens, self._busy_us, 0,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing is ever pending."""
+
+    def block(self, block: int) -> slice:
+        """Return where a block lies in its pool."""
+        return slice(block * self._block_bytes, (block + 1) * self._block_bytes)
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def submit(self, submit: base.Submit) -> None:
+        """Run all ops, or none."""
+        start = time.monotonic_ns() // 1000
+        fence = submit.epoch, submit.queue, submit.value
+        self._undo.clear()
+        last = dict(self._last)
+        try:
+            self._fences.accept(submit)
+            results = self._run(check_ops(submit, self._shape, last))
+        except DriverFault as fault:
+            for store, where, before in reversed(self._undo):
+                store[where : where + len(before)] = before
+            self._last = last
+            self._emit(base.Fault(*fence, fault.kind, fault.message, fault.items))
+            return
+        end = time.monotonic_ns() // 1000
+        self._busy_us += end - start
+        self._emit(base.Complete(*fence, start, end, results))
+
+    def _run(self, ops: list[tuple[Any, Any]]) -> tuple[Any, ...]:
+        results: list[Any] = []
+        step: tuple[Plan, list[bytes]] | None = None
+        for op, read in ops:
+            match op:
+                case base.Execute():
+                    step = read, self._execute(read)
+                case base.Sample():
+                    assert step is not None
+                    results.append(self._sample(read, *step))
+                case base.Reset():
+                    self._last[op.slot] = op.generation, read[-1]
+                case base.Checksum():
+                    results.append([self._checksum(block) for block in read])
+                case _:
+                    self._move(op, read)
+        return tuple(results)
+
+    def _write(self, store: bytearray, start: int, data: bytes) -> None:
+        end = start + len(data)
+        self._undo.append((store, start, bytes(store[start:end])))
+        store[start:end] = data
+
+    def _move(self, op: Any, read: Any) -> None:
+        """Run an op on whole blocks."""
+        match op:
+            case base.Scrub():
+                for block in read:
+                    self._write(self.pool, self.block(block).start, bytes(self._block_bytes))
+            case base.Copy():
+                tiers = {
+                    Direction.D2D: (self.pool, self.pool), Direction.D2H: (self.pool, self._host),
+                    Direction.H2D: (self._host, self.pool), Direction.H2H: (self._host, self._host),
+                }  # fmt: skip
+                source, target = tiers[Direction(op.direction)]
+                data = [bytes(source[self.block(block)]) for block in read[0]]
+                for block, content in zip(read[1], data, strict=True):
+                    self._write(target, self.block(block).start, content)
+            case base.Export():
+                raw = b"".join(self.pool[self.block(block)] for block in read)
+                self._bulk[op.offset : op.offset + len(raw)] = raw
+            case base.Import():
+                for index, block in enumerate(read):
+                    start = op.offset + index * self._block_bytes
+                    raw = bytes(self._bulk[start : start + self._block_bytes])
+                    self._write(self.pool, self.block(block).start, raw)
+
+    def _checksum(self, block: int) -> str:
+        return hashlib.blake2b(self.pool[self.block(block)], digest_size=16).hexdigest()
+
+    def _execute(self, plan: Plan) -> list[bytes]:
+        """Store all tokens, then return the history of each logit row."""
+        options, num_tokens = self._options, len(plan.tokens)
+        if options.step_us or options.token_us:
+            time.sleep((options.step_us + options.token_us * num_tokens) / 1e6)
+        self._steps += 1
+        self._tokens += num_tokens
+        own: dict[int, bytes] = {}
+        # By position: what a sequence reads of another one in the same step is stored before.
+        for s in sorted(range(len(plan.kv_len)), key=lambda s: plan.positions[plan.qo_indptr[s]]):
+            self._store(s, plan, own)
+        seen: dict[int, bytes] = {}
+        rows = []
+        for row in plan.logit_rows:
+            s = bisect_right(plan.qo_indptr, row) - 1
+            if s not in seen:
+                seen[s] = self._history(s, plan)
+            end = (plan.positions[row] + 1) * SLOT
+            rows.append(seen[s][:end] + own.get(row, b""))
+        return rows
+
+    def _store(self, s: int, plan: Plan, own: dict[int, bytes]) -> None:
+        """Store a sequence's tokens; note in `own` those whose filled slot holds another digest."""
+        table, pool = plan.tables[0], self.pool
+        first, last = plan.qo_indptr[s], plan.qo_indptr[s + 1]
+        size = self._block_bytes // SLOT
+        blocks = table.blocks[table.indptr[s] : table.indptr[s + 1]]
+        position = plan.positions[first]
+        prev = self._read(blocks, position - 1) if position else ZERO
+        for index in range(first, last):
+            token = plan.tokens[index]
+            if token == base.LAST_SAMPLE:
+                token = self._last[plan.slots[s]][1]
+            digest = slot_digest(token, position, prev)
+            slot = table.write_slot[index]
+            if slot >= size:
+                start = slot * SLOT
+                self._undo.append((pool, start, bytes(pool[start : start + SLOT])))
+                pool[start : start + SLOT] = prev = digest
+            else:
+                prev = self._read(blocks, position)
+                if prev != digest:
+                    own[index] = digest
+            position += 1
+
+    def _read(self, blocks: Any, position: int) -> bytes:
+        """Return the slot of a position; PLAN_INVALID if it was never written."""
+        size = self._block_bytes // SLOT
+        start = (blocks[position // size] * size + position % size) * SLOT
+        digest = bytes(self.pool[start : start + SLOT])
+        if digest == ZERO:
+            raise self._unwritten(blocks, position)
+        return digest
+
+    def _unwritten(self, blocks: Any, position: int) -> DriverFault:
+        size = self._block_bytes // SLOT
+        block, offset = blocks[position // size], position % size
+        return invalid(f"position {position} is read at block {block} offset {offset}: not written")
+
+    def _history(self, s: int, plan: Plan) -> bytes:
+        """Return the slots of a sequence, read through its table."""
+        table, pool, size = plan.tables[0], self.pool, self._block_bytes
+        first, num_slots = table.indptr[s], plan.kv_len[s]
+        blocks = table.blocks[first : first + -(-num_slots * SLOT // size)]
+        raw = b"".join([pool[block * size : (block + 1) * size] for block in blocks])
+        history = raw[: num_slots * SLOT]
+        hole = history.find(ZERO)
+        while hole >= 0:
+            if hole % SLOT == 0:
+                raise self._unwritten(blocks, hole // SLOT)
+            hole = history.find(ZERO, hole + 1)
+        return history
+
+    def _sample(self, draws: Draws, plan: Plan, rows: list[bytes]) -> base.Sampled:
+        vocab = self._options.vocab
+        ids: list[int] = []
+        logprobs: list[float] = []
+        top_ids: list[int] = []
+        top_logprobs: list[float] = []
+        for r, history in enumerate(rows):
+            temperature, seed, position = draws.temperature[r], draws.seed[r], draws.position[r]
+            width = draw_width(draws.top_k[r], draws.top_p[r], draws.min_p[r], vocab)
+            drawn = draw(history, temperature, seed, position, vocab, width)
+            ids.append(drawn)
+            s, count = draws.rows[r], draws.num_logprobs[r]
+            self._last[plan.slots[s]] = plan.generations[s], drawn
+            greedy = draw(history, 0, 0, 0, vocab) if count >= 0 else drawn
+            logprobs.append(logprob((drawn - greedy) % vocab) if count >= 0 else 0)
+            top_ids += [(greedy + k) % vocab for k in range(count)]
+            top_logprobs += [logprob(k) for k in range(count)]
+        return base.Sampled(
+            base.ints(ids), bytes(len(ids)), base.reals(logprobs),
+            base.ints(top_ids), base.reals(top_logprobs),
+        )  # fmt: skip
+
+
+def open_driver(emit: base.Emit, bulk: memoryview) -> base.Driver:
+    """Return a null driver."""
+    return NullDriver(emit, bulk)

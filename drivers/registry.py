@@ -7,16 +7,19 @@ from drivers import base
 
 MODULES = {"null": "drivers.null", "cpu": "drivers.cpu.driver"}
 """Kinds that are built."""
+PLANNED = ("cuda", "tpu")
+"""Kinds whose names are taken."""
 
 
 def open_driver(device: str, emit: base.Emit, bulk: memoryview) -> base.Driver:
     """Return the driver of a device such as cpu0; UNSUPPORTED if there is none of its kind."""
-    match = re.fullmatch(r"([a-z]+)[0-9]+", device)
-    module = MODULES.get(match[1]) if match else None
-    if module is None:
-        known = ", ".join(f"{kind}0" for kind in MODULES)
+    match = re.fullmatch(r"([a-z]+)[0-9]{1,3}", device)
+    kind = match[1] if match else ""
+    if kind not in MODULES:
+        known = ", ".join(f"{name}0" for name in MODULES)
+        what = "is not built yet" if kind in PLANNED else "is no device"
         raise base.DriverFault(
-            base.FaultKind.UNSUPPORTED, f"there is no driver for {device}; built are {known}"
+            base.FaultKind.UNSUPPORTED, f"{device} {what}; there are drivers for {known}"
         )
-    factory: base.DriverFactory = import_module(module).open_driver
+    factory: base.DriverFactory = import_module(MODULES[kind]).open_driver
     return factory(emit, bulk)

@@ -176,6 +176,8 @@ class Kernel:
             self._close(session, "its program closed the connection")
             return
         self._note_stall(session)
+        if session.over and not session.open and not session.outbox:
+            self._close(session, "it has said exit")
 
     def _note_stall(self, session: Session) -> None:
         """Hold the requests of a client that does not read, until it does."""

@@ -30,6 +30,7 @@ class Session:
         self.host_pid = pid
         self.task: Task | None = None
         self.ended = ""  # why the session has no task any more
+        self.over = False  # its task has exited: nothing more is to come
         self.connection = 0
         self.last_call = 0
         self.last_handle = -1

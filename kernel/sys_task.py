@@ -73,7 +73,8 @@ def sys_spawn(k: System, caller: Caller, args: Spawn) -> Done:
 
 
 def sys_exit(k: System, caller: Caller, args: Exit) -> Done:
-    """End the calling task; the session goes on without one."""
+    """End the calling task, and with it the session, once the answer is out."""
+    caller.session.over = True
     end_task(k, caller.task, args.status, "exit", but=caller.call)
     return Done(Nothing())
 

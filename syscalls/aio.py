@@ -26,6 +26,7 @@ import zmq
 from syscalls import abi, ctxflow
 from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
+from syscalls.aiocontext import Stream as Stream
 from syscalls.channel import Channel, gone, pump
 from syscalls.child import discard, spawn
 from syscalls.client import EXIT_S, HELLO_S, Raw, credentials, no_answer

@@ -26,6 +26,10 @@ _ENDS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 
+# A day: the channel is closed long before. -1, which would mean never, makes libzmq drop the pipe
+# at the disconnect, with what the kernel had sent last still in it.
+_NEVER_MS = 24 * 3600 * 1000
+
 
 class Channel:
     """Messages to and from one kernel."""
@@ -38,7 +42,7 @@ class Channel:
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):
             self.socket.setsockopt(option, 0)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(_ENDS)
         self.monitor.setsockopt(zmq.LINGER, 0)
         self.socket.connect(address)

@@ -14,7 +14,7 @@ from re import sub
 from typing import TYPE_CHECKING, Any
 
 from syscalls import abi
-from syscalls.errors import ESRCH, KernelError
+from syscalls.errors import EINVAL, ESRCH, KernelError
 from syscalls.flow import Caller, Flow
 from syscalls.ticket import launch
 
@@ -83,7 +83,9 @@ def spawn(
     caller: Caller, program: str | Sequence[str], name: str | None, detached: bool
 ) -> Flow[abi.SpawnResult]:
     """Make the task of a child; its name is the program's unless given."""
-    command = program if isinstance(program, str) else Path(program[0]).name if program else ""
+    if not program:
+        raise EINVAL("an empty command cannot be started")
+    command = program if isinstance(program, str) else Path(program[0]).name
     valid = sub(r"[^A-Za-z0-9._-]+", "-", name or command)[:64] or "task"
     result: abi.SpawnResult = yield from caller.ask("spawn", valid, detached)
     return result

@@ -20,7 +20,7 @@ class Shield:
     __slots__ = ("_handler", "_held")
 
     def __enter__(self) -> None:
-        self._held = False
+        self._held: FrameType | None = None
         self._handler: Any = None
         if threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGINT)
@@ -33,8 +33,8 @@ class Shield:
             return
         handler, self._handler = self._handler, None
         signal.signal(signal.SIGINT, handler)
-        if self._held:
-            handler(signal.SIGINT, None)
+        if self._held is not None:
+            handler(signal.SIGINT, self._held)
 
-    def _hold(self, _number: int, _frame: FrameType | None) -> None:
-        self._held = True
+    def _hold(self, _: int, frame: FrameType | None) -> None:
+        self._held = frame

@@ -38,7 +38,7 @@ def launch(
 
 
 def _cannot_start(argv: Sequence[str], error: OSError) -> KernelError:
-    why = f"cannot start {argv[0] if argv else 'an empty command'}: {error.strerror}"
+    why = f"cannot start {argv[0]}: {error.strerror}"
     return EPERM(why) if isinstance(error, PermissionError) else ENOENT(why)
 
 

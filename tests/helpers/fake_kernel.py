@@ -48,7 +48,7 @@ class Running:
 
 
 class FakeKernel:
-    """See the module. `gate`: step only when that many infers are in flight."""
+    """See the module. `gate`: the first step waits until that many infers are in flight."""
 
     def __init__(self, directory: Path) -> None:
         self.address = f"ipc://{directory}/kernel.sock"
@@ -58,7 +58,7 @@ class FakeKernel:
         self.requests: list[wire.Request] = []
         self.contexts: dict[int, list[int]] = {}
         self.running: list[Running] = []
-        self.gate = 1
+        self.gate = 0
         self.chunk = abi.MODEL_CHUNK
         self.page = 100
         self.host_pid = 0
@@ -70,6 +70,7 @@ class FakeKernel:
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 1000)
+        self._router.setsockopt(zmq.SNDHWM, 0)  # it would drop what a slow client has not taken
         self._router.bind(self.address)
         self._thread = threading.Thread(target=self._loop)
         self.failure: BaseException | None = None
@@ -116,14 +117,16 @@ class FakeKernel:
     def _turn(self, ready: dict[Any, int]) -> bool:
         if self._stop in ready:
             return False
-        if self._router in ready:
-            peer, *frames = self._router.recv_multipart()
-            return self._request(peer, frames)
-        return self._step()
+        if self._ready():  # before requests, so that a test knows what came before its call
+            return self._step()
+        peer, *frames = self._router.recv_multipart()
+        return self._request(peer, frames)
 
     def _ready(self) -> bool:
-        moving = [run for run in self.running if not run.script or run.script[0] is not HOLD]
-        return len(self.running) >= self.gate and bool(moving)
+        if len(self.running) < self.gate:
+            return False
+        self.gate = 0  # open from now on
+        return any(not run.script or run.script[0] is not HOLD for run in self.running)
 
     def _request(self, peer: bytes, frames: list[bytes]) -> bool:
         try:
@@ -134,9 +137,11 @@ class FakeKernel:
         self._peers.add(peer)
         self.requests.append(request)
         name = request.row.name
-        handler = self.replace.get(name) or getattr(self, f"_{name}")
         try:
-            reply = handler(request) if name in self.replace else handler(request, peer)
+            if name in self.replace:
+                reply = self.replace[name](request)
+            else:
+                reply = getattr(self, f"_{name}")(request, peer)
         except KernelError as error:
             self._error(peer, request.call, error)
             return True

@@ -19,6 +19,7 @@ from kernel.ipc import Arrival
 from kernel.link import LoopbackLink
 from kernel.loop import Kernel
 from kernel.policy import Fifo
+from kernel.sys_task import task_row
 from kernel.system import System
 from syscalls import abi, wire
 from syscalls.abi import Event
@@ -231,6 +232,8 @@ class Sim:
         for key, block in seen.items():
             assert block.refs == tables[key], "refs are the tables that name the block"
         self._check_free_blocks_are_zero()
+        shares = sum(task_row(k, task).blocks for task in k.tasks)
+        assert abs(shares - self.pool.counts.used) < 1e-6, "ps and the allocator agree"
         counters = k.counters
         live = sum(request.infer is not None for request in k.device.requests)
         assert counters.admitted == counters.finished + counters.failed + live

@@ -26,6 +26,17 @@ def test_crowd(seed: int) -> None:
     live(seed, 3_000)
 
 
+def test_ps_and_the_allocator_agree_at_a_thousand_moments() -> None:
+    sim = Sim(21)
+    crowd = Crowd(sim, 16)
+    moments = 0
+    while moments < 1_000:
+        crowd.run(crowd.calls + 1, checks=1.0)  # the check is made after every turn
+        moments += 1
+    crowd.leave()
+    sim.check_empty()
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(20))
 def test_crowd_of_10_000_calls(seed: int) -> None:

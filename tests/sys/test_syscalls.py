@@ -654,3 +654,10 @@ def test_shutdown_lets_requests_end_then_cancels() -> None:
     sim.turn()
     assert sim.kernel.stopped and long.result.finish == Finish.CANCELLED
     assert [task.pid for task in sim.system.tasks] == [1]
+
+
+def test_idle_kernel_sleeps_until_something_comes(sim: Sim) -> None:
+    client = sim.client()
+    greedy(client, context(client, [1]), 3)
+    sim.settle()
+    assert sim.kernel.timeout() is None

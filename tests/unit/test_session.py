@@ -388,6 +388,7 @@ def test_rows() -> None:
     assert make_row(abi.LengthResult, [5]) == abi.LengthResult(5)
     assert make_row(abi.LengthResult, [5, 6]) == abi.LengthResult(5)
     assert make_row(None, [5]) == [5]
-    for wrong in ([], None, {}, 5):
+    wrongs: list[Any] = [[], None, {}, 5]
+    for wrong in wrongs:
         with pytest.raises(EPROTO, match="LengthResult"):
             make_row(abi.LengthResult, wrong)

@@ -1,0 +1,68 @@
+"""The machine under the CPU driver: its name, cores and memory, and torch's threads."""
+
+import ctypes
+import platform
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEEP_BYTES = 1 << 30
+
+
+def cpu_name() -> str:
+    """Return the processor's own name for itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def set_threads(wanted: int, deterministic: bool) -> int:
+    """Set torch's threads to `wanted`, or to the cores that there are; return the number.
+
+    Rounded down to a power of two in deterministic mode, see `drivers.cpu.driver`.
+    """
+    allowed = len(psutil.Process().cpu_affinity())
+    threads = wanted or min(psutil.cpu_count(logical=False) or allowed, allowed)
+    if deterministic:
+        threads = 1 << (threads.bit_length() - 1)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def keep_freed_memory() -> None:
+    """Tell malloc to keep what is freed, where that can be told.
+
+    A step frees and takes the same megabytes hundreds of times; giving them back to the system each
+    time costs more than the arithmetic that is done in them.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
+            libc.mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
+
+
+def memory_total() -> int:
+    """Return the bytes of memory that this process may have."""
+    return min(int(psutil.virtual_memory().total), _group_limit())
+
+
+def memory_free() -> int:
+    """Return the bytes of memory that can be had now."""
+    free = int(psutil.virtual_memory().available)
+    limit = _group_limit()
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit < 1 << 62 and used.exists():
+        free = min(free, max(limit - int(used.read_text()), 0))
+    return free
+
+
+def _group_limit() -> int:
+    """Return the limit of the container, if it has one."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return int(text) if text.isdecimal() else 1 << 62

@@ -1,0 +1,93 @@
+"""Attention whose bits depend on the sequence alone: what `deterministic` mode runs on.
+
+Queries go in tiles of TILE rows that lie at fixed positions (0 to TILE - 1, and so on), each at its
+own row of the tile, the others zero, over all keys up to the tile's end, rounded up to SPAN_BLOCKS
+blocks. So whichever step computes a position, alone or among others, and whatever else is in the
+batch, its matmuls have the same shapes and it lies at the same row of them. Keys behind a position
+have weight zero exactly: they are zeroed or masked. A step of one token costs as much as one of
+TILE.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drivers.base import NULL_BLOCK
+from drivers.cpu.attention import Arena, Heads, Part
+from drivers.pool import KvPool
+
+TILE = 16
+SPAN_BLOCKS = 4
+
+
+class OrderedTile:
+    """The rows of one sequence that lie within one tile of positions."""
+
+    def __init__(
+        self, pool: KvPool, arena: Arena, heads: Heads, part: Part, first: int, end: int
+    ) -> None:
+        self._pool, self._arena, self._heads = pool, arena, heads
+        size, start = pool.shape.block_size, part.kv_len - part.count
+        base = first // TILE * TILE
+        span = size * SPAN_BLOCKS
+        self._length = -(-(base + TILE) // span) * span
+        blocks = np.full(self._length // size, NULL_BLOCK, np.int64)
+        used = -(-end // size)
+        blocks[:used] = part.blocks[:used]
+        self._spans = pool.key_spans(torch.from_numpy(blocks))
+        self._rows = slice(part.start + first - start, part.start + end - start)
+        self._inside, self._stored = slice(first - base, end - base), end
+        positions = torch.arange(base, base + TILE)[:, None]
+        mask = torch.zeros(TILE, self._length, dtype=pool.shape.dtype)
+        self._mask = mask.masked_fill_(torch.arange(self._length) > positions, -math.inf)
+
+    def run(self, layer: int, queries: Tensor, out: Tensor) -> None:
+        """Attend for this tile's rows of queries and out, both [T, heads * head_dim]."""
+        h, take = self._heads, self._arena.take
+        kv = take("kv", 2, self._length, h.kv_heads * h.head_dim)
+        self._pool.gather(layer, self._spans, kv)
+        kv[:, self._stored :] = 0
+        keys, values = kv.view(2, -1, h.kv_heads, h.head_dim).transpose(1, 2)
+        tile = take("tile", h.kv_heads, h.group, TILE, h.head_dim).zero_()
+        mine = queries[self._rows].view(-1, h.kv_heads, h.group, h.head_dim).permute(1, 2, 0, 3)
+        torch.mul(mine, h.scale, out=tile[:, :, self._inside])
+        scores = take("scores", h.kv_heads, h.group * TILE, self._length)
+        torch.bmm(tile.view(h.kv_heads, -1, h.head_dim), keys.transpose(1, 2), out=scores)
+        scores.view(h.kv_heads, h.group, TILE, -1).add_(self._mask)
+        torch.softmax(scores, -1, out=scores)
+        sums = take("sums", h.kv_heads, h.group * TILE, h.head_dim)
+        torch.bmm(scores, values, out=sums)
+        result = sums.view(h.kv_heads, h.group, TILE, -1)[:, :, self._inside].permute(2, 0, 1, 3)
+        out[self._rows].view(result.shape).copy_(result)
+
+
+class OrderedAttention:
+    """What one step stores and reads, layer by layer, in deterministic mode."""
+
+    def __init__(
+        self, pool: KvPool, arena: Arena, heads: Heads, slots: Tensor, parts: Sequence[Part]
+    ) -> None:
+        self._pool = pool
+        self._rows = pool.key_slots(slots)
+        self._tiles = [
+            OrderedTile(pool, arena, heads, part, first, end)
+            for part in parts
+            for first, end in _cut(part.kv_len - part.count, part.kv_len)
+        ]
+
+    def run(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Store keys and values [T, kv_heads * D], then attend for queries [T, heads * D]."""
+        self._pool.store(layer, self._rows, keys, values)
+        out = torch.empty(queries.shape, dtype=queries.dtype)
+        for tile in self._tiles:
+            tile.run(layer, queries, out)
+        return out
+
+
+def _cut(start: int, end: int) -> list[tuple[int, int]]:
+    """Cut positions at multiples of TILE."""
+    edges = [start, *range(start // TILE * TILE + TILE, end, TILE), end]
+    return list(zip(edges, edges[1:], strict=False))

@@ -1,0 +1,151 @@
+"""Submit: the order of fences, and the checks of all ops before the first of them runs.
+
+`Fences` knows what was submitted. `check_ops` looks at every op of a Submit and raises PLAN_INVALID
+(UNSUPPORTED for a host tier that is not there, SLOT_LOST for a last sample that nobody has); then
+nothing has run. It returns each op with its buffers read:
+
+    Reset   -> ids              Copy   -> (src, dst)     Execute -> Plan
+    Scrub, Export, Import, Checksum -> blocks            Sample  -> Draws
+"""
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from drivers import base
+from drivers.base import NULL_BLOCK, Direction, DriverFault, FaultKind
+from drivers.plan import (
+    Plan,
+    Shape,
+    check_execute,
+    check_length,
+    check_range,
+    check_sample,
+    invalid,
+    read_ints,
+)
+
+MAX_CHECKSUMS = 4096
+"""Blocks of one Checksum, so that the answer fits into one message."""
+COMPUTE_ONLY = (base.Reset, base.Execute, base.Sample)
+HOST_SOURCE = (Direction.H2D, Direction.H2H)
+HOST_TARGET = (Direction.D2H, Direction.H2H)
+
+
+class Fences:
+    """Passed fences of one epoch, for drivers that finish a Submit before they take the next."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._passed = dict.fromkeys(base.Queue, 0)
+
+    def accept(self, submit: base.Submit) -> None:
+        """Check the fence and the waits of a Submit; its fence counts as passed from here on."""
+        epoch, queue, value = submit.epoch, submit.queue, submit.value
+        if epoch != self._epoch:
+            raise invalid(f"a Submit of epoch {epoch} in epoch {self._epoch}")
+        passed = self._passed.get(queue)  # type: ignore[call-overload]
+        if passed is None:
+            raise invalid(f"queue {queue}, there are {len(self._passed)}")
+        if value != passed + 1:
+            raise invalid(f"value {value} on queue {queue} after {passed}; values rise by one")
+        self._passed[base.Queue(queue)] = value
+        for wait in submit.waits:
+            reached = self._passed.get(wait.queue, 0)  # type: ignore[call-overload]
+            if wait.epoch != epoch or wait.queue == queue or not 0 < wait.value <= reached:
+                raise invalid(f"a wait for {tuple(wait)}, which was never submitted")
+
+
+def check_ops(
+    submit: base.Submit, shape: Shape | None, last: Mapping[int, tuple[int, int]]
+) -> list[tuple[Any, Any]]:
+    """Check all ops of a Submit; return (op, what was read of it) for each.
+
+    `last` has the last sample of a slot as (generation, id).
+    """
+    if shape is None or submit.model != shape.model:
+        raise invalid(f"model {submit.model} is not loaded")
+    known = {slot: generation for slot, (generation, _) in last.items()} if submit.ops else {}
+    plan: Plan | None = None
+    checked: list[tuple[Any, Any]] = []
+    for op in submit.ops:
+        kind = type(op)
+        if kind in COMPUTE_ONLY and submit.queue != base.Queue.COMPUTE:
+            raise invalid(f"{kind.__name__} on queue {submit.queue}, it runs on queue 0 only")
+        read: Any
+        if kind is base.Execute:
+            read = plan = check_execute(op, shape)
+            _check_slots(plan, known)
+        elif kind is base.Sample:
+            read = check_sample(op, plan, shape)
+            assert plan is not None
+            known.update((plan.slots[s], plan.generations[s]) for s in read.rows)
+        elif kind is base.Reset:
+            read = check_reset(op, shape)
+            known[op.slot] = op.generation
+        elif kind is base.Copy:
+            read = check_copy(op, shape)
+        else:
+            read = check_blocks(op, shape)
+        checked.append((op, read))
+    return checked
+
+
+def _check_slots(plan: Plan, known: dict[int, int]) -> None:
+    """Refuse a LAST_SAMPLE of a slot whose last sample is not there."""
+    if base.LAST_SAMPLE not in plan.tokens:
+        return
+    lost = [
+        plan.slots[s]
+        for s in range(len(plan.slots))
+        if base.LAST_SAMPLE in plan.tokens[plan.qo_indptr[s] : plan.qo_indptr[s + 1]]
+        and known.get(plan.slots[s]) != plan.generations[s]
+    ]
+    if lost:
+        raise DriverFault(FaultKind.SLOT_LOST, f"no last sample of slots {lost}", lost)
+
+
+def check_reset(reset: base.Reset, shape: Shape) -> "array[int]":
+    """Check a Reset; return its ids."""
+    ids = read_ints(reset.ids)
+    if not 0 <= reset.slot < shape.max_seqs:
+        raise invalid(f"slot {reset.slot}, there are {shape.max_seqs}")
+    if not ids:
+        raise invalid(f"the Reset of slot {reset.slot} has no ids")
+    check_range("id", ids, 0, shape.vocab)
+    return ids
+
+
+def check_copy(copy: base.Copy, shape: Shape) -> tuple["array[int]", "array[int]"]:
+    """Check a Copy; return its source and target blocks."""
+    if copy.direction not in list(Direction):
+        raise invalid(f"direction {copy.direction} of a Copy")
+    src, dst = read_ints(copy.src), read_ints(copy.dst)
+    check_length("dst", dst, len(src))
+    for blocks, host in (
+        (src, copy.direction in HOST_SOURCE),
+        (dst, copy.direction in HOST_TARGET),
+    ):
+        if host and not shape.num_host_blocks:
+            raise DriverFault(FaultKind.UNSUPPORTED, "this device has no host tier")
+        check_range("block", blocks, not host, shape.num_host_blocks if host else shape.num_blocks)
+    if len(set(dst)) != len(dst):
+        raise invalid("two copies go to the same block")
+    return src, dst
+
+
+def check_blocks(op: Any, shape: Shape) -> "array[int]":
+    """Check a Scrub, Checksum, Export or Import; return its blocks."""
+    if not isinstance(op, base.Scrub | base.Checksum | base.Export | base.Import):
+        raise invalid(f"{type(op).__name__} is no op")
+    blocks = read_ints(op.blocks)
+    check_range("block", blocks, NULL_BLOCK, shape.num_blocks)
+    if isinstance(op, base.Checksum) and len(blocks) > MAX_CHECKSUMS:
+        raise invalid(f"checksums of {len(blocks)} blocks, the limit is {MAX_CHECKSUMS}")
+    if isinstance(op, base.Import) and len(set(blocks)) != len(blocks):
+        raise invalid("a block would be imported twice")
+    if isinstance(op, base.Export | base.Import):
+        end = op.offset + len(blocks) * shape.block_bytes
+        if op.offset < 0 or end > shape.bulk_bytes:
+            raise invalid(f"bulk bytes {op.offset} to {end}, the window has {shape.bulk_bytes}")
+    return blocks

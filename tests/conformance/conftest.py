@@ -1,0 +1,78 @@
+"""Fixtures of the conformance suite: every test runs on every driver of BENCHES.
+
+`device` is a driver in this process, cleaned for the test. A test that is to run in a real host
+process too says `@pytest.mark.parametrize("transport", ["loopback", "host"], indirect=True)`.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.device import Bench, Device, open_rig
+
+NULL = Bench(
+    name="null",
+    device="null0",
+    model=lambda folder: "null:vocab=251,host_blocks=8",
+    faults_on_unwritten=True,
+    host_blocks=8,
+)
+BENCHES = [NULL]
+
+
+class Devices:
+    """Opened devices of the session, by bench and transport: loading a model is not free."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+        self._paths: dict[str, str] = {}
+        self._open: dict[tuple[str, str], Device] = {}
+
+    def path(self, bench: Bench) -> str:
+        """Return the path of a bench's model, made once."""
+        if bench.name not in self._paths:
+            self._paths[bench.name] = bench.model(self._folders.mktemp(bench.name))
+        return self._paths[bench.name]
+
+    def device(self, bench: Bench, transport: str) -> Device:
+        """Return a loaded device."""
+        key = bench.name, transport
+        if key not in self._open:
+            self._open[key] = Device(open_rig(bench, transport), bench, self.path(bench))
+        return self._open[key]
+
+    def close(self) -> None:
+        for device in self._open.values():
+            device.rig.close()
+
+
+@pytest.fixture(scope="session")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
+    opened = Devices(tmp_path_factory)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=BENCHES, ids=lambda bench: bench.name)
+def bench(request: pytest.FixtureRequest) -> Bench:
+    chosen: Bench = request.param
+    return chosen
+
+
+@pytest.fixture
+def model_path(bench: Bench, devices: Devices) -> str:
+    """What Load.path names."""
+    return devices.path(bench)
+
+
+@pytest.fixture
+def transport(request: pytest.FixtureRequest) -> str:
+    chosen: str = getattr(request, "param", "loopback")
+    return chosen
+
+
+@pytest.fixture
+def device(bench: Bench, transport: str, devices: Devices) -> Device:
+    opened = devices.device(bench, transport)
+    opened.renew()
+    return opened

@@ -105,7 +105,7 @@ class NullDriver:
             min(load.max_ctx, options.max_ctx) or options.max_ctx, 0,
             (options.eos,) if options.eos >= 0 else (),
             (base.KvGroup(1, "full", 0, 1, SLOT // 2, "uint8"),), load.block_size, block_bytes,
-            num_blocks, load.dtype, 4096, 256, 32768, (time.monotonic_ns() - start) // 1000,
+            num_blocks, load.dtype, 2048, 256, 32768, (time.monotonic_ns() - start) // 1000,
         )  # fmt: skip
         self._shape = shape_of(loaded, len(self._bulk), options.host_blocks)
         return loaded

@@ -57,6 +57,16 @@ def socket_path(address: str) -> Path:
     return Path(rest)
 
 
+def locate(environ: Mapping[str, str]) -> str:
+    """Return the address to connect to; EPERM if its door is not the caller's own."""
+    where = address(environ)
+    directory = socket_path(where).parent
+    # Whoever names a socket outright is believed; a derived one may have been put there by others.
+    if not environ.get("LLMOS_HOST") and directory.exists():
+        check_owner(directory)
+    return where
+
+
 def check_owner(directory: Path) -> None:
     """Raise EPERM unless a socket's directory is the caller's own and closed to others."""
     found = directory.stat()

@@ -15,6 +15,7 @@ Cancelling a waiting coroutine ends the wait, not the call: a stream can be canc
 """
 
 import asyncio
+import os
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,16 +25,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import zmq
 
 from syscalls import abi, ctxflow
+from syscalls.address import locate
 from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
 from syscalls.aiocontext import Stream as Stream
 from syscalls.channel import Channel, gone, pump
 from syscalls.child import discard, spawn
-from syscalls.client import EXIT_S, HELLO_S, Raw, credentials, no_answer
+from syscalls.client import EXIT_S, HELLO_S, Raw, no_answer
 from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
-from syscalls.ticket import launch
+from syscalls.ticket import inherited, launch
 
 if TYPE_CHECKING:
     from syscalls.text import TextModel
@@ -49,9 +51,9 @@ async def connect(
     timeout: float | None = None,
 ) -> "Task":
     """Open a session and become a task; see `syscalls.connect`."""
-    secret, where = credentials(ticket, address)
-    task = Task(Channel(where), timeout)
+    task = Task(Channel(locate(os.environ) if address is None else address), timeout)
     try:
+        secret = inherited(os.environ) if ticket is None else ticket
         await task.greet(name or program_name(), secret, durable)
     except BaseException:
         task.abandon()
@@ -124,8 +126,7 @@ class Task:
 
     async def wait(self, pid: int = 0) -> abi.WaitResult:
         """Wait until a child (0: any) has ended, and take its status."""
-        result: abi.WaitResult = await self.run_for(self.caller.ask("wait", pid), None)
-        return result
+        return await self.run_for(self.caller.wait(pid), None)
 
     async def kill(self, pid: int, sig: int = abi.Sig.TERM) -> None:
         """Send a signal to a task."""

@@ -44,12 +44,11 @@ class Child:
         """Wait until the task has ended, and take its status; its process has ended then, too."""
         if self.process is None:
             return self._task.wait(self.pid)
-        pidfd = os.pidfd_open(self.process.pid) if self.process.poll() is None else None
+        pidfd = os.pidfd_open(self.process.pid)  # readable at once if it has ended, not reaped yet
         try:
             result = self._task.wait_beside(self.pid, pidfd)
         finally:
-            if pidfd is not None:
-                os.close(pidfd)
+            os.close(pidfd)
         reap(self.process)
         return result
 

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import zmq
 
-from syscalls import abi, address, ctxflow, ticket
+from syscalls import abi, ctxflow
+from syscalls.address import locate
 from syscalls.channel import Channel, gone, pump
 from syscalls.child import Child, end_unattached, start
 from syscalls.context import Context
@@ -33,6 +34,7 @@ from syscalls.errors import ECONNRESET, ENOTSUP, ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
 from syscalls.shield import Shield
+from syscalls.ticket import inherited
 
 if TYPE_CHECKING:
     from syscalls.text import TextModel
@@ -61,24 +63,15 @@ def connect(
 
     `timeout` limits in seconds how long each call may wait, except wait and infer (ETIMEDOUT).
     """
-    secret, where = credentials(ticket, address)
-    task = Task(Channel(where), timeout)
+    task = Task(Channel(locate(os.environ) if address is None else address), timeout)
     try:
+        # Not before there is a kernel: a ticket that has been read is gone.
+        secret = inherited(os.environ) if ticket is None else ticket
         task.greet(name or program_name(), secret, durable)
     except BaseException:
         task.abandon()
         raise
     return task
-
-
-def credentials(secret: bytes | None, where: str | None) -> tuple[bytes | None, str]:
-    """Return the ticket and address to use, from the arguments or else the environment."""
-    if where is None:
-        where = address.address(os.environ)
-        directory = address.socket_path(where).parent
-        if not os.environ.get("LLMOS_HOST") and directory.exists():
-            address.check_owner(directory)
-    return secret or ticket.inherited(os.environ), where
 
 
 def no_answer(where: str, limit: float) -> ECONNRESET:
@@ -143,8 +136,7 @@ class Task:
 
     def wait(self, pid: int = 0) -> abi.WaitResult:
         """Wait until a child (0: any) has ended, and take its status."""
-        result: abi.WaitResult = self.run_for(self.caller.ask("wait", pid), None)
-        return result
+        return self.run_for(self.caller.wait(pid), None)
 
     def kill(self, pid: int, sig: int = abi.Sig.TERM) -> None:
         """Send a signal to a task."""
@@ -208,11 +200,13 @@ class Task:
 
     def wait_beside(self, pid: int, pidfd: int | None) -> abi.WaitResult:
         """Wait for a child while watching its host process."""
-        call = self.caller.call("wait", pid)
-        if pidfd is not None and not self._wait(call, None, pidfd):
-            self.run_for(end_unattached(self.caller, pid), None)
-        result: abi.WaitResult = self.run_for(finish(call), None)
-        return result
+        call = self.caller.waiting(pid)
+        try:
+            if pidfd is not None and not self._wait(call, None, pidfd):
+                self.run_for(end_unattached(self.caller, pid), None)
+        finally:
+            self.caller.leave(pid, call)
+        return self.wait(pid)
 
     # --- the end ------------------------------------------------------------------------------
 

@@ -156,6 +156,10 @@ class ContextFlow:
         child.length = length
         child.conversation = self.conversation.copy()
         child.conversation.trim(length)
+        running = self.generation
+        if running is not None and not running.ended and length >= running.start:
+            # A fork in the middle of an answer: what has arrived of it is the child's, too.
+            child.conversation.answered(running.output.text, running.start, length)
         return child
 
     def trim(self, length: int) -> Flow[int]:

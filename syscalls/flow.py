@@ -10,6 +10,7 @@ So each procedure that takes several calls (paging, a forked family, cancel and 
 once. If a waiting flow is interrupted it is closed, and undoes or gives up what it had begun.
 """
 
+import json
 import sys
 from array import array
 from collections.abc import Callable, Generator, Sequence
@@ -43,6 +44,7 @@ class Caller:
     def __init__(self, session: Session, send: Callable[[list[bytes]], None]) -> None:
         self.session = session
         self._send = send
+        self._unheard: dict[int, Pending] = {}
         self._texts: dict[str, TextModel | None] = {}
 
     def call(
@@ -73,6 +75,24 @@ class Caller:
         result: abi.HelloResult = yield from self.ask("hello", name, ticket, durable)
         self.session.bind(result.connection)
         return result
+
+    def wait(self, pid: int) -> Flow[abi.WaitResult]:
+        """Wait for a child; if that is interrupted, the next wait for it takes the answer."""
+        call = self.waiting(pid)
+        try:
+            result: abi.WaitResult = yield from finish(call)
+        except GeneratorExit:
+            self.leave(pid, call)
+            raise
+        return result
+
+    def waiting(self, pid: int) -> Pending:
+        """Return a wait call that was interrupted before, or else a new one."""
+        return self._unheard.pop(pid, None) or self.call("wait", pid)
+
+    def leave(self, pid: int, call: Pending) -> None:
+        """Keep a wait call for later: its answer takes the child's status out of the kernel."""
+        self._unheard[pid] = call
 
     def snapshot(self, what: str, row: Any) -> Flow[list[Any]]:
         """Return all rows of one kind, a page at a time."""
@@ -134,7 +154,11 @@ def _text_model(tokenizer: bytes, template: bytes | None, config: bytes | None) 
     # Tokenizer and template libraries load here, at the first text, not on import.
     from syscalls.text import TextModel
 
-    return TextModel(tokenizer, template, config)
+    return TextModel(
+        tokenizer.decode(),
+        template.decode() if template is not None else None,
+        json.loads(config) if config is not None else {},
+    )
 
 
 def program_name() -> str:

@@ -69,10 +69,11 @@ def test_loaded_keeps_what_the_estimate_promised(device: Device) -> None:
 
 
 def test_the_largest_plan_fits_into_a_message(device: Device) -> None:
+    """With an eighth to spare for the copies and scrubs that ride along."""
     limits = device.loaded
     plan = 4 * (3 * limits.max_tokens + limits.max_block_refs)
     per_sequence = 4 * (2 + 3 + 1) + 4 * 9
-    assert plan + limits.max_seqs * per_sequence <= base.MAX_MESSAGE
+    assert plan + limits.max_seqs * per_sequence <= base.MAX_MESSAGE * 7 // 8
 
 
 def test_canonical_blocks_have_the_size_that_their_groups_say(device: Device) -> None:

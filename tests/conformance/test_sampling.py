@@ -101,9 +101,7 @@ def test_logprobs(again: Again) -> None:
 def test_logprobs_are_per_row(device: Device) -> None:
     sequences = [Again(device, seed) for seed in range(4)]
     counts = [3, -1, 0, 1]
-    rows = device.step(
-        *(s.part(num_logprobs=n) for s, n in zip(sequences, counts, strict=True))
-    )
+    rows = device.step(*(s.part(num_logprobs=n) for s, n in zip(sequences, counts, strict=True)))
     assert [len(row.top) for row in rows] == [3, 0, 0, 1]
     assert rows[1].logprob == 0.0
     assert rows[2].logprob < 0.0

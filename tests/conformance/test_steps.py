@@ -121,9 +121,7 @@ def test_fork_by_copy_equals_recompute(
     assert device.same(device.decode(first, PROMPT, blocks, COUNT), reference), "the parent"
 
 
-def test_two_sequences_read_shared_blocks_in_one_step(
-    device: Device, prompt: list[int]
-) -> None:
+def test_two_sequences_read_shared_blocks_in_one_step(device: Device, prompt: list[int]) -> None:
     shared = device.take(2)
     device.step(Part(prompt[:32], 0, shared, draws=False))
     ends = [device.prompt(5, seed=21), device.prompt(9, seed=22)]
@@ -168,9 +166,7 @@ def test_an_overwritten_block_changes_the_output_of_its_users_only(device: Devic
     first = [device.prefill(p, t) for p, t in zip(prompts, tables, strict=True)]
 
     def outputs() -> list[list[Drawn]]:
-        return [
-            device.decode(f, PROMPT, t, COUNT) for f, t in zip(first, tables, strict=True)
-        ]
+        return [device.decode(f, PROMPT, t, COUNT) for f, t in zip(first, tables, strict=True)]
 
     before = outputs()
     device.copy([tables[3][1]], [tables[1][1]])

@@ -105,7 +105,10 @@ class HostProcess:
         poller.register(self.socket, select.POLLIN)
         if not poller.poll(timeout_s * 1000):
             return None
-        raw = self.socket.recv(base.MAX_MESSAGE)
+        try:
+            raw = self.socket.recv(base.MAX_MESSAGE)
+        except ConnectionResetError:
+            raw = b""  # it died with messages of ours unread
         if not raw:
             raise EOFError
         return base.decode(raw)

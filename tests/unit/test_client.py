@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -496,22 +496,44 @@ def test_a_kernel_that_breaks_the_protocol(
 # --- interrupts -----------------------------------------------------------------------------------
 
 
+def interrupted(use: Callable[[], object]) -> None:
+    """Interrupt a call while the kernel has nothing to say, so while the client waits."""
+    main = threading.main_thread().ident
+    assert main is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        use()
+    timer.join()
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_a_wait_does_not_lose_the_status(kernel: FakeKernel, task: Task) -> None:
+    child = task.spawn("worker")
+    interrupted(child.wait)
+    child.kill(9)
+    assert child.wait() == (52, 137, "killed")
+    assert kernel.names().count("wait") == 1
+
+
+def test_ctrl_c_in_the_wait_for_a_process(kernel: FakeKernel, task: Task) -> None:
+    program = "import sys; sys.stdin.read()"
+    child = task.spawn([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    assert child.process is not None and child.process.stdin is not None
+    interrupted(child.wait)
+    child.process.stdin.close()
+    assert child.wait() == (52, 137, "killed")
+    assert kernel.names().count("wait") == 1
+
+
 def test_ctrl_c_in_a_stream_leaves_the_session_in_order(kernel: FakeKernel, task: Task) -> None:
     ctx = task.alloc_ctx()
     ctx.append([1])
     kernel.outputs.append([11, 12, HOLD])
     stream = ctx.infer()
     assert [next(stream).id, next(stream).id] == [11, 12]
-    main = threading.main_thread().ident
-    assert main is not None
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    # The kernel has nothing more to say: the interrupt comes while the client waits.
-    timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(stream)
-    timer.join()
-    signal.signal(signal.SIGINT, before)
+    interrupted(lambda: next(stream))
     assert stream.cancel() == 3
     assert (stream.finish, stream.ids) == ("cancelled", [11, 12])
     assert ctx.read() == [1, 11, 12]
@@ -637,6 +659,19 @@ def test_a_program_that_the_kernel_knows_is_left_to_it(kernel: FakeKernel, task:
     child = task.spawn([sys.executable, "-c", "raise SystemExit(4)"])
     assert child.wait() == (52, 4, "program ended")
     assert "kill" not in kernel.names()
+
+
+def test_a_ticket_is_not_lost_to_a_kernel_that_is_not_there(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"x" * 32)
+    os.close(writer)
+    monkeypatch.setenv("LLMOS_TICKET_FD", str(reader))
+    with pytest.raises(ECONNRESET):
+        connect(address=f"ipc://{tmp_path}/other.sock")
+    with connect(address=kernel.address):
+        assert kernel.tickets == [b"x" * 32]
 
 
 @pytest.mark.parametrize("number", ["nonsense", "-1", "999999"])

@@ -69,7 +69,11 @@ def sample(logits: Tensor, draws: Draws) -> Sampled:
     logprobs, top_ids, top_logprobs = _logprobs(logits, ids, draws.num_logprobs)
     logprobs = [value if ok else 0.0 for value, ok in zip(logprobs, finite.tolist(), strict=True)]
     return Sampled(
-        ints(ids.tolist()), bytes(flags.tolist()), reals(logprobs), ints(top_ids), reals(top_logprobs)
+        ints(ids.tolist()),
+        bytes(flags.tolist()),
+        reals(logprobs),
+        ints(top_ids),
+        reals(top_logprobs),
     )
 
 

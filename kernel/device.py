@@ -306,9 +306,7 @@ class Device:
         if entries:
             self.sched.submitted(self._value, entries)
         try:
-            self.link.send(
-                base.Submit(self.epoch, base.Queue.COMPUTE, self._value, (), MODEL, ops)
-            )
+            self.link.send(base.Submit(self.epoch, base.Queue.COMPUTE, self._value, (), MODEL, ops))
         except LinkDown as down:
             return self._end_epoch(str(down))
         return []

@@ -5,7 +5,6 @@ parent watches the process as well: when it ends without ever having become the 
 ended too, and nobody waits forever.
 """
 
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -44,11 +43,7 @@ class Child:
         """Wait until the task has ended, and take its status; its process has ended then, too."""
         if self.process is None:
             return self._task.wait(self.pid)
-        pidfd = os.pidfd_open(self.process.pid)  # readable at once if it has ended, not reaped yet
-        try:
-            result = self._task.wait_beside(self.pid, pidfd)
-        finally:
-            os.close(pidfd)
+        result = self._task.wait_beside(self.pid, self.process)
         reap(self.process)
         return result
 

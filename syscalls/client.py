@@ -15,6 +15,7 @@ A Task belongs to one thread, and to the host process that made it. Leaving the 
 """
 
 import os
+import subprocess
 import time
 from array import array
 from collections.abc import Mapping, Sequence
@@ -198,15 +199,23 @@ class Task:
         call = self.caller.call(name, *args, ids=ids)
         return Raw(self.run_for(finish(call), None), list(call.ids))
 
-    def wait_beside(self, pid: int, pidfd: int | None) -> abi.WaitResult:
-        """Wait for a child while watching its host process."""
+    def wait_beside(self, pid: int, process: "subprocess.Popen[bytes]") -> abi.WaitResult:
+        """Wait for a child, and end its task if its process ends without becoming it."""
         call = self.caller.waiting(pid)
         try:
-            if pidfd is not None and not self._wait(call, None, pidfd):
+            if not call.done and (process.poll() is not None or self._ends(call, process.pid)):
                 self.run_for(end_unattached(self.caller, pid), None)
         finally:
             self.caller.leave(pid, call)
         return self.wait(pid)
+
+    def _ends(self, call: Pending, host_pid: int) -> bool:
+        """Wait for a host process to end; False if the call has news before."""
+        pidfd = os.pidfd_open(host_pid)
+        try:
+            return not self._wait(call, None, pidfd)
+        finally:
+            os.close(pidfd)
 
     # --- the end ------------------------------------------------------------------------------
 

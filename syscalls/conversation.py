@@ -13,6 +13,8 @@ Pure: it holds no ids, asks nobody and trusts the lengths that the kernel report
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from syscalls.errors import EINVAL
+
 if TYPE_CHECKING:
     from syscalls.text import TextModel
 
@@ -38,13 +40,13 @@ class Conversation:
 
     def turn_ids(self, model: "TextModel", role: str, text: str) -> list[int]:
         """Return the ids that add one message."""
-        return model.turn_ids(self._messages(), [{"role": role, "content": text}])
+        return self._grow(model, [{"role": role, "content": text}], False)
 
     def prompt_ids(self, model: "TextModel", length: int) -> list[int]:
         """Return the ids that make the model answer, none if the context does not wait for it."""
         if not self.waits(length):
             return []
-        return model.turn_ids(self._messages(), [], add_generation_prompt=True)
+        return self._grow(model, [], True)
 
     def waits(self, length: int) -> bool:
         """Return whether a context of this length ends in a message to the assistant."""
@@ -71,5 +73,11 @@ class Conversation:
         """Forget the messages that do not lie wholly within `length`."""
         self.turns = tuple(turn for turn in self.turns if turn.length <= length)
 
-    def _messages(self) -> list[dict[str, str]]:
-        return [{"role": turn.role, "content": turn.text} for turn in self.turns]
+    def _grow(self, model: "TextModel", new: list[dict[str, str]], prompt: bool) -> list[int]:
+        from syscalls.text import TextError
+
+        history = [{"role": turn.role, "content": turn.text} for turn in self.turns]
+        try:
+            return model.turn_ids(history, new, prompt)
+        except TextError as error:
+            raise EINVAL(str(error)) from None

@@ -99,8 +99,9 @@ class ContextFlow:
     def infer(self, sampling: Sampling, stop: str | Sequence[str], text: bool) -> Flow[Generation]:
         """Start to generate; the first step of the generation tells if the kernel refused."""
         yield from self._idle()
-        model = yield from self.caller.text_model(self.model) if text else _none()
-        output = Output(model, (stop,) if isinstance(stop, str) else tuple(stop))
+        needed = text or self.conversation.waits(self.length)
+        model = (yield from self.caller.text_model(self.model)) if needed else None
+        output = Output(model if text else None, (stop,) if isinstance(stop, str) else tuple(stop))
         prompt = self.conversation.prompt_ids(model, self.length) if model is not None else []
         before = self.length
         generation = Generation(self, output, before, before + len(prompt))
@@ -118,8 +119,8 @@ class ContextFlow:
         """Return ids from `start` on; the kernel may give them in several parts."""
         ids: list[int] = []
         while True:
-            left = None if max_ids is None else max_ids - len(ids)
-            if left is not None and left <= 0:
+            left = abi.MAX_IDS if max_ids is None else min(max_ids - len(ids), abi.MAX_IDS)
+            if left <= 0:
                 return ids
             call = self.caller.call("read_ctx", self.handle, start + len(ids), left)
             result: abi.ReadCtxResult = yield from finish(call)
@@ -181,11 +182,6 @@ class ContextFlow:
         if not self.freed:
             self.freed = True
             yield from self.caller.ask("free_ctx", self.handle)
-
-
-def _none() -> Flow[None]:
-    return None
-    yield
 
 
 def alloc_ctx(

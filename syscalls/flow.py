@@ -20,7 +20,7 @@ from re import sub
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from syscalls import abi
-from syscalls.errors import ENOENT, EPROTO, KernelError
+from syscalls.errors import ECORRUPT, EINVAL, ENOENT, EPROTO, KernelError
 from syscalls.session import Pending, Session, make_row
 
 if TYPE_CHECKING:
@@ -145,20 +145,27 @@ class Caller:
         if tokenizer is not None:
             template = yield from self.part(model, "chat_template.jinja")
             config = yield from self.part(model, "config.json")
-            text = _text_model(tokenizer, template, config)
+            text = _text_model(model, tokenizer, template, config)
         self._texts[model] = text
         return text
 
 
-def _text_model(tokenizer: bytes, template: bytes | None, config: bytes | None) -> "TextModel":
+def _text_model(
+    model: str, tokenizer: bytes, template: bytes | None, config: bytes | None
+) -> "TextModel":
     # Tokenizer and template libraries load here, at the first text, not on import.
-    from syscalls.text import TextModel
+    from syscalls.text import TextError, TextModel
 
-    return TextModel(
-        tokenizer.decode(),
-        template.decode() if template is not None else None,
-        json.loads(config) if config is not None else {},
-    )
+    try:
+        return TextModel(
+            tokenizer.decode(),
+            None if template is None else template.decode(),
+            {} if config is None else json.loads(config),
+        )
+    except TextError as error:
+        raise EINVAL(f"model {model} and text: {error}", "it still takes ids") from None
+    except ValueError as error:
+        raise ECORRUPT(f"the text files of model {model} are damaged: {error}") from None
 
 
 def program_name() -> str:

@@ -49,7 +49,7 @@ class Output:
 
     def __init__(self, model: "TextModel | None", stop: Sequence[str]) -> None:
         if stop and model is None:
-            raise EINVAL("stop strings need a tokenizer, and this model has none", "use stop_ids")
+            raise EINVAL("stop strings need a tokenizer, and there is none here", "use stop_ids")
         if "" in stop:
             raise EINVAL("a stop string is empty")
         self.ids: list[int] = []

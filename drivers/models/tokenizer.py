@@ -50,7 +50,7 @@ def _build(name: str, tokens: list[str], merges: list[Any], types: list[int]) ->
     vocab = {token: id for id, token in enumerate(tokens)}
     try:
         tokenizer = Tokenizer(models.BPE(vocab, merges))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for bad merges
+    except Exception as error:
         raise ModelError("ECORRUPT", f"{name}: the merges do not fit the vocabulary") from error
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [

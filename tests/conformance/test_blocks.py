@@ -73,6 +73,8 @@ def test_export_and_import_into_other_blocks(device: Device, blocks: list[int]) 
     assert device.same(got, expected)
     device.submit(base.Export(ints(others[:3][::-1]), size))
     assert device.rig.bulk[size : 2 * size] == exported[2 * size :], "canonical, block by block"
+    device.submit(base.Import(ints(blocks[:1]), 2 * size))
+    assert device.checksums(blocks[:1]) == sums[1:2]
 
 
 def test_a_flipped_bit_is_seen_after_import(device: Device, blocks: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def refused(rig: Rig, message: object, kind: FaultKind) -> base.Fault:
 @BOTH
 @pytest.mark.parametrize("wrong", [{"major": base.ABI[0] + 1}, {"schema": "0" * 32}])
 def test_another_abi_is_refused_and_the_right_one_still_taken(
-    rig: Rig, wrong: dict[str, int]
+    rig: Rig, wrong: dict[str, Any]
 ) -> None:
     refused(rig, hello()._replace(**wrong), FaultKind.UNSUPPORTED)
     rig.send(hello(epoch=8))
@@ -95,6 +96,7 @@ def test_a_budget_in_bytes_gives_as_many_blocks_as_fit(
     answers = [rig.receive()]
     while not isinstance(answers[-1], base.Loaded | base.Fault):
         answers.append(rig.receive())
+    assert isinstance(answers[-1], base.Loaded)
     assert answers[-1].num_blocks == 10
     assert any(isinstance(answer, base.Estimate) for answer in answers)
 

@@ -85,7 +85,7 @@ def test_a_killed_host_is_seen_as_end_of_file(start: Start, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["", "null", SLOW])
 def test_the_kernels_end_ends_the_host_even_in_a_step(start: Start, path: str) -> None:
-    host = start(path=path)
+    host = start("--heartbeat", "60", path=path)  # which would notice, too
     if path == SLOW:
         begin_step(host)
     elif not path:

@@ -8,18 +8,22 @@ import pytest
 from drivers import base
 from drivers.base import Direction, FaultKind, Fence, Queue, ints, reals
 from tests.helpers.device import BLOCK_SIZE, EPOCH, MAX_CTX, NUM_BLOCKS, Device
-from tests.helpers.plans import Drawn, Part, step_ops
+from tests.helpers.plans import Part, step_ops
 
 BOTH = pytest.mark.parametrize("transport", ["loopback", "host"], indirect=True)
 
 
 class Good(NamedTuple):
-    """A step that works: A prefills 20 ids at 0, B decodes one at 40. Blocks of A, then B."""
+    """A step that works: A prefills 20 ids at 0, B decodes one at 40. Blocks of A, then B.
+
+    `before` is an op that may stand in front of it: it would fill a spare block.
+    """
 
     execute: base.Execute
     sample: base.Sample
     a: list[int]
     b: list[int]
+    before: base.Copy
     device: Device
 
     def with_table(self, **fields: Any) -> base.Execute:
@@ -42,10 +46,11 @@ def good(device: Device) -> Good:
     device.prefill(device.prompt(40, seed=4), b)
     parts = [Part(device.prompt(20), 0, a), Part([5], 40, b)]
     execute, sample = step_ops(parts, device.block_size)
-    return Good(execute, sample, a, b, device)
+    before = base.Copy(Direction.D2D, ints(b[:1]), ints(device.take(1)))
+    return Good(execute, sample, a, b, before, device)
 
 
-def run(good: Good) -> list[Drawn]:
+def run(good: Good) -> list[int]:
     sampled = good.device.submit(good.execute, good.sample).results[0]
     return list(base.read_ints(sampled.ids))
 
@@ -146,7 +151,7 @@ def test_invalid_execute(good: Good, name: str) -> None:
     before = device.checksums()
     broken = EXECUTES[name](good)
     # What stands before it in the Submit is refused with it.
-    fault = device.refuse(base.Scrub(ints(good.b)), broken, good.sample)
+    fault = device.refuse(good.before, broken, good.sample)
     assert fault.kind == FaultKind.PLAN_INVALID, fault.message
     assert device.checksums() == before
     assert run(good), "the device is as good as before"
@@ -175,7 +180,7 @@ SAMPLES: dict[str, dict[str, bytes]] = {
 @pytest.mark.parametrize("name", SAMPLES)
 def test_invalid_sample(good: Good, name: str) -> None:
     before = good.device.checksums()
-    fault = good.device.refuse(good.execute, good.sample._replace(**SAMPLES[name]))
+    fault = good.device.refuse(good.before, good.execute, good.sample._replace(**SAMPLES[name]))
     assert fault.kind == FaultKind.PLAN_INVALID, fault.message
     assert good.device.checksums() == before
     assert run(good)
@@ -207,7 +212,7 @@ OTHERS: dict[str, Break] = {
 def test_invalid_op(good: Good, name: str) -> None:
     device = good.device
     before = device.checksums()
-    fault = device.refuse(base.Copy(0, ints(good.b[:2]), ints(good.a)), OTHERS[name](good))
+    fault = device.refuse(good.before, OTHERS[name](good))
     assert fault.kind == FaultKind.PLAN_INVALID, fault.message
     assert device.checksums() == before
     assert run(good)
@@ -221,7 +226,7 @@ def test_submits_out_of_line(good: Good, name: str) -> None:
     device = good.device
     before = device.checksums()
     passed = device.submit().value
-    broken = {
+    broken: dict[str, Any] = {
         "gap": {"value": passed + 2},
         "repeated": {"value": passed},
         "epoch": {"value": passed + 1, "epoch": EPOCH - 1},

@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 
+from drivers import base
 from drivers.base import FaultKind
 from tests.helpers.device import Device
 from tests.helpers.plans import Drawn, Part, step_ops
@@ -183,9 +184,21 @@ def test_a_slot_that_was_never_written_faults(device: Device, prompt: list[int])
     fault = device.refuse(*ops)
     assert fault.kind == FaultKind.PLAN_INVALID
     assert f"block {blocks[1]} offset 8" in fault.message
+
+
+def test_what_was_written_before_a_fault_is_put_back(device: Device, prompt: list[int]) -> None:
+    if not device.bench.faults_on_unwritten:
+        pytest.skip("this driver does not fault in the middle of a step")
+    blocks, slot = device.blocks_for(PROMPT + 2), 9
+    first = device.step(Part(prompt, 0, blocks, slot=slot))
+    hole = Part([7], PROMPT, [*device.take(1), *blocks[1:]])
     before = device.checksums()
-    device.refuse(*step_ops([Part(prompt[40:41], 40, blocks)], device.block_size))
+    reset = base.Reset(slot, 1, base.ints([3]))
+    fault = device.refuse(reset, *step_ops([hole], device.block_size))
+    assert f"block {hole.blocks[0]} offset 0" in fault.message
     assert device.checksums() == before
+    got = device.step(Part([base.LAST_SAMPLE], PROMPT, blocks, slot=slot))
+    assert device.same(first + got, device.generate(prompt, 2))
 
 
 # --- recomputing ------------------------------------------------------------------------------

@@ -213,9 +213,7 @@ class Sim:
     def settle(self) -> None:
         """Turn until nothing runs, nothing is in flight and nothing is due."""
         device = self.system.device
-        self.until(
-            lambda: not device.requests and device.idle and device.state is DeviceState.UP
-        )
+        self.until(lambda: not device.requests and device.idle and device.state is DeviceState.UP)
 
     # --- what must be left ---------------------------------------------------------------------
 

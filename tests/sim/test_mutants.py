@@ -61,7 +61,9 @@ def _scrub_last(model: int, number: int, entries: Any, copies: Any, dirty: list[
 def skipped_copy(patch: pytest.MonkeyPatch) -> None:
     take_over = Scheduler._take_over
     patch.setattr(
-        Scheduler, "_take_over", lambda self, block, origin, copies: take_over(self, block, origin, [])
+        Scheduler,
+        "_take_over",
+        lambda self, block, origin, copies: take_over(self, block, origin, []),
     )
 
 

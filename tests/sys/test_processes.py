@@ -15,7 +15,16 @@ import zmq
 
 import syscalls
 from syscalls import errors
-from tests.helpers.daemon import NULL, PATIENCE_S, ROOT, Daemon, command, daemon, eventually, listening
+from tests.helpers.daemon import (
+    NULL,
+    PATIENCE_S,
+    ROOT,
+    Daemon,
+    command,
+    daemon,
+    eventually,
+    listening,
+)
 from tests.helpers.oracle import next_id
 
 SLOW = "null:vocab=251,step_us=3000"
@@ -184,18 +193,17 @@ def test_model_that_cannot_be_loaded_is_told_to_clients(tmp_path: Path) -> None:
 
 
 def test_sigterm_lets_a_request_end_and_the_second_does_not_wait(tmp_path: Path) -> None:
-    with daemon(tmp_path, builtin=SLOW) as kernel:
-        with kernel.connect() as task:
-            ctx = task.alloc_ctx()
-            ctx.append([1])
-            stream = ctx.infer(max_tokens=4000, temperature=0)
-            next(stream)
-            kernel.process.terminate()
-            with pytest.raises(errors.ECANCELED):
-                task.alloc_ctx().append([1])
-                ctx.fork().infer(max_tokens=1).read()
-            kernel.process.terminate()
-            assert kernel.process.wait(PATIENCE_S) == 0
+    with daemon(tmp_path, builtin=SLOW) as kernel, kernel.connect() as task:
+        ctx = task.alloc_ctx()
+        ctx.append([1])
+        stream = ctx.infer(max_tokens=4000, temperature=0)
+        next(stream)
+        kernel.process.terminate()
+        with pytest.raises(errors.ECANCELED):
+            task.alloc_ctx().append([1])
+            ctx.fork().infer(max_tokens=1).read()
+        kernel.process.terminate()
+        assert kernel.process.wait(PATIENCE_S) == 0
 
 
 def test_files_and_socket_are_private(kernel: Daemon) -> None:

@@ -114,12 +114,21 @@ def test_ids_after_a_turn_are_left_alone(kernel: FakeKernel, task: Task) -> None
     assert shown(ctx) == "<user>Q</><assistant>Sure, yes"
 
 
-def test_without_text_no_prompt_is_added(kernel: FakeKernel, task: Task) -> None:
+def test_without_text(kernel: FakeKernel, task: Task) -> None:
     ctx = task.alloc_ctx()
     ctx.append("x")
     says(kernel, "yz")
     stream = ctx.infer(text=False)
     assert [(p.id, p.text) for p in stream] == [(ord("y"), ""), (ord("z"), "")]
+
+
+def test_a_chat_without_text_still_has_its_prompt(kernel: FakeKernel, task: Task) -> None:
+    ctx = task.alloc_ctx()
+    ctx.user("Q")
+    says(kernel, "A")
+    assert ctx.infer(text=False).read() == ""
+    ctx.user("R")
+    assert shown(ctx) == "<user>Q</><assistant>A</><user>R</>"
 
 
 # --- stop strings ---------------------------------------------------------------------------------

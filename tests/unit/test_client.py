@@ -646,6 +646,12 @@ def test_a_program_that_dies_before_hello(kernel: FakeKernel, task: Task) -> Non
     assert child.process is not None and child.process.returncode == 4
 
 
+def test_a_program_that_was_dead_and_buried_before_hello(kernel: FakeKernel, task: Task) -> None:
+    child = task.spawn([sys.executable, "-c", "raise SystemExit(4)"])
+    assert child.process is not None and child.process.wait() == 4
+    assert child.wait() == (52, 137, "killed")
+
+
 def test_a_program_that_the_kernel_knows_is_left_to_it(kernel: FakeKernel, task: Task) -> None:
     kernel.host_pid = 4242
 

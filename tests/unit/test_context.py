@@ -6,11 +6,10 @@ step: so a context must always find, in its own blocks, the KV of its own ids.
 
 from array import array
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-
-import pytest
 
 from kernel.block import NOT_RESIDENT, Block, BlockPool
 from kernel.context import Context

@@ -1,0 +1,131 @@
+"""The client with a real tokenizer and template, read from a scripted kernel in chunks."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from syscalls import aio, connect
+from syscalls.client import Task
+from syscalls.errors import ECORRUPT, EINVAL, EPROTO
+from syscalls.text import TextModel, byte_alphabet
+from tests.helpers.fake_kernel import HOLD, FakeKernel, Reply
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer_json() -> str:
+    """Return a byte-level tokenizer without merges: an id is a byte, two more are markup."""
+    vocab = {char: byte for byte, char in enumerate(byte_alphabet())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)]
+    )
+    text: str = tokenizer.to_str()
+    return text
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
+    with FakeKernel(tmp_path) as kernel:
+        kernel.parts = {
+            "tokenizer.json": tokenizer_json().encode(),
+            "chat_template.jinja": TEMPLATE.encode(),
+            "config.json": b'{"eos_token_id": 257}',
+        }
+        kernel.chunk = 500
+        yield kernel
+
+
+@pytest.fixture
+def task(kernel: FakeKernel) -> Iterator[Task]:
+    with connect("tester", address=kernel.address) as task:
+        yield task
+
+
+def model(task: Task) -> TextModel:
+    found = task.text_model("null")
+    assert found is not None
+    return found
+
+
+def test_the_text_layer_is_read_once(kernel: FakeKernel, task: Task) -> None:
+    chunks = -(-len(kernel.parts["tokenizer.json"]) // kernel.chunk)
+    assert chunks > 3
+    for _ in range(2):
+        task.alloc_ctx().append("text")
+    assert kernel.names().count("read_model") == chunks + 2
+    assert model(task).config == {"eos_token_id": 257}
+
+
+def test_a_chat(kernel: FakeKernel, task: Task) -> None:
+    ctx = task.alloc_ctx(system="Be brief.")
+    ctx.user("Say hé <|im_end|>")
+    kernel.outputs.append([*"hé\n\nUser".encode(), HOLD])
+    stream = ctx.infer(stop="\n\n")
+    assert [piece.text for piece in stream] == ["h", "", "é", ""]
+    assert stream.finish == "stop"
+    ctx.user("Bye")
+    whole = model(task).render([turn._asdict() | {"content": turn.text} for turn in ctx.turns])
+    assert ctx.read() == whole
+    text = model(task).decode(ctx.read())
+    assert text.endswith("<|im_start|>assistant\nhé<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n")
+    assert ctx.read().count(257) == 4  # what the user spelled is not markup
+
+
+def test_the_asyncio_twin(kernel: FakeKernel) -> None:
+    import asyncio
+
+    async def main() -> None:
+        async with await aio.connect(address=kernel.address) as task:
+            ctx = await task.alloc_ctx(system="S")
+            await ctx.user("Q")
+            kernel.outputs.append([*b"A"])
+            assert await (await ctx.infer()).read() == "A"
+            assert [turn.text for turn in ctx.turns] == ["S", "Q", "A"]
+
+    asyncio.run(main())
+
+
+def test_a_model_without_template(kernel: FakeKernel, task: Task) -> None:
+    del kernel.parts["chat_template.jinja"], kernel.parts["config.json"]
+    ctx = task.alloc_ctx()
+    assert ctx.append("text") == 4
+    with pytest.raises(EINVAL, match="no chat template"):
+        ctx.user("text")
+
+
+def test_a_template_that_refuses(kernel: FakeKernel, task: Task) -> None:
+    kernel.parts["chat_template.jinja"] = b"{{ raise_exception('no') }}"
+    ctx = task.alloc_ctx()
+    with pytest.raises(EINVAL, match="refuses this chat"):
+        ctx.user("text")
+    assert ctx.turns == ()
+
+
+def test_a_tokenizer_of_another_kind(kernel: FakeKernel, task: Task) -> None:
+    kernel.parts["tokenizer.json"] = json.dumps({"decoder": {"type": "Metaspace"}}).encode()
+    ctx = task.alloc_ctx()
+    with pytest.raises(EINVAL, match="Metaspace"):
+        ctx.append("text")
+
+
+@pytest.mark.parametrize("part", ["tokenizer.json", "config.json", "chat_template.jinja"])
+def test_damaged_files(kernel: FakeKernel, task: Task, part: str) -> None:
+    kernel.parts[part] = b"\xff\xfe{"
+    ctx = task.alloc_ctx()
+    with pytest.raises(ECORRUPT, match="damaged"):
+        ctx.append("text")
+
+
+def test_a_part_that_ends_early(kernel: FakeKernel, task: Task) -> None:
+    kernel.replace["read_model"] = lambda request: Reply((b"" if request.args.offset else b"x", 9))
+    with pytest.raises(EPROTO, match="ends at 1 of 9"):
+        task.alloc_ctx().append("text")

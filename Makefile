@@ -64,7 +64,7 @@ soak: models ## HOURS=8 of it, on a quiet machine
 	@$(PY) bench/soak.py --hours $(HOURS) $(ARGS)
 
 docs: $(STAMP) ## write the generated pages of docs/ again
-	@$(PY) docs/generate.py
+	@$(PY) docs/make_syscalls.py
 
 clean: ## caches and build outputs; .venv and models stay
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

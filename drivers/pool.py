@@ -109,7 +109,7 @@ class KvPool:
     def checksum(self, blocks: Tensor) -> tuple[str, ...]:
         """Return the hex BLAKE2b-16 of each block's canonical bytes."""
         return tuple(
-            hashlib.blake2b(self._bytes(block).numpy(), digest_size=16).hexdigest()
+            hashlib.blake2b(self._bytes(block).numpy().data, digest_size=16).hexdigest()
             for block in blocks.tolist()
         )
 

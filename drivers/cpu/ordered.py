@@ -10,6 +10,7 @@ TILE.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -90,4 +91,4 @@ class OrderedAttention:
 def _cut(start: int, end: int) -> list[tuple[int, int]]:
     """Cut positions at multiples of TILE."""
     edges = [start, *range(start // TILE * TILE + TILE, end, TILE), end]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))

@@ -156,7 +156,7 @@ class Llama(nn.Module):
 
     def _tiles(self, x: Tensor) -> Iterator[Tensor]:
         """Yield `tile` rows at a time, the last padded with zeros."""
-        for part in x.split(self.tile):
+        for part in torch.split(x, self.tile):
             missing = self.tile - len(part)
             if missing:
                 part = torch.cat([part, part.new_zeros((missing, *part.shape[1:]))])
@@ -165,7 +165,7 @@ class Llama(nn.Module):
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Return whether weights of this type can be packed on this machine."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

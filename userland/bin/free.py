@@ -1,0 +1,57 @@
+"""free: the pools of KV blocks."""
+
+from collections.abc import Callable
+
+import click
+
+from syscalls.abi import PoolRow
+from userland import view
+from userland.desk import Desk, json_option, pass_desk
+from userland.view import Column, count
+
+
+def _amount(key: str, in_bytes: bool) -> Callable[[PoolRow], str]:
+    def cell(row: PoolRow) -> str:
+        blocks: int = getattr(row, key)
+        return view.size(blocks * row.block_bytes) if in_bytes else count(blocks)
+
+    return cell
+
+
+def columns(in_bytes: bool) -> list[Column]:
+    """Return the columns, amounts in blocks or in bytes."""
+    amounts = ("total", "used", "cached", "free", "limbo", "reserved", "shared", "saved")
+    return [
+        Column("device", "DEVICE", lambda p: p.device, left=True),
+        Column("model", "MODEL", lambda p: p.model, left=True),
+        Column("tier", "TIER", lambda p: p.tier, left=True),
+        *(Column(key, key.upper(), _amount(key, in_bytes)) for key in amounts),
+        Column("block", "BLOCK", lambda p: f"{p.block_size} tok = {view.size(p.block_bytes)}"),
+    ]
+
+
+@click.command(context_settings={"help_option_names": ["--help"]})
+@click.option("-h", "--human", is_flag=True, help="Sizes instead of blocks.")
+@click.option("--no-headers", is_flag=True, help="Rows only.")
+@json_option
+@pass_desk
+def free(desk: Desk, human: bool, no_headers: bool, as_json: bool) -> None:
+    """Show how the KV blocks of each device are used.
+
+    \b
+    Examples:
+      free
+      free -h
+
+    \b
+    TOTAL = USED + CACHED + FREE + LIMBO + RESERVED
+    LIMBO  freed, but a step that is running may still touch them
+    SHARED used by more than one context; SAVED: blocks that sharing saves
+    """
+    rows: list[PoolRow] = desk.task.pools()
+    if as_json:
+        desk.say_json("free", [row._asdict() for row in rows])
+    elif not rows:
+        desk.note("no model is loaded yet; llmos status says how far it is")
+    else:
+        view.draw(desk, columns(human), rows, not no_headers, lambda p: "")

@@ -1,0 +1,132 @@
+"""up and down: start a kernel and stop it."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import click
+
+from syscalls.address import runtime_dir, socket_path
+from userland import daemon
+from userland.daemon import Boot, Tell
+from userland.desk import Desk, pass_desk
+from userland.exits import Failure
+
+DEFAULT_MODEL = "smollm2"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Model to load.")
+@click.option("--device", default="cpu0", show_default=True, help="Device to load it on.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of weights and KV. [bfloat16]"
+)
+@click.option("--deterministic", is_flag=True, help="Same ids whatever else is in the batch.")
+@click.option("--kv-mem", metavar="SIZE", help="Memory for KV, as 720M or 2GiB.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay; log to stderr; Ctrl-C stops it.")
+@pass_desk
+def up(
+    desk: Desk,
+    model: str,
+    device: str,
+    dtype: str | None,
+    deterministic: bool,
+    kv_mem: str | None,
+    foreground: bool,
+) -> None:
+    """Start a kernel and wait until its model is loaded.
+
+    \b
+    Examples:
+      llmos up
+      llmos up --dtype float32 --kv-mem 2GiB
+    """
+    options: list[str] = []
+    if dtype:
+        options += ["--dtype", dtype]
+    if deterministic:
+        options += ["--deterministic"]
+    if kv_mem:
+        options += ["--kv-bytes", str(parse_size(kv_mem))]
+    from userland.models import installed  # brings numpy
+
+    run_dir = socket_path(desk.address).parent if desk.address else runtime_dir(os.environ)
+    boot = Boot(model, installed(model).folder, device, tuple(options), run_dir)
+    if foreground:
+        os.execv(sys.executable, boot.command)
+    there = daemon.running(boot.address)
+    if there is not None:
+        desk.note(f"kernel {there.pid} is up already, at {boot.address}")
+        return
+    before = time.monotonic()
+    with telling(desk.err) as tell:
+        pid = daemon.start(boot, tell)
+    taken = time.monotonic() - before
+    desk.note(f"kernel {pid} is up after {taken:.1f} s: {model} on {device}, {boot.address}")
+    desk.note(f"log {daemon.kernel_log()}")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--grace",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    help="How long running infers may go on.",
+)
+@pass_desk
+def down(desk: Desk, grace: float) -> None:
+    """Stop the kernel and wait until it has gone.
+
+    \b
+    Examples:
+      llmos down
+      llmos down --grace 0
+    """
+    if daemon.running(desk.address) is None:
+        desk.note("no kernel is running")
+        return
+    desk.note(f"kernel {daemon.stop(desk.address, grace)} has stopped")
+
+
+def parse_size(word: str) -> int:
+    """Return the bytes of 64M, 1.5GiB or 1000000."""
+    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    number = word.strip().upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in units else ""
+    try:
+        size = int(float(number.removesuffix(unit)) * units[unit])
+    except (ValueError, OverflowError):
+        size = 0
+    if not 0 < size < 1 << 60:
+        raise Failure(f"{word!r} is not a size", "sizes are like 720M, 1.5GiB or 1000000", 2)
+    return size
+
+
+@contextmanager
+def telling(err: TextIO) -> Iterator[Tell]:
+    """Show what a kernel that comes up is doing: in place on a terminal, else each step once."""
+    begin, last = time.monotonic(), ""
+    on_terminal = err.isatty()
+
+    def tell(what: str) -> None:
+        nonlocal last
+        seconds = time.monotonic() - begin
+        if on_terminal and seconds > 0.1:
+            err.write(f"\r\x1b[K  {what} · {seconds:.1f} s")
+            err.flush()
+        elif not on_terminal and what != last:
+            err.write(f"  {what}\n")
+            err.flush()
+        last = what
+
+    try:
+        yield tell
+    finally:
+        if on_terminal:
+            err.write("\r\x1b[K")
+            err.flush()

@@ -1,0 +1,109 @@
+"""llmos: one command with a command for each thing to do. Modules are loaded when they are named.
+
+Data goes to stdout, everything else to stderr; exit codes are those of `userland.exits`.
+"""
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+import click
+
+from userland.desk import Desk
+from userland.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, PipeClosed, report
+
+GROUPS = {
+    "Kernel": {
+        "up": "userland.bin.up",
+        "down": "userland.bin.up",
+        "status": "userland.bin.status",
+        "ping": "userland.bin.ping",
+    },
+    "Tasks": {"ps": "userland.bin.ps", "kill": "userland.bin.kill"},
+    "Memory": {"free": "userland.bin.free"},
+    "Models": {"pull": "userland.bin.pull"},
+}
+COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
+
+
+class Commands(click.Group):
+    """Commands by name, loaded when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(module), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            close = get_close_matches(args[0], COMMANDS, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                rows = []
+                for name in names:
+                    command = self.get_command(ctx, name)
+                    assert command is not None
+                    rows.append((name, command.get_short_help_str(60)))
+                formatter.write_dl(rows)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(None, "-V", "--version", package_name="llmos-kernel", prog_name="llmos")
+@click.option("-H", "--host", metavar="ADDRESS", help="The kernel's socket, as ipc:///path.")
+@click.pass_context
+def llmos(context: click.Context, host: str | None) -> None:
+    """An operating-system kernel for language models.
+
+    \b
+    Examples:
+      llmos pull smollm2 && llmos up
+      llmos ps
+
+    The shell is llmsh. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 69 no kernel,
+    70 bug, 74 input or output, 75 try again, 77 not permitted, 78 bad set-up, 124 took
+    too long, 130 Ctrl-C.
+    """
+    desk: Desk = context.obj
+    desk.address = host
+
+
+def main() -> None:
+    """Entry point of llmos."""
+    desk = Desk(sys.stdout, sys.stderr)
+    sys.exit(run(desk, sys.argv[1:]))
+
+
+def run(desk: Desk, words: list[str]) -> int:
+    """Run one command at a desk; return the exit code."""
+    try:
+        try:
+            result = llmos.main(words, "llmos", standalone_mode=False, obj=desk)
+            desk.flush()
+        finally:
+            desk.close()
+    except EXPECTED as error:
+        return report(error, desk.err, as_json=desk.json_errors)
+    except (KeyboardInterrupt, click.Abort):
+        desk.err.write("\n")
+        return INTERRUPTED
+    except PipeClosed:
+        # What is still buffered has nowhere to go; the interpreter would complain of it at exit.
+        sys.stdout = None
+        return PIPE_CLOSED
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Desk: what a command works at, the streams that it writes to and its task of the kernel.
+
+`llmos ps` makes one desk and one task for one command; llmsh runs many commands at its own.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import click
+
+import syscalls
+from userland.exits import Failure, PipeClosed
+
+
+class Desk:
+    """Streams, and a task that is made when it is first needed."""
+
+    def __init__(
+        self,
+        out: TextIO,
+        err: TextIO,
+        task: syscalls.Task | None = None,
+        address: str | None = None,
+        name: str = "llmos",
+    ) -> None:
+        self.out = out
+        self.err = err
+        self.address = address
+        self.name = name
+        self.json_errors = False
+        self._task = task
+        self._own = task is None
+
+    @property
+    def task(self) -> syscalls.Task:
+        """This program as a task; ECONNRESET if no kernel is running."""
+        if self._task is None:
+            self._task = syscalls.connect(self.name, address=self.address)
+        return self._task
+
+    def close(self) -> None:
+        """End the task if the desk made it."""
+        if self._own and self._task is not None:
+            self._task.close()
+            self._task = None
+
+    def say(self, line: str) -> None:
+        """Write one line of data."""
+        with self.writing():
+            self.out.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Hand over what has been written."""
+        with self.writing():
+            self.out.flush()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what the far end of `out` may do into what a command reports."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise PipeClosed from None
+        except OSError as error:
+            raise Failure(f"cannot write the output: {error.strerror}", exit_code=74) from None
+
+    def note(self, line: str) -> None:
+        """Write one line that is not data."""
+        self.err.write(f"{line}\n")
+        self.err.flush()
+
+    def say_json(self, schema: str, data: Any) -> None:
+        """Write one JSON document."""
+        self.say(json.dumps({"schema": f"llmos.{schema}/1", "data": data}, indent=1))
+
+
+pass_desk = click.make_pass_decorator(Desk)
+
+
+def _promise_json(context: click.Context, _: click.Parameter, wanted: bool) -> bool:
+    """Errors of a command with --json are JSON too, whatever goes wrong after this."""
+    desk = context.find_object(Desk)
+    if wanted and desk is not None:
+        desk.json_errors = True
+    return wanted
+
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,
+    callback=_promise_json,
+    help="Write one JSON document.",
+)

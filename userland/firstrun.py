@@ -1,0 +1,99 @@
+"""`make run`: everything from nothing to a prompt. Model, kernel, llmsh; then the way back.
+
+A kernel that is running already is used and left running; one that was started here is stopped when
+the shell ends, and stops by itself should this process be killed.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from userland import daemon
+from userland.bin.pull import fetch
+from userland.bin.up import DEFAULT_MODEL, telling
+from userland.daemon import Boot
+from userland.exits import EXPECTED, INTERRUPTED, Failure, report
+from userland.models import installed
+
+
+def main() -> None:
+    """Entry point: run, and turn what may go wrong into an exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        code = first_run()
+    except EXPECTED as error:
+        code = report(error, sys.stderr)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """Leave through every `finally` on the way."""
+    sys.exit(128 + number)
+
+
+def first_run() -> int:
+    """Fetch the model unless it is there, boot a kernel unless one runs, run the shell."""
+    started = None
+    if daemon.running() is None:
+        boot = Boot(DEFAULT_MODEL, _model())
+        started = _boot(boot)
+    try:
+        return _shell()
+    finally:
+        if started is not None:
+            _stop(started)
+
+
+def _model() -> Path:
+    try:
+        return installed(DEFAULT_MODEL).folder
+    except Failure as absent:
+        if absent.code != "ENOENT":
+            raise
+    return fetch(DEFAULT_MODEL, sys.stderr).folder
+
+
+def _boot(boot: Boot) -> int:
+    before = time.monotonic()
+    with telling(sys.stderr) as tell:
+        pid = daemon.start(boot, tell, tied=True)
+    taken = time.monotonic() - before
+    sys.stderr.write(f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n")
+    sys.stderr.flush()
+    return pid
+
+
+def _shell() -> int:
+    from userland.llmsh.main import main as llmsh
+
+    try:
+        result = llmsh.main([], "llmsh", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def _stop(pid: int) -> None:
+    """Stop the kernel that was started here, whatever it is doing, and wait for its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    for number in (signal.SIGTERM, signal.SIGTERM):  # the second: at once
+        os.kill(pid, number)
+    daemon.wait_for_end(pidfd, 30.0)
+    os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,7 @@ NOISE_MAX = -math.log(-math.log1p(-(0.5**NOISE_BITS) / 2))
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64, as signed 64-bit
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
+ROWS_AT_ONCE = 32  # a row takes some 20 bytes per id of the vocabulary while it is drawn
 _FIRST_SORTED = 256  # candidates looked at for top_p before everything is sorted
 
 
@@ -53,8 +54,16 @@ class Rows:
 
 def sample(logits: Tensor, draws: Draws) -> Sampled:
     """Draw one id per row of `logits` [R, vocab]."""
-    if not draws.rows:
-        return Sampled(b"", b"", b"", b"", b"")
+    pieces = [
+        _sample(part, Draws(*(values[at : at + ROWS_AT_ONCE] for values in draws)))
+        for at, part in zip(
+            range(0, len(logits), ROWS_AT_ONCE), logits.split(ROWS_AT_ONCE), strict=True
+        )
+    ]
+    return Sampled(*(b"".join(column) for column in zip(*pieces, strict=True)))
+
+
+def _sample(logits: Tensor, draws: Draws) -> Sampled:
     finite = logits.sum(-1, dtype=torch.float32).isfinite()
     logits = logits.float()
     if not bool(finite.all()):

@@ -5,7 +5,7 @@ every wait for a fence of another queue has passed by then. The host tier of a C
 the same memory, so there is none.
 
 Loading: an Estimate comes first, made without allocating; then the weights, then the pool, then a
-warm-up that touches the scratch memory of the largest steps. From there on memory does not grow.
+warm-up that touches the memory of the largest steps. From there on memory does not grow.
 
 `deterministic` costs time and buys this: the logits and the KV of a sequence are the same bits
 alone or in any batch, with any chunking of its prefill, computed once or again after a loss. Rows
@@ -29,6 +29,7 @@ from drivers import base
 from drivers.base import DriverFault, FaultKind
 from drivers.cpu import machine
 from drivers.cpu.model import CpuModel
+from drivers.models.errors import ModelError
 from drivers.plan import Draws, Plan, shape_of
 from drivers.pool import DTYPES, KvPool
 from drivers.sampling import sample
@@ -70,7 +71,11 @@ class CpuDriver:
         if self._loaded is not None:
             model = self._loaded.answer.model
             raise DriverFault(FaultKind.MODEL_LOAD, f"model {model} is loaded; unload it first")
-        self._loaded = CpuModel(load, self._emit)
+        try:
+            self._loaded = CpuModel(load, self._emit)
+        except ModelError as error:
+            what = f"{error}; {error.hint}" if error.hint else str(error)
+            raise DriverFault(FaultKind.MODEL_LOAD, what) from None
         return self._loaded.answer
 
     def unload(self, unload: base.Unload) -> None:

@@ -15,7 +15,7 @@ With `tile` > 0 everything that works on rows runs on exactly `tile` of them at 
 that a row's bits do not depend on how many others there are: matmuls choose their method by shape.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -130,22 +130,33 @@ class Llama(nn.Module):
         self.tile = tile
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, logit_rows: Tensor, attend: Attend
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        logit_rows: Tensor,
+        attend: Attend,
+        depth: int | None = None,
     ) -> Tensor:
-        """Return the logits of `logit_rows`."""
+        """Return the logits of `logit_rows`; with `depth` of so many layers only."""
+        walk = self._walk[:depth]
         if self.tile:
-            return self._forward_tiled(tokens, positions, logit_rows, attend)
+            return self._forward_tiled(walk, tokens, positions, logit_rows, attend)
         x, turn = self.embed[tokens], self._turn[positions]
-        for index, layer in enumerate(self._walk):
+        for index, layer in enumerate(walk):
             x = layer.after(x, attend(index, *layer.before(x, turn)))
         return self.head.forward(self.norm.forward(x[logit_rows]))
 
     def _forward_tiled(
-        self, tokens: Tensor, positions: Tensor, logit_rows: Tensor, attend: Attend
+        self,
+        walk: Sequence[LlamaLayer],
+        tokens: Tensor,
+        positions: Tensor,
+        logit_rows: Tensor,
+        attend: Attend,
     ) -> Tensor:
         count = len(tokens)
         x, turn = list(self._tiles(self.embed[tokens])), list(self._tiles(self._turn[positions]))
-        for index, layer in enumerate(self._walk):
+        for index, layer in enumerate(walk):
             parts = [layer.before(*pair) for pair in zip(x, turn, strict=True)]
             q, k, v = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
             attended = self._tiles(attend(index, q, k, v))

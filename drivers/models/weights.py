@@ -6,26 +6,33 @@ builtin "random:layers=2,hidden=64,heads=4,kv_heads=2,vocab=512,seed=1", a model
 download and says nothing sensible, for tests and for trying a device. Every key of it may be left
 out; ffn, max_ctx and eos are further ones.
 
-`measure` says with accelerate, on a model without memory, what the weights take and whether they
-fit on the device; only then is anything allocated.
+A source must have exactly the tensors that the model code uses, in the shapes that its
+configuration gives: a model with biases or experts that were left out would still talk, wrongly.
+
+`measure` says with accelerate, on a model without memory, what the weights take and where they are
+to lie; only when all of them fit on the device is anything allocated. What is wrong with a file is
+a ModelError.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import compute_module_sizes, infer_auto_device_map
 from torch import Tensor
 
-from drivers.base import DriverFault, FaultKind
 from drivers.models.config import ModelConfig
+from drivers.models.errors import ModelError
 from drivers.models.gguf import GgufFile
 from drivers.models.llama import Linear, Llama, LlamaLayer
 
-ARCHS = ("llama",)
+Shapes = Mapping[str, tuple[int, ...]]
+ROPE_FACTORS = "rope_freqs.weight"
+"""The one tensor that may be there or not."""
 RANDOM = "random"
 RANDOM_KEYS = {
     "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "vocab": 512, "ffn": 0,
@@ -37,11 +44,12 @@ class Source(Protocol):
     """Where weights come from."""
 
     config: ModelConfig
+    shapes: Shapes
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor in float32, in the file's order of rows."""
 
-    def has(self, name: str) -> bool: ...
+    def close(self) -> None: ...
 
 
 class GgufSource:
@@ -50,12 +58,17 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self._file = GgufFile(path)
         self.config = ModelConfig.from_gguf(self._file)
+        self.shapes = {name: tensor.shape for name, tensor in self._file.tensors.items()}
 
     def tensor(self, name: str) -> Tensor:
-        return torch.from_numpy(self._file.dequantize(name))
+        try:
+            return torch.from_numpy(self._file.dequantize(name))
+        except NotImplementedError:
+            kind = self._file.tensors[name].type_name
+            raise ModelError("ENOTSUP", f"tensor {name} is of type {kind}, not built") from None
 
-    def has(self, name: str) -> bool:
-        return name in self._file.tensors
+    def close(self) -> None:
+        self._file.close()
 
 
 class RandomSource:
@@ -80,49 +93,85 @@ class RandomSource:
             bos_id=None,
             eos_ids=(options["eos"],) if options["eos"] >= 0 else (),
         )
+        self.shapes = tensor_shapes(self.config)
 
     def tensor(self, name: str) -> Tensor:
-        shape = _shape(self.config, name.split(".")[-2])
+        shape = self.shapes[name]
         if len(shape) == 1:
             return torch.ones(shape)
         seed = int.from_bytes(f"{self._seed} {name}".encode(), "little") % (1 << 63)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         return noise * (1.5 / math.sqrt(shape[1]))
 
-    def has(self, name: str) -> bool:
-        return name != "rope_freqs.weight"
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def open_source(path: str) -> Source:
-    """Return the source that a Load's path names; MODEL_LOAD if there is none."""
+    """Return the source that a Load's path names, its tensors checked; ModelError if it is none."""
     kind, colon, options = path.partition(":")
-    source: Source
     if kind == RANDOM and (colon or path == RANDOM):
-        source = RandomSource(options)
-    else:
-        files = sorted(Path(path).glob("*.gguf")) if Path(path).is_dir() else [Path(path)]
-        if len(files) != 1 or not files[0].is_file():
-            raise DriverFault(FaultKind.MODEL_LOAD, f"{path} holds {len(files)} GGUF files, not 1")
-        source = GgufSource(files[0])
-    if source.config.arch not in ARCHS:
-        raise DriverFault(
-            FaultKind.MODEL_LOAD,
-            f"no model code for architecture {source.config.arch}; there is {', '.join(ARCHS)}",
-        )
+        return RandomSource(options)
+    files = sorted(Path(path).glob("*.gguf")) if Path(path).is_dir() else [Path(path)]
+    if len(files) != 1 or not files[0].is_file():
+        raise ModelError("ENOENT", f"{path} is no GGUF file and no folder with exactly one")
+    source = GgufSource(files[0])
+    _check_tensors(source)
     return source
 
 
-def measure(config: ModelConfig, dtype: torch.dtype, budget: int) -> tuple[int, bool]:
-    """Return the bytes of the weights, and whether they can be placed within `budget`."""
+def _check_tensors(source: Source) -> None:
+    wanted = tensor_shapes(source.config)
+    for name, shape in wanted.items():
+        found = source.shapes.get(name)
+        if found != shape:
+            raise ModelError("ECORRUPT", f"tensor {name} should have shape {shape}, it has {found}")
+    extra = sorted(source.shapes.keys() - wanted.keys() - {ROPE_FACTORS})
+    if extra:
+        raise ModelError("ENOTSUP", f"{len(extra)} tensors that are not built, such as {extra[0]}")
+
+
+def tensor_shapes(config: ModelConfig) -> Shapes:
+    """Return the tensors that a model has, by the names of GGUF."""
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer: Shapes = {
+        "attn_norm": (hidden,), "attn_q": (queries, hidden), "attn_k": (keys, hidden),
+        "attn_v": (keys, hidden), "attn_output": (hidden, queries), "ffn_norm": (hidden,),
+        "ffn_gate": (ffn, hidden), "ffn_up": (ffn, hidden), "ffn_down": (hidden, ffn),
+    }  # fmt: skip
+    table = {"token_embd.weight": (config.vocab_size, hidden), "output_norm.weight": (hidden,)}
+    if not config.tied_embeddings:
+        table["output.weight"] = (config.vocab_size, hidden)
+    for index in range(config.num_layers):
+        table |= {f"blk.{index}.{name}.weight": shape for name, shape in layer.items()}
+    return table
+
+
+class Measure(NamedTuple):
+    """What accelerate says of a model that was not loaded."""
+
+    weights_bytes: int
+    places: Counter[str]  # modules by where they are to lie
+
+    @property
+    def fits(self) -> bool:
+        return set(self.places) <= {"cpu"}
+
+
+def measure(config: ModelConfig, dtype: torch.dtype, budget: int) -> Measure:
+    """Size the weights, and place them within `budget` bytes of this device."""
     with init_empty_weights():
         model = Llama(config, dtype)
-    size = compute_module_sizes(model)[""]
     # the table of positions is no weight, but as large as some
-    size += config.max_ctx * config.head_dim * 4
+    turn_bytes = config.max_ctx * config.head_dim * 4
     places = infer_auto_device_map(
-        model, max_memory={"cpu": max(budget, 0)}, no_split_module_classes=[LlamaLayer.__name__]
+        model,
+        max_memory={"cpu": max(budget - turn_bytes, 0)},
+        no_split_module_classes=[LlamaLayer.__name__],
     )
-    return size, set(places.values()) <= {"cpu"} and size <= budget
+    size = compute_module_sizes(model)[""] + turn_bytes
+    return Measure(size, Counter(str(place) for place in places.values()))
 
 
 def load(
@@ -134,13 +183,12 @@ def load(
         model = Llama(config, dtype)
     tensors = _Reader(source, dtype)
     model.embed = torch.nn.Parameter(tensors.one("token_embd.weight"), requires_grad=False)
-    tied = not source.has("output.weight") or config.tied_embeddings
-    model.head.fill(model.embed if tied else tensors.one("output.weight"))
+    model.head.fill(model.embed if config.tied_embeddings else tensors.one("output.weight"))
     for index, layer in enumerate(model.layers):
         _fill_layer(layer, tensors, f"blk.{index}.")
         progress(index + 1)
     _fill_norm(model.norm, tensors.one("output_norm.weight"))
-    factors = source.tensor("rope_freqs.weight") if source.has("rope_freqs.weight") else None
+    factors = source.tensor(ROPE_FACTORS) if ROPE_FACTORS in source.shapes else None
     model.prepare(max_ctx, factors, tile)
     return model.eval()
 
@@ -176,33 +224,19 @@ def _fill_norm(norm: torch.nn.Module, weight: Tensor) -> None:
 
 
 def _options(text: str) -> dict[str, int]:
-    """Return the options of a random model, MODEL_LOAD for one that is none or cannot be."""
+    """Return the options of a random model; EINVAL for one that is none or cannot be."""
     options = dict(RANDOM_KEYS)
     for item in filter(None, text.split(",")):
         key, _, value = item.partition("=")
         if key not in options or not value.lstrip("-").isdecimal():
-            raise DriverFault(
-                FaultKind.MODEL_LOAD, f"option {item}; a random model takes {', '.join(options)}"
-            )
+            raise ModelError("EINVAL", f"option {item}; a random model takes {', '.join(options)}")
         options[key] = int(value)
     heads, kv_heads, hidden = options["heads"], options["kv_heads"], options["hidden"]
     sizes = [options[key] for key in ("layers", "hidden", "heads", "kv_heads", "vocab", "max_ctx")]
     if min(sizes) < 1 or heads % kv_heads or hidden % (2 * heads):
-        raise DriverFault(
-            FaultKind.MODEL_LOAD,
+        raise ModelError(
+            "EINVAL",
             f"hidden={hidden} heads={heads} kv_heads={kv_heads}: heads must be a multiple of "
             "kv_heads, hidden of twice the heads, and all sizes above 0",
         )
     return options
-
-
-def _shape(config: ModelConfig, name: str) -> tuple[int, ...]:
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: Mapping[str, tuple[int, ...]] = {
-        "token_embd": (config.vocab_size, hidden),
-        "attn_q": (queries, hidden), "attn_k": (keys, hidden), "attn_v": (keys, hidden),
-        "attn_output": (hidden, queries),
-        "ffn_gate": (ffn, hidden), "ffn_up": (ffn, hidden), "ffn_down": (hidden, ffn),
-    }  # fmt: skip
-    return shapes.get(name, (hidden,))

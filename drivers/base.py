@@ -22,7 +22,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol, get_type_hints
+from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -446,10 +446,15 @@ _MESSAGES: tuple[Any, ...] = (
 _PARTS: tuple[Any, ...] = (
     Reset, Copy, Scrub, Execute, Sample, Export, Import, Checksum, Sampled,
 )  # fmt: skip
+_ENUMS: tuple[type[IntEnum], ...] = (Queue, Direction, FaultKind, RowFlag)
 _NUMBER = {cls: number for number, cls in enumerate(_MESSAGES)}
 _PART_NUMBER = {cls: number for number, cls in enumerate(_PARTS)}
 MAX_MESSAGE = 192 * 1024
 """Bytes of one message; below the default send buffer of an AF_UNIX SEQPACKET socket."""
+
+
+MAX_TEXT = 8192
+"""Bytes of one string in a message."""
 
 
 class BadMessage(Exception):
@@ -457,11 +462,19 @@ class BadMessage(Exception):
 
 
 def schema_hash() -> str:
-    """Return the digest of every message's name, fields and types: equal on both sides or no go."""
+    """Return the digest of all that both sides must see alike: equal, or no go.
+
+    That is every message's name, fields and types, in order, and every number that has a name.
+    """
     lines = [
         f"{cls.__name__}({', '.join(f'{n}: {t}' for n, t in get_type_hints(cls).items())})"
         for cls in (*_MESSAGES, *_PARTS, Fence, BlockTable, KvGroup)
     ]
+    lines += [
+        f"{enum.__name__}({', '.join(f'{member.name}={member.value}' for member in enum)})"
+        for enum in _ENUMS
+    ]
+    lines.append(f"null block {NULL_BLOCK}, last sample {LAST_SAMPLE}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
@@ -480,39 +493,57 @@ def encode(message: Any) -> bytes:
 
 
 def decode(raw: bytes) -> Any:
-    """Return the message in `raw`; BadMessage if it is none."""
+    """Return the message in `raw`, every field of the type that it declares; else BadMessage."""
+    if len(raw) > MAX_MESSAGE:
+        raise BadMessage(f"a message of more than {MAX_MESSAGE} bytes")
     try:
-        kind, *fields = msgpack.unpackb(raw, use_list=False, strict_map_key=True, max_ext_len=0)
-        cls = _MESSAGES[kind]
+        kind, *fields = msgpack.unpackb(
+            raw, use_list=False, strict_map_key=True, max_ext_len=0, max_str_len=MAX_TEXT
+        )
+        cls = _numbered(_MESSAGES, kind)
+        message = _row(cls, tuple(fields))
         if cls is Submit:
-            fields[3] = tuple(Fence(*wait) for wait in fields[3])
-            fields[5] = tuple(_part(op) for op in fields[5])
+            message = message._replace(ops=tuple(_part(op) for op in message.ops))
         elif cls is Complete:
-            fields[5] = tuple(_result(part) for part in fields[5])
-        elif cls is Loaded:
-            fields[7] = tuple(KvGroup(*group) for group in fields[7])
-        return _typed(cls, fields)
-    except (ValueError, TypeError, IndexError, RecursionError, msgpack.UnpackException) as error:
+            message = message._replace(results=tuple(_result(part) for part in message.results))
+        return message
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise BadMessage(f"{len(raw)} bytes are not a driver message: {error}") from None
 
 
-def _part(values: tuple[Any, ...]) -> Any:
+def _numbered(classes: tuple[Any, ...], number: Any) -> Any:
+    if type(number) is not int or not 0 <= number < len(classes):
+        raise TypeError("a number that nothing has")
+    return classes[number]
+
+
+def _part(values: Any) -> Any:
     kind, *fields = values
-    cls = _PARTS[kind]
-    if cls is Execute:
-        fields[-1] = tuple(BlockTable(*table) for table in fields[-1])
-    return _typed(cls, fields)
+    return _row(_numbered(_PARTS, kind), tuple(fields))
 
 
 def _result(value: Any) -> Any:
-    return _part(value) if value and type(value[0]) is int else value
+    """Read what an op gave: the list of a Checksum, or a numbered part."""
+    if type(value) is tuple and value and type(value[0]) is int:
+        return _part(value)
+    return _value("a result", tuple[str, ...], value)
 
 
-def _typed(cls: Any, fields: list[Any]) -> Any:
-    """Build a row whose plain fields have the types that it declares."""
-    if len(fields) != len(cls._fields):
-        raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields, got {len(fields)}")
-    for (name, kind), value in zip(cls.__annotations__.items(), fields, strict=True):
-        if kind in (int, str, bytes, bool) and type(value) is not kind:
-            raise TypeError(f"{cls.__name__}.{name} is {kind.__name__}, got {type(value).__name__}")
-    return cls(*fields)
+def _row(cls: Any, values: tuple[Any, ...]) -> Any:
+    if len(values) != len(cls._fields):
+        raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields, got {len(values)}")
+    fields = zip(cls.__annotations__.items(), values, strict=True)
+    return cls(*(_value(f"{cls.__name__}.{name}", kind, value) for (name, kind), value in fields))
+
+
+def _value(where: str, kind: Any, value: Any) -> Any:
+    """Return `value` as the type that is declared: a plain one, a row, or a tuple of such."""
+    if kind is Any:
+        return value
+    many, row = get_origin(kind) is tuple, hasattr(kind, "_fields")
+    plain = tuple if many or row else kind
+    if type(value) is not plain:
+        raise TypeError(f"{where} is {plain.__name__}, got {type(value).__name__}")
+    if many:
+        return tuple(_value(where, get_args(kind)[0], item) for item in value)
+    return _row(kind, value) if row else value

@@ -77,7 +77,7 @@ class Host:
 
     def _receive(self) -> bytes:
         try:
-            return self._socket.recv(base.MAX_MESSAGE)
+            return self._socket.recv(base.MAX_MESSAGE + 1)
         except ConnectionResetError:
             return b""  # closed with our messages unread
 

@@ -55,12 +55,10 @@ class Rows:
 def sample(logits: Tensor, draws: Draws) -> Sampled:
     """Draw one id per row of `logits` [R, vocab]."""
     pieces = [
-        _sample(part, Draws(*(values[at : at + ROWS_AT_ONCE] for values in draws)))
-        for at, part in zip(
-            range(0, len(logits), ROWS_AT_ONCE), logits.split(ROWS_AT_ONCE), strict=True
-        )
+        _sample(logits[at:end], Draws._make(values[at:end] for values in draws))
+        for at, end in ((at, at + ROWS_AT_ONCE) for at in range(0, len(logits), ROWS_AT_ONCE))
     ]
-    return Sampled(*(b"".join(column) for column in zip(*pieces, strict=True)))
+    return Sampled(*(b"".join(piece[field] for piece in pieces) for field in range(5)))
 
 
 def _sample(logits: Tensor, draws: Draws) -> Sampled:

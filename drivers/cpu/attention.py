@@ -32,7 +32,7 @@ from drivers.pool import KvPool
 MAX_TILE = 128
 MIN_TILE = 16
 SCORES_BYTES = 4 << 20  # of a tile's scores: what stays in the caches
-GATHER_BYTES = 16 << 20  # of a decode group's keys and values
+GATHER_BYTES = 8 << 20  # of a decode group's keys and values
 PADDING = 0.75  # the shortest sequence of a group has at least this part of the longest's blocks,
 MIN_WASTE = 4  # or lacks no more than so many
 
@@ -198,7 +198,7 @@ class Attention:
         short = sorted(
             (part for part in parts if part.count == 1), key=lambda part: -len(part.blocks)
         )
-        groups = group(short, GATHER_BYTES // (2 * pool.shape.block_bytes // pool.shape.layers))
+        groups = group(short, blocks_at_once(pool))
         self._work: list[DecodeGroup | Prefill] = [
             DecodeGroup(pool, arena, heads, sorted(members, key=lambda part: part.start))
             for members in groups
@@ -212,6 +212,11 @@ class Attention:
         for work in self._work:
             work.run(layer, queries, out)
         return out
+
+
+def blocks_at_once(pool: KvPool) -> int:
+    """Return how many blocks a decode group may gather."""
+    return max(1, GATHER_BYTES // (pool.shape.block_bytes // pool.shape.layers))
 
 
 def group(parts: Sequence[Part], max_blocks: int) -> list[list[Part]]:

@@ -1,31 +1,35 @@
 """A loaded model on the CPU: weights, pool and scratch memory, and how a step runs on them.
 
-Memory is counted before it is taken: weights, pool and `WORK_BYTES` for a step's temporaries must
-fit into what is free, else the load is refused with the numbers and the largest budget that fits.
+Memory is counted before it is taken: weights, pool and `work_bytes` for temporaries must fit into
+what is free, else the load is refused with the numbers and the largest budget that fits.
 """
 
+import logging
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drivers import base
-from drivers.base import DriverFault, FaultKind
+from drivers.base import NULL_BLOCK, DriverFault, FaultKind
 from drivers.cpu import machine
-from drivers.cpu.attention import Arena, Attention, Heads, Part
+from drivers.cpu.attention import Arena, Attention, Heads, Part, blocks_at_once
 from drivers.cpu.ordered import TILE, OrderedAttention
 from drivers.models import weights
 from drivers.models.config import ModelConfig
-from drivers.plan import Plan
+from drivers.plan import Draws, Plan
 from drivers.pool import DTYPES, KvPool, PoolShape
+from drivers.sampling import ROWS_AT_ONCE, sample
+
+log = logging.getLogger(__name__)
 
 MAX_TOKENS = 2048
 MAX_SEQS = 256
 MAX_BLOCK_REFS = 32768
 MAX_BLOCK_SIZE = 4096
-WORK_BYTES = 256 << 20
 
 
 class CpuModel:
@@ -44,12 +48,14 @@ class CpuModel:
 
         tile = TILE if load.deterministic else 0
         self._model = weights.load(source, shape.dtype, max_ctx, tile, progress)
+        source.close()
         self.pool = KvPool(shape)
         self._heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
         self._arena = Arena(shape.dtype)
         self._attention: Callable[..., Attention | OrderedAttention] = (
             OrderedAttention if load.deterministic else Attention
         )
+        self._warm_up(max_ctx)
         group = base.KvGroup(
             config.num_layers, "full", 0, config.num_kv_heads, config.head_dim, load.dtype
         )
@@ -80,6 +86,36 @@ class CpuModel:
             for s, (kv_len, at) in enumerate(zip(plan.kv_len, table.indptr, strict=False))
         ]
 
+    @torch.inference_mode()
+    def _warm_up(self, max_ctx: int) -> None:
+        """Run the largest step on the null block, so that later ones find their memory there.
+
+        One layer of it: the others would use the same memory again.
+        """
+        parts = list(self._largest_parts(max_ctx))
+        positions = torch.cat([torch.arange(p.kv_len - p.count, p.kv_len) for p in parts])
+        tokens = slots = torch.zeros_like(positions)
+        rows = torch.arange(MAX_SEQS)
+        attention = self._attention(self.pool, self._arena, self._heads, slots, parts)
+        logits = self._model.forward(tokens, positions, rows, attention.run, depth=1)
+        ones = array("f", [0.5] * ROWS_AT_ONCE)
+        zeros = array("i", bytes(4 * ROWS_AT_ONCE))
+        seeds = array("Q", bytes(8 * ROWS_AT_ONCE))
+        sample(logits[:ROWS_AT_ONCE], Draws(zeros, ones, zeros, ones, ones, seeds, zeros, zeros))
+        self.pool.scrub(torch.tensor([NULL_BLOCK]))
+
+    def _largest_parts(self, max_ctx: int) -> Iterator[Part]:
+        """Yield MAX_SEQS decodes that fill a group, then prefills at the end of a context."""
+        size, row = self.pool.shape.block_size, 0
+        while row < MAX_TOKENS:
+            decodes = row < MAX_SEQS
+            count = 1 if decodes else min(MAX_TOKENS - row, max_ctx)
+            kv_len = min(max_ctx, max(1, blocks_at_once(self.pool) // MAX_SEQS) * size)
+            if not decodes or row == 0:
+                kv_len = max_ctx
+            yield Part(row, count, kv_len, np.full(-(-kv_len // size), NULL_BLOCK, np.int64))
+            row += count
+
 
 def _check(load: base.Load, config: ModelConfig) -> int:
     """Refuse what no memory would help; return the longest context."""
@@ -98,11 +134,20 @@ def _check(load: base.Load, config: ModelConfig) -> int:
     return load.max_ctx or config.max_ctx
 
 
+def work_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return the memory for temporaries, of loading or of a step, whichever needs more."""
+    largest = max(config.vocab_size, config.intermediate_size) * config.hidden_size
+    loading = largest * (2 * 4 + dtype.itemsize)  # read, turned to float32, and in our type
+    row = 4 * config.intermediate_size + 2 * config.hidden_size
+    logits = (MAX_SEQS * dtype.itemsize + ROWS_AT_ONCE * 32) * config.vocab_size
+    return (64 << 20) + max(loading, MAX_TOKENS * row * dtype.itemsize + logits)
+
+
 def _fit(load: base.Load, config: ModelConfig, emit: base.Emit) -> tuple[PoolShape, int]:
-    """Emit the Estimate; return the pool that fits, or refuse."""
+    """Emit and log the Estimate; return the pool that fits, or refuse."""
     dtype, free = DTYPES[load.dtype], machine.memory_free()
-    budget = free - WORK_BYTES
-    weights_bytes, placed = weights.measure(config, dtype, budget)
+    work = work_bytes(config, dtype)
+    weights_bytes, places = measured = weights.measure(config, dtype, free - work)
 
     def shape(num_blocks: int) -> PoolShape:
         return PoolShape(
@@ -113,12 +158,25 @@ def _fit(load: base.Load, config: ModelConfig, emit: base.Emit) -> tuple[PoolSha
     block_bytes = shape(1).block_bytes
     num_blocks = load.num_blocks or load.kv_bytes // block_bytes
     emit(base.Estimate(load.model, weights_bytes, block_bytes, num_blocks, free))
-    room = max(budget - weights_bytes, 0) if placed else 0
+    needs = (
+        f"weights {_mib(weights_bytes)}, {num_blocks} KV blocks of {block_bytes} bytes "
+        f"{_mib(num_blocks * block_bytes)}, to work in {_mib(work)}, free {_mib(free)}"
+    )
+    log.info("estimate: %s; modules placed: %s", needs, dict(places))
+    room = max(free - work - weights_bytes, 0) if measured.fits else 0
     if num_blocks < 2 or num_blocks * block_bytes > room:
         raise DriverFault(
-            FaultKind.OOM,
-            f"weights {weights_bytes} bytes, {num_blocks} blocks of {block_bytes} bytes and "
-            f"{WORK_BYTES} to work in, with {free} bytes free; at least 2 blocks are needed, and "
-            f"kv_bytes can be at most {room}",
+            FaultKind.OOM, f"the model does not fit: {needs}; {_advice(room, shape(2))}"
         )
     return shape(num_blocks), weights_bytes
+
+
+def _advice(room: int, least: PoolShape) -> str:
+    need = 2 * least.block_bytes
+    if room < need:
+        return f"{_mib(need)} for 2 blocks is the least; free some memory or take a smaller model"
+    return f"kv_bytes can be {need} to {room}, that is 2 to {room // least.block_bytes} blocks"
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"

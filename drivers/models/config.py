@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from drivers.models.errors import ModelError
+from drivers.models.errors import FETCH, ModelError, short
 from drivers.models.gguf import GgufFile
 
 ARCHS = ("llama",)
@@ -35,10 +35,9 @@ class ModelConfig:
         read = _Reader(file)
         arch = file.metadata.get("general.architecture")
         if arch not in ARCHS:
-            raise ModelError(
-                "ENOTSUP",
-                f"{file.path.name} has architecture {arch!r}; built are {', '.join(ARCHS)}",
-            )
+            what = f"{file.path.name} has architecture {short(arch)}, which is not built"
+            raise ModelError("ENOTSUP", what, f"built are: {', '.join(ARCHS)}")
+        eos = read.token("tokenizer.ggml.eos_token_id")
         heads = read.number(f"{arch}.attention.head_count", 1, 1024)
         hidden = read.number(f"{arch}.embedding_length", 1, 1 << 20)
         config = cls(
@@ -49,19 +48,20 @@ class ModelConfig:
             heads,
             read.number(f"{arch}.attention.head_count_kv", 1, 1024, heads),
             read.number(f"{arch}.attention.key_length", 1, 4096, hidden // heads),
-            _vocab(file),
+            vocab_size(file),
             read.number(f"{arch}.context_length", 1, 1 << 24),
             read.real(f"{arch}.rope.freq_base", 10_000.0),
             read.real(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5),
             "output.weight" not in file.tensors,
             read.token("tokenizer.ggml.bos_token_id"),
-            tuple(filter(lambda i: i is not None, [read.token("tokenizer.ggml.eos_token_id")])),
+            () if eos is None else (eos,),
         )  # fmt: skip
         read.refuse(f"{arch}.rope.scaling.type", ("none",))
         if config.num_heads % config.num_kv_heads:
             raise ModelError(
                 "ECORRUPT",
                 f"{config.num_heads} heads do not share {config.num_kv_heads} KV heads evenly",
+                FETCH,
             )
         return config
 
@@ -76,10 +76,11 @@ class ModelConfig:
         return cls(**(fields | {"eos_ids": tuple(fields["eos_ids"])}))
 
 
-def _vocab(file: GgufFile) -> int:
+def vocab_size(file: GgufFile) -> int:
+    """Return the rows of the embedding; ids are below it."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
-        raise ModelError("ECORRUPT", f"{file.path.name} has no tensor token_embd.weight")
+        raise ModelError("ECORRUPT", f"{file.path.name} has no tensor token_embd.weight", FETCH)
     return embedding.shape[0]
 
 
@@ -91,27 +92,30 @@ class _Reader:
 
     def _corrupt(self, key: str, value: Any, want: str) -> ModelError:
         name = self._file.path.name
-        return ModelError("ECORRUPT", f"{name}: {key} is {value!r}, it should be {want}")
+        return ModelError("ECORRUPT", f"{name}: {key} is {short(value)}, not {want}", FETCH)
 
     def number(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self._file.metadata.get(key, default)
         if type(value) is not int or not low <= value <= high:
-            raise self._corrupt(key, value, f"from {low} to {high}")
+            raise self._corrupt(key, value, f"a number from {low} to {high}")
         return value
 
     def real(self, key: str, default: float) -> float:
         value = self._file.metadata.get(key, default)
         if type(value) is not float or not 0 < value < 1e12:
-            raise self._corrupt(key, value, "a number above 0")
+            raise self._corrupt(key, value, "a real number above 0")
         return value
 
     def token(self, key: str) -> int | None:
         value = self._file.metadata.get(key)
-        if value is not None and (type(value) is not int or not 0 <= value < _vocab(self._file)):
-            raise self._corrupt(key, value, "an id of the vocabulary")
+        if value is not None and (
+            type(value) is not int or not 0 <= value < vocab_size(self._file)
+        ):
+            raise self._corrupt(key, value, f"an id below {vocab_size(self._file)}")
         return value
 
     def refuse(self, key: str, harmless: tuple[str, ...]) -> None:
         value = self._file.metadata.get(key)
         if value is not None and value not in harmless:
-            raise ModelError("ENOTSUP", f"{self._file.path.name}: {key} {value!r} is not built")
+            what = f"{self._file.path.name}: {key} {short(value)} is not built"
+            raise ModelError("ENOTSUP", what, f"built are: {', '.join(harmless)}")

@@ -2,13 +2,15 @@
 
 Every count, length, offset and type is checked against the bytes that are really there before it
 is used; what does not hold is ModelError ECORRUPT, naming the field, the number and the limit. No
-allocation depends on a number from the file alone. Versions 2 and 3, little-endian.
+allocation depends on a number from the file alone, and metadata may take only so many items and
+bytes, so opening is quick whatever the file says. Versions 2 and 3, little-endian.
 
 The `gguf` package's own reader takes seconds to open a file; from it we take only the arithmetic
 of dequantization, and the table of block sizes.
 """
 
 import mmap
+import os
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.models.errors import ModelError
+from drivers.models.errors import FETCH, ModelError, short
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -27,6 +29,10 @@ MAX_TENSORS = 65_536
 MAX_NAME = 256
 MAX_DIMS = 4
 MAX_ALIGNMENT = 65_536
+MAX_STRING = 4 << 20
+"""Bytes of one string: chat templates are the long ones."""
+MAX_ITEMS = 8 << 20
+"""Items of all arrays together: a large vocabulary with merges, scores and types has 2 million."""
 
 _SCALARS: dict[int, Struct] = {
     0: Struct("<B"), 1: Struct("<b"), 2: Struct("<H"), 3: Struct("<h"), 4: Struct("<I"),
@@ -34,6 +40,7 @@ _SCALARS: dict[int, Struct] = {
     12: Struct("<d"),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_HEADER_BYTES = 24
 
 
 class Tensor(NamedTuple):
@@ -53,12 +60,14 @@ class GgufFile:
         self.path = path
         try:
             with path.open("rb") as file:
-                size = path.stat().st_size
-                if size < 24:
-                    raise ModelError("ECORRUPT", f"{path.name} has {size} bytes: no GGUF header")
+                size = os.fstat(file.fileno()).st_size
+                if size < _HEADER_BYTES:
+                    what = f"{path.name} has {size} bytes, a GGUF header has {_HEADER_BYTES}"
+                    raise ModelError("ECORRUPT", what, FETCH)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise ModelError("ENOENT", f"cannot read {path.name}: {error.strerror}") from None
+            what = f"cannot read {path.name}: {error.strerror}"
+            raise ModelError("ENOENT", what, "llmos pull smollm2 installs one") from None
         try:
             cursor = _Cursor(self._map, path.name)
             num_tensors, num_keys = _header(cursor)
@@ -101,7 +110,7 @@ class GgufFile:
     def _tensor(self, name: str) -> Tensor:
         tensor = self.tensors.get(name)
         if tensor is None:
-            raise ModelError("ECORRUPT", f"{self.path.name} has no tensor {name}")
+            raise ModelError("ECORRUPT", f"{self.path.name} has no tensor {name}", FETCH)
         return tensor
 
 
@@ -113,9 +122,10 @@ class _Cursor:
         self.name = name
         self.at = 0
         self.end = len(data)
+        self.items = 0
 
     def corrupt(self, what: str) -> NoReturn:
-        raise ModelError("ECORRUPT", f"{self.name}: {what}", "fetch it again: llmos pull")
+        raise ModelError("ECORRUPT", f"{self.name}: {what}", FETCH)
 
     def need(self, size: int, what: str) -> None:
         if size > self.end - self.at:
@@ -135,9 +145,9 @@ class _Cursor:
     def u64(self, what: str) -> int:
         return int(self.scalar(10, what))
 
-    def string(self, what: str, limit: int | None = None) -> str:
+    def string(self, what: str, limit: int = MAX_STRING) -> str:
         size = self.u64(f"length of {what}")
-        if limit is not None and size > limit:
+        if size > limit:
             self.corrupt(f"{what} has {size} bytes, the limit is {limit}")
         self.need(size, what)
         raw = self.data[self.at : self.at + size]
@@ -149,15 +159,19 @@ class _Cursor:
 
     def array(self, what: str) -> list[Any]:
         kind, count = self.u32(f"type of {what}"), self.u64(f"length of {what}")
+        self.items += count
+        if self.items > MAX_ITEMS:
+            self.corrupt(f"{what} has {count} items, the limit is {MAX_ITEMS} in all arrays")
         if kind == _STRING:
             self.need(8 * count, what)
             return self._strings(count, what)
+        if kind == _ARRAY:
+            self.corrupt(f"{what} is an array of arrays, which no known key is")
         if kind not in _SCALARS:
             self.corrupt(f"{what} is an array of type {kind}, which is not known")
         size = _SCALARS[kind].size
         self.need(size * count, what)
-        dtype = np.dtype(_SCALARS[kind].format.replace("?", "b").replace("<", "<"))
-        values = np.frombuffer(self.data, dtype, count, self.at).tolist()
+        values: list[Any] = np.frombuffer(self.data, _SCALARS[kind].format, count, self.at).tolist()
         self.at += size * count
         return values
 
@@ -169,8 +183,9 @@ class _Cursor:
                 self.corrupt(f"{what} ends at item {index} of {count}")
             (size,) = unpack_from("<Q", data, at)
             at += 8
-            if size > end - at:
-                self.corrupt(f"item {index} of {what} needs {size} bytes, {end - at} are left")
+            if size > MAX_STRING or size > end - at:
+                limit = min(MAX_STRING, end - at)
+                self.corrupt(f"item {index} of {what} has {size} bytes, {limit} are possible")
             try:
                 values.append(data[at : at + size].decode())
             except UnicodeDecodeError:
@@ -195,7 +210,8 @@ def _header(cursor: _Cursor) -> tuple[int, int]:
     cursor.at = 4
     version = cursor.u32("version")
     if version not in VERSIONS:
-        raise ModelError("ENOTSUP", f"{cursor.name} is GGUF version {version}, known are 2 and 3")
+        what = f"{cursor.name} is GGUF version {version}, known are 2 and 3, little-endian"
+        raise ModelError("ENOTSUP", what, "convert it with llama.cpp's tools")
     num_tensors, num_keys = cursor.u64("tensor count"), cursor.u64("key count")
     if num_tensors > MAX_TENSORS or num_keys > MAX_KEYS:
         cursor.corrupt(
@@ -209,19 +225,20 @@ def _metadata(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:
     for _ in range(count):
         key = cursor.string("a key", MAX_NAME)
         if key in seen:
-            cursor.corrupt(f"key {key!r} is there twice")
+            cursor.corrupt(f"key {short(key)} is there twice")
         seen.add(key)
-        yield key, cursor.value(cursor.u32(f"type of {key!r}"), repr(key))
+        yield key, cursor.value(cursor.u32(f"type of {short(key)}"), short(key))
 
 
 def _tensor_infos(cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
     for _ in range(count):
         name = cursor.string("a tensor's name", MAX_NAME)
-        dims = cursor.u32(f"dimensions of {name!r}")
+        shown = short(name)
+        dims = cursor.u32(f"dimensions of {shown}")
         if not 1 <= dims <= MAX_DIMS:
-            cursor.corrupt(f"tensor {name!r} has {dims} dimensions, 1 to {MAX_DIMS} are possible")
-        shape = tuple(cursor.u64(f"shape of {name!r}") for _ in range(dims))
-        yield name, shape[::-1], cursor.u32(f"type of {name!r}"), cursor.u64(f"offset of {name!r}")
+            cursor.corrupt(f"tensor {shown} has {dims} dimensions, 1 to {MAX_DIMS} are possible")
+        shape = tuple(cursor.u64(f"shape of {shown}") for _ in range(dims))
+        yield name, shape[::-1], cursor.u32(f"type of {shown}"), cursor.u64(f"offset of {shown}")
 
 
 def _place(
@@ -230,23 +247,23 @@ def _place(
     """Return the tensors with their places, each inside the file and none over another."""
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment % 8:
-        cursor.corrupt(f"alignment {alignment!r} is no multiple of 8 up to {MAX_ALIGNMENT}")
+        cursor.corrupt(f"alignment {short(alignment)} is no multiple of 8 up to {MAX_ALIGNMENT}")
     start = -(-cursor.at // alignment) * alignment
     tensors: dict[str, Tensor] = {}
     for name, shape, kind, offset in infos:
         if name in tensors:
-            cursor.corrupt(f"tensor {name!r} is there twice")
+            cursor.corrupt(f"tensor {short(name)} is there twice")
         type_name, nbytes = _size(cursor, name, shape, kind)
         if offset % alignment or start + offset + nbytes > cursor.end:
             cursor.corrupt(
-                f"tensor {name!r} lies at {start + offset} and needs {nbytes} bytes; "
+                f"tensor {short(name)} lies at {start + offset} and needs {nbytes} bytes; "
                 f"the file has {cursor.end}, its alignment is {alignment}"
             )
         tensors[name] = Tensor(name, shape, type_name, start + offset, nbytes)
     end = 0
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < end:
-            cursor.corrupt(f"tensor {tensor.name!r} at {tensor.offset} lies over another")
+            cursor.corrupt(f"tensor {short(tensor.name)} at {tensor.offset} lies over another")
         end = tensor.offset + tensor.nbytes
     return tensors
 
@@ -257,9 +274,9 @@ def _size(cursor: _Cursor, name: str, shape: tuple[int, ...], kind: int) -> tupl
     try:
         known = GGMLQuantizationType(kind)
     except ValueError:
-        cursor.corrupt(f"tensor {name!r} has type {kind}, which is not known")
+        cursor.corrupt(f"tensor {short(name)} has type {kind}, which is not known")
     per_block, block_bytes = GGML_QUANT_SIZES[known]
     if 0 in shape or shape[-1] % per_block:
-        cursor.corrupt(f"tensor {name!r} of type {known.name} cannot have shape {shape}")
+        cursor.corrupt(f"tensor {short(name)} of type {known.name} cannot have shape {shape}")
     # Python's integers do not overflow: a huge product is just more than the file has.
     return known.name, prod(shape) // per_block * block_bytes

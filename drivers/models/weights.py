@@ -58,7 +58,7 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self._file = GgufFile(path)
         self.config = ModelConfig.from_gguf(self._file)
-        self.shapes = {name: tensor.shape for name, tensor in self._file.tensors.items()}
+        self.shapes: Shapes = {name: tensor.shape for name, tensor in self._file.tensors.items()}
 
     def tensor(self, name: str) -> Tensor:
         try:
@@ -236,7 +236,7 @@ def _options(text: str) -> dict[str, int]:
     if min(sizes) < 1 or heads % kv_heads or hidden % (2 * heads):
         raise ModelError(
             "EINVAL",
-            f"hidden={hidden} heads={heads} kv_heads={kv_heads}: heads must be a multiple of "
-            "kv_heads, hidden of twice the heads, and all sizes above 0",
+            f"a random model of hidden={hidden} heads={heads} kv_heads={kv_heads}: heads must be "
+            "a multiple of kv_heads, hidden of twice the heads, and all sizes above 0",
         )
     return options

@@ -1,0 +1,138 @@
+"""The model on the CPU driver against a plain Llama in float64, and files that are not right."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drivers import base
+from drivers.base import DriverFault, FaultKind
+from drivers.cpu import machine
+from tests.helpers import tiny_model
+from tests.helpers.contexts import Engine, How, load_of
+from tests.helpers.plain_llama import Array, Plain
+from tests.helpers.tiny_model import HEADS, HIDDEN, VOCAB
+
+BEST = How(logprobs=VOCAB // 4)
+IDS = [(n * n * 7 + n) % VOCAB for n in range(50)]
+
+
+def open_engine(path: Path, dtype: str = "float32", **changes: Any) -> Engine:
+    return Engine(load_of(str(path), dtype, **{"num_blocks": 32, "threads": 1, **changes}))
+
+
+def far_off(engine: Engine, right: Array) -> float:
+    """Return how far the best logprobs are from the right ones, after several chunks of IDS."""
+    ctx, worst = engine.ctx(IDS), 0.0
+    for count in (1, 4, 20, 1, 24):
+        sampled = engine.step([(ctx, count)], BEST)
+        ids, values = base.read_ints(sampled.top_ids), base.read_reals(sampled.top_logprobs)
+        expected = right[ctx.computed - 1]
+        assert len(ids) == BEST.logprobs
+        worst = max(worst, float(np.abs(expected[list(ids)] - np.array(values)).max()))
+    assert ctx.computed == len(IDS)
+    return worst
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_logits_are_those_of_a_plain_llama(tmp_path: Path, tied: bool, deterministic: bool) -> None:
+    weights = tiny_model.values(tiny_model.shapes(tied=tied))
+    path = tiny_model.write(tmp_path / "model.gguf", weights)
+    right = Plain(weights).logprobs(IDS)
+    assert far_off(open_engine(path, deterministic=deterministic), right) < 1e-4
+
+
+def test_bfloat16_is_near(tmp_path: Path) -> None:
+    weights = tiny_model.values(tiny_model.shapes())
+    path = tiny_model.write(tmp_path / "model.gguf", weights)
+    worst = far_off(open_engine(path, "bfloat16"), Plain(weights).logprobs(IDS))
+    assert 1e-4 < worst < 0.5
+
+
+def test_rope_factors_of_the_file_are_used(tmp_path: Path) -> None:
+    weights = tiny_model.values(tiny_model.shapes())
+    factors = np.linspace(1, 8, HIDDEN // HEADS // 2).astype("f4")
+    path = tiny_model.write(tmp_path / "model.gguf", {**weights, "rope_freqs.weight": factors})
+    plain = Plain(weights)
+    assert far_off(open_engine(path), plain.logprobs(IDS, factors)) < 1e-4
+    assert far_off(open_engine(path), plain.logprobs(IDS)) > 0.01
+
+
+def test_quantized_weights_are_near(tmp_path: Path) -> None:
+    weights = tiny_model.values(tiny_model.shapes())
+    path = tiny_model.write(tmp_path / "model.gguf", weights, quantized=True)
+    assert 1e-4 < far_off(open_engine(path), Plain(weights).logprobs(IDS)) < 0.5
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+
+def refused(path: Path, kind: FaultKind, **changes: Any) -> str:
+    with pytest.raises(DriverFault) as caught:
+        open_engine(path, **changes)
+    assert caught.value.kind is kind
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"blk.1.ffn_up.weight": None}, "blk.1.ffn_up.weight"),
+        ({"blk.0.attn_q.weight": (HIDDEN, HIDDEN - 32)}, "(64, 32)"),
+        ({"blk.0.attn_q.bias": (HIDDEN,)}, "blk.0.attn_q.bias"),
+        ({"blk.0.ffn_gate_exps.weight": (4, 96, HIDDEN)}, "blk.0.ffn_gate_exps.weight"),
+    ],
+    ids=["missing", "shape", "bias", "experts"],
+)
+def test_a_file_with_other_tensors_is_refused(
+    tmp_path: Path, changes: dict[str, tuple[int, ...] | None], told: str
+) -> None:
+    """Left out in silence, they would change what the model says."""
+    table = {**tiny_model.shapes(), **changes}
+    right = {name: shape for name, shape in table.items() if shape}
+    path = tiny_model.write(tmp_path / "model.gguf", tiny_model.values(right))
+    assert told in refused(path, FaultKind.MODEL_LOAD)
+
+
+def test_a_broken_file_is_refused_and_the_driver_lives(tmp_path: Path) -> None:
+    path = tiny_model.write(tmp_path / "model.gguf")
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "ECORRUPT" in refused(path, FaultKind.MODEL_LOAD)
+
+
+@pytest.mark.parametrize("what", ["layers=0", "heads=3", "speed=1", "layers=x"])
+def test_unknown_options_of_the_random_model_are_refused(what: str) -> None:
+    assert "random model" in refused(Path(f"random:{what}"), FaultKind.MODEL_LOAD)
+
+
+def test_the_estimate_is_logged_before_anything_is_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tiny_model.write(tmp_path / "model.gguf")
+    with caplog.at_level(logging.INFO, "drivers.cpu.model"):
+        engine = open_engine(path)
+    estimate, progress = engine.messages[0], engine.messages[1]
+    assert isinstance(estimate, base.Estimate) and isinstance(progress, base.Progress)
+    (record,) = caplog.records
+    assert f"32 KV blocks of {estimate.block_bytes} bytes" in record.getMessage()
+    parameters = sum(math.prod(shape) for shape in tiny_model.shapes(tied=False).values())
+    table = tiny_model.MAX_CTX * (HIDDEN // HEADS)
+    assert estimate.weights_bytes == 4 * (parameters + table)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_model.write(tmp_path / "model.gguf")
+    block_bytes = open_engine(path).loaded.block_bytes
+    told = refused(path, FaultKind.OOM, num_blocks=1 << 24)
+    assert f"{1 << 24} KV blocks of {block_bytes} bytes" in told and "kv_bytes can be" in told
+    free = 66 << 20
+    monkeypatch.setattr(machine, "memory_free", lambda: free)
+    assert "free 66.0 MiB" in refused(path, FaultKind.OOM, num_blocks=500)
+    monkeypatch.setattr(machine, "memory_free", lambda: 1 << 20)
+    assert "is the least" in refused(path, FaultKind.OOM)

@@ -35,6 +35,8 @@ from kernel.panic import KernelPanic, check
 
 NOT_RESIDENT = NULL_BLOCK
 """As a Block's `id`: its KV is on no device; it can be computed from ids."""
+MAX_SCRUBS = 4096
+"""Blocks that one message has scrubbed; the rest wait for the next."""
 
 
 class BlockState(IntEnum):
@@ -192,7 +194,7 @@ class BlockPool:
 
     def take_dirty(self, value: int) -> list[int]:
         """Return the blocks to scrub in the message that fence `value` closes."""
-        ids, self._dirty = self._dirty, []
+        ids, self._dirty = self._dirty[:MAX_SCRUBS], self._dirty[MAX_SCRUBS:]
         if ids:
             self._scrubbing.append((value, ids))
         return ids

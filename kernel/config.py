@@ -11,6 +11,14 @@ def default_kv_bytes() -> int:
     return min(memory // 4, 4 << 30)
 
 
+LEAST = {
+    "block_size": 1, "prefill_chunk": 1, "max_tasks": 2, "max_contexts": 1, "max_calls": 1,
+    "max_sessions": 1, "bulk_bytes": 1, "unread_bytes": 1 << 20, "hang_s": 0.1, "step_s": 0.1,
+    "load_s": 0.1,
+}  # fmt: skip
+"""The least value of a key, where it is not 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Every default of the kernel. Times in seconds, sizes in bytes."""
@@ -35,11 +43,22 @@ class Config:
     zombie_s: float = 60.0
     ticket_s: float = 60.0
     stalled_messages: int = 64  # unread by a client: its requests are held
+    unread_bytes: int = 64 << 20  # by a client: its calls are refused; twice that: closed
     stalled_s: float = 60.0  # then its session is closed
     hang_s: float = 60.0  # without a sign of life the driver is replaced
+    step_s: float = 120.0  # for one step, with signs of life; then likewise
+    load_s: float = 1800.0  # for starting a driver and loading the model; then likewise
     max_restarts: int = 5  # of a driver within restart_window_s
     restart_window_s: float = 60.0
     bulk_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a number is below what the kernel can work with."""
+        for key in fields(self):
+            value, least = getattr(self, key.name), LEAST.get(key.name, 0)
+            if isinstance(value, int | float) and not value >= least:  # also NaN
+                option = "--" + key.name.replace("_", "-")
+                raise ValueError(f"{option} is {value}, the least is {least}")
 
     def describe(self) -> list[tuple[str, str]]:
         """Return every key with its value."""

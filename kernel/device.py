@@ -10,23 +10,28 @@ deaths is failed with EIO, so that one bad request cannot take the device down f
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
 from drivers import base
+from kernel.answer import MODEL, Lie, ModelSpec, check_fence, check_loaded, read_samples
 from kernel.block import BlockPool
 from kernel.context import Context
 from kernel.link import Link, LinkDown
 from kernel.policy import Policy
 from kernel.request import Request, Token
-from kernel.sched import Scheduler, StepLimits
-from kernel.step import Entry, step_ops
+from kernel.sched import Scheduler
+from kernel.step import Entry, step_limits, step_ops
+from kernel.watch import Patience, Watch
 from syscalls.errors import EIO, ENODEV, KernelError
 
 log = logging.getLogger(__name__)
 
+MAX_NOTE = 1000
+"""Characters kept of a reason in which a driver has its say."""
+MAX_MESSAGES = 64
+"""Of a driver in one turn of the loop."""
 Outcome = tuple[Request, Token | KernelError]
 """What a step gave a request: an id, or the error that ends it."""
 
@@ -38,33 +43,13 @@ class DeviceState(Enum):
     FAILED = "failed"
 
 
-class ModelSpec(NamedTuple):
-    """What to load, and the budget for it."""
-
-    name: str
-    path: str
-    dtype: str
-    block_size: int
-    num_blocks: int  # 0: as many as kv_bytes allows
-    kv_bytes: int
-    max_ctx: int  # 0: the model's own
-    deterministic: bool
-    threads: int
-
-
 class Limits(NamedTuple):
     """Of a device."""
 
     prefill_chunk: int
     target_us: int
-    hang_s: float
-    max_restarts: int
-    restart_window_s: float
-    max_request_deaths: int = 3
-
-
-MODEL = 0
-"""The driver's number of the model; this kernel loads one per device."""
+    patience: Patience
+    max_request_deaths: int = 3  # epochs that end while it is in flight
 
 
 class Device:
@@ -87,17 +72,13 @@ class Device:
         self.note = ""
         self.ready: base.Ready | None = None
         self.loaded: base.Loaded | None = None
-        self.estimate: base.Estimate | None = None
-        self.progress: base.Progress | None = None
         self._policy = policy
-        self._clock = clock
         self._contexts = contexts
         self._pool: BlockPool | None = None
         self._sched: Scheduler | None = None
         self._value = 0
         self._in_flight = 0  # fence value, 0: none
-        self._heard = 0.0
-        self._deaths: deque[float] = deque()
+        self._watch = Watch(limits.patience, clock)
 
     @property
     def name(self) -> str:
@@ -139,30 +120,36 @@ class Device:
 
     # --- epochs -------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self) -> list[Outcome]:
         """Begin an epoch: start the driver and greet it."""
         self.epoch += 1
         self._value = 0
         self.state = DeviceState.STARTING
-        self._heard = self._clock()
-        self.link.start()
-        self.link.send(base.Hello(*base.ABI, base.schema_hash(), self.epoch, self.name))
+        self._watch.loading()
+        try:
+            self.link.start()
+            self.link.send(base.Hello(*base.ABI, base.schema_hash(), self.epoch, self.name))
+        except LinkDown as down:
+            return self._end_epoch(str(down))
+        return []
 
     def deadline(self) -> float | None:
-        """When to give the driver up for hung; None while it owes nothing."""
-        owes = self._in_flight or self.state in (DeviceState.STARTING, DeviceState.LOADING)
-        return self._heard + self.limits.hang_s if owes else None
+        """When to look at `expire` again; None while the driver owes nothing."""
+        return self._watch.deadline
 
     def expire(self, now: float) -> list[Outcome]:
-        """Replace a driver that is past its deadline."""
-        deadline = self.deadline()
-        if deadline is None or now < deadline:
-            return []
+        """Replace a driver that is past a deadline."""
+        why = self._watch.overdue(now)
+        return self._replace(why) if why else []
+
+    def _replace(self, why: str) -> list[Outcome]:
+        """End the driver, then its epoch."""
         self.link.kill()
-        return self._end_epoch(f"no sign of life for {self.limits.hang_s:g} s")
+        return self._end_epoch(why)
 
     def _end_epoch(self, why: str) -> list[Outcome]:
         """Undo what was in flight, forget all KV, start over or give up."""
+        why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
         self.note, self._in_flight = why, 0
         hit = self._sched.fail() if self._sched and self._sched.step else []
@@ -174,19 +161,15 @@ class Device:
             if request.deaths >= self.limits.max_request_deaths:
                 story = f"device {self.name} ended {request.deaths} times while running this"
                 failed.append((request, EIO(f"{story}; the last time: {why}")))
-        now = self._clock()
-        self._deaths.append(now)
-        while self._deaths[0] < now - self.limits.restart_window_s:
-            self._deaths.popleft()
-        if len(self._deaths) > self.limits.max_restarts:
-            return failed + self._give_up(
-                f"{why}; {self.limits.max_restarts} restarts did not help"
-            )
-        self.start()
-        return failed
+        if not self._watch.died():
+            restarts = self.limits.patience.max_restarts
+            return failed + self._give_up(f"{why}; {restarts} restarts did not help")
+        return failed + self.start()
 
     def _give_up(self, why: str) -> list[Outcome]:
         self.link.kill()
+        self._watch.done()
+        why = why[:MAX_NOTE]
         self.state, self.note = DeviceState.FAILED, why
         log.error("device %s failed: %s", self.name, why)
         return [(request, self._unavailable()) for request in self.requests if request.infer]
@@ -194,17 +177,21 @@ class Device:
     # --- messages of the driver ---------------------------------------------------------------
 
     def collect(self) -> Iterator[Outcome]:
-        """Handle every message that the driver has sent."""
-        while self.state is not DeviceState.FAILED:
+        """Handle what the driver has sent; the rest of a flood waits for the next turn."""
+        for _ in range(MAX_MESSAGES):
+            if self.state is DeviceState.FAILED:
+                return
             try:
                 message = self.link.receive()
                 if message is None:
                     return
-                self._heard = self._clock()
-                yield from self._handle(message)
+                self._watch.heard()
+                outcomes = self._handle(message)
             except LinkDown as down:
-                yield from self._end_epoch(str(down))
-                return
+                outcomes = self._end_epoch(str(down))
+            except Lie as lie:
+                outcomes = self._replace(f"the driver {lie}, which the ABI does not allow")
+            yield from outcomes
 
     def _handle(self, message: object) -> Iterable[Outcome]:
         match message:
@@ -216,26 +203,17 @@ class Device:
                 return self._on_complete(message)
             case base.Fault():
                 return self._on_fault(message)
-            case base.Estimate():
-                self.estimate = message
-            case base.Progress():
-                self.progress = message
-            case base.Heartbeat() | base.StatsReply():
+            case base.Estimate() | base.Progress() | base.Heartbeat() | base.StatsReply():
                 pass
             case _:
-                return self._lie(f"sent {type(message).__name__}")
+                raise Lie(f"sent {type(message).__name__}")
         return ()
 
-    def _lie(self, what: str) -> list[Outcome]:
-        """A driver that breaks the protocol is replaced."""
-        self.link.kill()
-        return self._end_epoch(f"the driver {what}, which the ABI does not allow here")
-
     def _on_ready(self, ready: base.Ready) -> list[Outcome]:
+        if ready.epoch != self.epoch or self.state is not DeviceState.STARTING:
+            raise Lie("greeted out of turn")
         if (ready.major, ready.schema) != (base.ABI[0], base.schema_hash()):
             return self._give_up("the driver speaks another ABI; reinstall llmos-kernel")
-        if ready.epoch != self.epoch or self.state is not DeviceState.STARTING:
-            return self._lie("greeted out of turn")
         self.ready, self.state = ready, DeviceState.LOADING
         spec = self.spec
         self.link.send(
@@ -248,42 +226,44 @@ class Device:
 
     def _on_loaded(self, loaded: base.Loaded) -> list[Outcome]:
         if self.state is not DeviceState.LOADING:
-            return self._lie("loaded out of turn")
+            raise Lie("loaded out of turn")
+        check_loaded(loaded, self.spec, self.loaded)
         if len(loaded.kv_groups) != 1:
             return self._give_up(f"the model has {len(loaded.kv_groups)} KV groups (ENOTSUP)")
-        if -(-loaded.max_ctx // loaded.block_size) > loaded.max_block_refs:
-            return self._give_up("a full context has more blocks than a step may name")
-        if self._pool is None:
-            self._pool = BlockPool(loaded.num_blocks, loaded.block_size)
-            limits = StepLimits(
-                loaded.max_tokens, loaded.max_seqs, loaded.max_block_refs,
-                min(self.limits.prefill_chunk, loaded.max_tokens), self.limits.target_us,
-            )  # fmt: skip
-            self._sched = Scheduler(self._pool, self._policy, limits, self._contexts)
-        elif loaded.num_blocks < self._pool.num_blocks:
+        limits = step_limits(loaded, self.limits.prefill_chunk, self.limits.target_us)
+        needed = -(-loaded.max_ctx // loaded.block_size)
+        if needed > limits.max_block_refs:
             return self._give_up(
-                f"{loaded.num_blocks} blocks after the restart, {self._pool.num_blocks} before"
+                f"a full context has {needed} blocks, a step may name {limits.max_block_refs}; "
+                "lower --max-ctx or raise --block-size"
             )
-        self.loaded, self.state, self.progress = loaded, DeviceState.UP, None
+        if self.loaded is None:
+            self._pool = BlockPool(loaded.num_blocks, loaded.block_size)
+            self._sched = Scheduler(self._pool, self._policy, limits, self._contexts)
+        self.loaded, self.state = loaded, DeviceState.UP
+        self._watch.done()
         log.info("device %s: %s up in epoch %d", self.name, self.spec.name, self.epoch)
         return []
 
     def _on_complete(self, complete: base.Complete) -> Iterable[Outcome]:
-        fence = (complete.epoch, complete.queue, complete.value)
-        if not self._in_flight or fence != (self.epoch, base.Queue.COMPUTE, self._in_flight):
-            return self._lie(f"completed fence {fence}")
+        check_fence(complete, self.epoch, self._in_flight)
+        sampled = read_samples(complete, self.sched.samplers, self.desc.vocab)
         self._in_flight = 0
+        self._watch.done()
         self.pool.fence_passed(complete.value)
-        return self.sched.commit(complete) if self.sched.step else ()
+        took_us = complete.end_us - complete.start_us
+        return self.sched.commit(sampled, took_us) if self.sched.step else ()
 
     def _on_fault(self, fault: base.Fault) -> list[Outcome]:
+        if fault.kind not in list(base.FaultKind):
+            raise Lie(f"sent a fault of kind {fault.kind}")
         kind = base.FaultKind(fault.kind).name
         if fault.value == 0:
             if self.state in (DeviceState.STARTING, DeviceState.LOADING):
                 return self._give_up(f"{fault.message} ({kind})")
-            return self._lie(f"faulted with {kind}: {fault.message}")
-        self.link.kill()
-        return self._end_epoch(f"{kind}: {fault.message}")
+            raise Lie(f"faulted with {kind}: {fault.message}")
+        check_fence(fault, self.epoch, self._in_flight)
+        return self._replace(f"{kind}: {fault.message}")
 
     # --- steps --------------------------------------------------------------------------------
 
@@ -302,7 +282,8 @@ class Device:
         self._value += 1
         dirty = self.pool.take_dirty(self._value)
         ops = step_ops(MODEL, self._value, entries, copies, dirty)
-        self._in_flight, self._heard = self._value, self._clock()
+        self._in_flight = self._value
+        self._watch.stepping()
         if entries:
             self.sched.submitted(self._value, entries)
         try:
@@ -315,7 +296,3 @@ class Device:
     def idle(self) -> bool:
         """Nothing is in flight and nothing is due."""
         return not self._in_flight and not (self._pool and self._pool.has_dirty)
-
-    def stop(self) -> None:
-        """End the driver."""
-        self.link.kill()

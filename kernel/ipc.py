@@ -9,6 +9,7 @@ touches the socket: a second kernel is told so, and the first is not disturbed.
 import fcntl
 import os
 import select
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
@@ -56,7 +57,7 @@ class Transport(Protocol):
         ...
 
     def welcome(self, route: bytes, pid: int) -> bool:
-        """Watch the program of a new route; False if it has died already."""
+        """Watch the program of a new route; False if it has died, OSError if it cannot be."""
         ...
 
     def forget(self, route: bytes) -> None:
@@ -76,21 +77,38 @@ class RunDir:
         self.socket = path / "kernel.sock"
         if len(os.fsencode(self.socket)) > MAX_PATH:
             raise Unsafe(f"{self.socket} is longer than the {MAX_PATH} bytes of a socket path")
+        try:
+            self._lock = self._open()
+            self._hold()
+            self.socket.unlink(missing_ok=True)
+        except OSError as error:
+            raise Unsafe(f"{error.filename or path}: {error.strerror}") from None
+
+    def _open(self) -> int:
+        """Return the lock file of a directory that is there, mine, and nobody else's."""
+        path = self.path
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            mode = status.st_mode & 0o777
-            raise Unsafe(f"{path} has owner {status.st_uid} and mode {mode:o}, not mine and 700")
-        self._lock = os.open(path / "kernel.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        status = path.lstat()
+        mode = stat.S_IMODE(status.st_mode)
+        if not stat.S_ISDIR(status.st_mode):
+            raise Unsafe(f"{path} is no directory of its own (a link?)")
+        if status.st_uid != os.getuid() or mode != 0o700:
+            raise Unsafe(
+                f"{path} has owner {status.st_uid} and mode {mode:o}, "
+                f"it must have owner {os.getuid()} and mode 700"
+            )
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(path / "kernel.lock", flags, 0o600)
+
+    def _hold(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
             os.close(self._lock)
-            raise Busy(f"a kernel (pid {holder or 'unknown'}) holds {path}") from None
+            raise Busy(f"a kernel (pid {holder or 'unknown'}) holds {self.path}") from None
         os.truncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
-        self.socket.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Take the socket away and let another kernel in."""

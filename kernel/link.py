@@ -34,7 +34,7 @@ class Link(Protocol):
     device: str
 
     def start(self) -> None:
-        """Start the driver: a new epoch."""
+        """Start the driver: a new epoch. LinkDown if that cannot be done."""
         ...
 
     def send(self, message: Any) -> None:
@@ -70,22 +70,24 @@ class HostLink:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * base.MAX_MESSAGE)
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "drivers.host",
-                    "--socket", str(theirs.fileno()),
-                    "--bulk", str(self._bulk),
-                    "--device", self.device,
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._bulk),
-            )  # fmt: skip
-        self._socket = ours
+        try:
+            self._socket, theirs = _socket_pair()
+            with theirs:
+                self._process = self._spawn(theirs)
+        except OSError as error:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            raise LinkDown(f"cannot start a driver host: {error.strerror}") from None
+
+    def _spawn(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
+        fds = theirs.fileno(), self._bulk
+        options = ("--socket", str(fds[0]), "--bulk", str(fds[1]), "--device", self.device)
+        return subprocess.Popen(
+            [sys.executable, "-m", "drivers.host", *options],
+            stdin=subprocess.DEVNULL,
+            pass_fds=fds,
+        )
 
     @property
     def host_pid(self) -> int:
@@ -105,15 +107,14 @@ class HostLink:
         except (BrokenPipeError, ConnectionResetError):
             raise self._down() from None
         except BlockingIOError:
-            # One Submit and a few scrubs are in flight at most: a full buffer is a host that hangs.
-            log.error("%s does not read; killing it", self.device)
-            raise self._down() from None
+            # One Submit is in flight at most: a full buffer is a host that hangs.
+            raise self._down("does not read, ") from None
 
     def receive(self) -> Any | None:
         if self._socket is None:
             return None
         try:
-            raw = self._socket.recv(base.MAX_MESSAGE)
+            raw = self._socket.recv(base.MAX_MESSAGE + 1)
         except BlockingIOError:
             return None
         except ConnectionResetError:
@@ -123,13 +124,12 @@ class HostLink:
         try:
             return base.decode(raw)
         except base.BadMessage as error:
-            log.error("%s sent garbage: %s; killing it", self.device, error)
-            raise self._down() from None
+            raise self._down(f"sent garbage ({error}), ") from None
 
-    def _down(self) -> LinkDown:
+    def _down(self, why: str = "") -> LinkDown:
         pid = self.host_pid
         status = self._reap()
-        return LinkDown(f"{self.device}: driver host {pid} ended ({status})")
+        return LinkDown(f"{self.device}: driver host {pid} {why}ended ({status})")
 
     def kill(self) -> None:
         if self._process is not None:
@@ -150,6 +150,15 @@ class HostLink:
         os.close(self._bulk)
 
 
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the kernel's end, which never blocks, and the host's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * base.MAX_MESSAGE)
+    return ours, theirs
+
+
 class LoopbackLink:
     """A driver in this process. `pump` makes it work; without it messages only queue up."""
 
@@ -159,14 +168,17 @@ class LoopbackLink:
         self._bulk = mmap.mmap(-1, bulk_bytes)
         self._driver: base.Driver | None = None
         self.inbox: deque[Any] = deque()
-        self.outbox: deque[Any] = deque()
+        self.outbox: deque[bytes] = deque()
         self._dead = ""
 
     def start(self) -> None:
         self.inbox.clear()
         self.outbox.clear()
         self._dead = ""
-        self._driver = registry.open_driver(self.device, self.outbox.append, memoryview(self._bulk))
+        self._driver = registry.open_driver(self.device, self._emit, memoryview(self._bulk))
+
+    def _emit(self, message: Any) -> None:
+        self.outbox.append(base.encode(message))
 
     def fileno(self) -> int | None:
         return None
@@ -179,7 +191,13 @@ class LoopbackLink:
     def receive(self) -> Any | None:
         if self._dead:
             raise LinkDown(self._dead)
-        return self.outbox.popleft() if self.outbox else None
+        if not self.outbox:
+            return None
+        try:
+            return base.decode(self.outbox.popleft())
+        except base.BadMessage as error:
+            self.die()
+            raise LinkDown(f"{self.device}: sent garbage ({error})") from None
 
     def pump(self, count: int = 1 << 30) -> int:
         """Let the driver work on up to `count` messages; return how many it did."""
@@ -194,15 +212,15 @@ class LoopbackLink:
         assert driver is not None
         try:
             if isinstance(message, base.Hello):
-                self.outbox.append(driver.hello(message))
+                self._emit(driver.hello(message))
             elif isinstance(message, base.Load):
-                self.outbox.append(driver.load(message))
+                self._emit(driver.load(message))
             elif isinstance(message, base.Submit):
                 driver.submit(message)
             elif isinstance(message, base.Stats):
-                self.outbox.append(driver.stats())
+                self._emit(driver.stats())
         except base.DriverFault as fault:
-            self.outbox.append(base.Fault(0, 0, 0, fault.kind, fault.message, fault.items))
+            self._emit(base.Fault(0, 0, 0, fault.kind, fault.message, fault.items))
 
     def die(self) -> None:
         """Lose the driver and all that it had, as a crash would (fault injection)."""

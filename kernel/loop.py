@@ -3,9 +3,9 @@
     wait      sleep until a client, a driver, a signal or a deadline has something
     receive   clients: decode, check, run each call; an infer stays pending as a Request
     collect   drivers: a step is done; commit its ids to contexts, TOKEN events to sessions
-    expire    deadlines: hung drivers, unused tickets, clients that do not read
+    expire    deadlines: drivers that hang, unused tickets, clients that do not read
     step      plan the next step of the device and submit it: blocks, tables, samples
-    reply     one message per client with all that this turn had for it
+    reply     one message per client with all that this turn had for it (more, if that is much)
 
 So an infer goes: receive (its Request joins the scheduler) -> step (the policy gives it tokens of
 a step, the pool gives it blocks, the device gets one Submit) -> ... the driver computes while the
@@ -19,6 +19,7 @@ import logging
 import os
 import selectors
 from collections.abc import Callable
+from contextlib import suppress
 
 from kernel.device import DeviceState
 from kernel.ipc import Arrival, Transport
@@ -28,7 +29,7 @@ from kernel.sys_task import end_task, expire_tasks
 from kernel.syscall import receive, run_queued
 from kernel.system import System
 from syscalls.abi import Finish
-from syscalls.errors import EAGAIN, EPERM
+from syscalls.errors import EAGAIN, ECONNRESET, EPERM, KernelError
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Kernel:
         self.front = front
         self.stopped = False
         self._tick = 0.0
+        self._more = False  # something happened after its part of the turn
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -56,6 +58,7 @@ class Kernel:
     def turn(self) -> None:
         """Do all that can be done now, without sleeping."""
         self.system.counters.turns += 1
+        self._more = False
         self.receive()
         self.collect()
         self.expire()
@@ -64,7 +67,7 @@ class Kernel:
 
     def timeout(self) -> float | None:
         """Return how long the loop may sleep; None: until something comes."""
-        if self.front.has_input():
+        if self._more or self.front.has_input():
             return 0.0
         now = self.system.clock()
         deadlines = [self.system.device.deadline(), self.system.stop_by]
@@ -98,19 +101,37 @@ class Kernel:
             session.refuse(0, EPERM("this kernel serves the uid that it runs as"))
         elif len(k.sessions) >= k.config.max_sessions:
             session.refuse(0, EAGAIN(f"{len(k.sessions)} sessions are open, that is the limit"))
-        elif self.front.welcome(arrival.route, arrival.pid):
+        elif self._welcome(session):
             k.sessions[arrival.route] = session
             return session
-        self._send(session)
+        with suppress(LookupError):
+            self._pass(session)
         return None
 
-    def _close(self, session: Session, why: str) -> None:
+    def _welcome(self, session: Session) -> bool:
+        """Watch the session's program, so that its death is seen; without that, no session."""
+        try:
+            return self.front.welcome(session.route, session.host_pid)
+        except OSError as error:
+            session.refuse(0, EAGAIN(f"cannot watch pid {session.host_pid}: {error.strerror}"))
+            return False
+
+    def _close(self, session: Session, why: str, told: KernelError | None = None) -> None:
+        """End a session and its task; `told` goes to a program that lives, after all else."""
         k = self.system
         if session.task is not None:
             end_task(k, session.task, 128 + 1, why)
         run_queued(k)
+        self._more = True  # a parent may have news, a device blocks to scrub
         k.sessions.pop(session.route, None)
+        if told is not None:
+            session.refuse(0, told)
+            with suppress(LookupError):
+                self._pass(session)
         self.front.forget(session.route)
+
+    def _drop(self, session: Session, why: str) -> None:
+        self._close(session, why, ECONNRESET(f"the session was closed: {why}"))
 
     # --- collect, expire, step ----------------------------------------------------------------
 
@@ -131,7 +152,7 @@ class Kernel:
         for session in list(k.sessions.values()):
             since = session.stalled_since
             if since is not None and now >= since + k.config.stalled_s:
-                self._close(session, f"its program read nothing for {k.config.stalled_s:g} s")
+                self._drop(session, f"its program read nothing for {k.config.stalled_s:g} s")
         if k.stop_by is not None:
             self._shut_down(now)
 
@@ -158,20 +179,19 @@ class Kernel:
     # --- reply --------------------------------------------------------------------------------
 
     def reply(self) -> None:
-        """Send each client what this turn had for it, in one message."""
+        """Send each client what this turn had for it, in one message or a few."""
         k = self.system
         for session in list(k.sessions.values()):
             session.seal()
             if session.outbox:
                 self._send(session)
         while k.closing:
-            self._close(k.closing.popleft(), "it broke the protocol")
+            session, error = k.closing.popleft()
+            self._close(session, "it broke the protocol", error)
 
     def _send(self, session: Session) -> None:
-        session.seal()
         try:
-            while session.outbox and self.front.send(session.route, session.outbox[0]):
-                session.outbox.pop(0)
+            self._pass(session)
         except LookupError:
             self._close(session, "its program closed the connection")
             return
@@ -179,17 +199,27 @@ class Kernel:
         if session.over and not session.open and not session.outbox:
             self._close(session, "it has said exit")
 
+    def _pass(self, session: Session) -> None:
+        """Give the transport as much as it takes."""
+        session.seal()
+        while session.outbox and self.front.send(session.route, session.outbox[0]):
+            session.sent()
+            session.stalled_since = None
+
     def _note_stall(self, session: Session) -> None:
         """Hold the requests of a client that does not read, until it does."""
         k = self.system
-        if not session.outbox:
-            if session.stalled_since is not None:
-                session.stalled_since = None
-                _hold(session, "client", "")
-        elif session.stalled_since is None:
+        if session.outbox and session.stalled_since is None:
             session.stalled_since = k.clock()
-        if len(session.outbox) > k.config.stalled_messages:
+        if session.unread > 2 * k.config.unread_bytes:
+            self._drop(session, f"its program left {session.unread} bytes unread")
+        elif len(session.outbox) > k.config.stalled_messages:
+            session.held = True
             _hold(session, "", "client")
+        elif session.held and not session.outbox:
+            session.held = False
+            _hold(session, "client", "")
+            self._more = True  # they can run in a step of the next turn
 
 
 def _hold(session: Session, old: str, new: str) -> None:

@@ -78,7 +78,10 @@ def parse(arguments: list[str]) -> Config:
             parser.add_argument(option, type=field.type, required=required, default=field.default)
     values = vars(parser.parse_args(arguments))
     values["kv_bytes"] = values["kv_bytes"] or default_kv_bytes()
-    return Config(**values)
+    try:
+        return Config(**values)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _die(code: int, why: str) -> NoReturn:

@@ -11,26 +11,15 @@ A position that is filled is never written again. A request that needs logits of
 a finished context, a cached prompt) runs that token again and stores it in the null block.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
-from drivers import base
 from kernel import pager
 from kernel.block import NOT_RESIDENT, Block, BlockPool
 from kernel.policy import Policy
 from kernel.request import Request, RequestState, Token
-from kernel.step import Entry, Step, Write, sampled_tokens
+from kernel.step import Entry, Step, StepLimits, Write
 from syscalls.errors import KernelError
-
-
-class StepLimits(NamedTuple):
-    """Budgets of one step."""
-
-    max_tokens: int
-    max_seqs: int
-    max_block_refs: int
-    prefill_chunk: int
-    target_us: int  # 0: no target; a fixed chunk, for tests and simulation
 
 
 class Scheduler:
@@ -124,11 +113,20 @@ class Scheduler:
     def _take_slot(self, request: Request) -> bool:
         if request.slot is None:
             if not self._slots:
+                self._release_held()
+            if not self._slots:
                 return False
             request.slot = self._slots.pop()
             self._generation = (self._generation + 1) & 0x7FFFFFFF
             request.generation = self._generation
         return True
+
+    def _release_held(self) -> None:
+        """Take the slots of those that may not run; nothing is in flight while a plan is made."""
+        for request in self.requests.values():
+            if request.held and request.slot is not None:
+                self._slots.append(request.slot)
+                request.slot = None
 
     def _reserve(
         self, request: Request, start: int, end: int, dry: bool, copies: list[tuple[int, int]]
@@ -190,18 +188,22 @@ class Scheduler:
 
     # --- results ------------------------------------------------------------------------------
 
-    def commit(self, complete: base.Complete) -> Iterator[tuple[Request, Token | KernelError]]:
+    @property
+    def samplers(self) -> list[Request]:
+        """The requests of the step in flight that get an id of it, in order."""
+        return [entry.request for entry in self.step.entries if entry.samples] if self.step else []
+
+    def commit(
+        self, sampled: Sequence[Token | KernelError], took_us: int
+    ) -> Iterator[tuple[Request, Token | KernelError]]:
         """Take the step's results: KV is filled, each live request gets its sampled id."""
-        step = self._end_step()
-        self._measure(step, complete.end_us - complete.start_us)
+        samplers, step = self.samplers, self._end_step()
+        self._measure(step, took_us)
         for entry in step.entries:
             for write in entry.writes:
                 if write.block.id == write.id:
                     write.block.filled = max(write.block.filled, write.upto)
-        samplers = [entry.request for entry in step.entries if entry.samples]
-        if not samplers:
-            return
-        for request, token in zip(samplers, sampled_tokens(complete, samplers), strict=True):
+        for request, token in zip(samplers, sampled, strict=True):
             if request.done:
                 self.wasted += 1
             else:

@@ -2,15 +2,16 @@
 
 It keeps the promise that every accepted call ends in exactly one terminal event: `accept` opens a
 call, `finish` or `fail` ends it, anything else panics. Events gather here during a loop turn and
-leave in one message. A client that does not read is not dropped at once: its events wait, its
-requests are held, and after a lease the session is closed.
+leave in one message, or in a few if they are many. A client that does not read is not dropped at
+once: its events wait, its requests are held, new calls are refused when too much is `unread`, and
+after a lease the session is closed.
 
 Results of calls that are not idempotent are kept (the last 1,024), so that a call sent twice runs
 once.
 """
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Any
 
 from kernel.panic import check
@@ -18,7 +19,12 @@ from kernel.task import Task
 from syscalls import abi
 from syscalls.abi import Event
 from syscalls.errors import KernelError
-from syscalls.wire import pack_events, pack_ids
+from syscalls.wire import join_events, pack_event, pack_ids
+
+MAX_REPLY = 1 << 20
+"""Bytes of events and ids after which a message is full; a single event may be larger."""
+KEPT_FAILURES = 4096
+"""Failed calls that are known to calls chained to them, which may wait in a queue."""
 
 
 class Session:
@@ -34,70 +40,110 @@ class Session:
         self.connection = 0
         self.last_call = 0
         self.last_handle = -1
-        self.last_failed = False  # of the call before: for CHAIN
         self.strikes = 0
-        self.stalled_since: float | None = None  # the client does not read
+        self.stalled_since: float | None = None  # nothing was taken of what waits
+        self.held = False  # so much waits that its infers may not run
         self.open: dict[int, abi.Call] = {}
         self.infers: dict[int, Any] = {}  # call -> Request
-        self._kept: OrderedDict[int, list[Any]] = OrderedDict()
-        self._events: list[Any] = []
+        self.outbox: deque[list[bytes]] = deque()  # messages that the transport has not taken yet
+        self._before: dict[int, int] = {}  # open call -> the call that came before it
+        self._failed: OrderedDict[int, None] = OrderedDict()  # the last calls that have
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._events: list[bytes] = []  # packed, of the message to come
         self._ids: array[int] = array("i")
-        self.outbox: list[list[bytes]] = []  # messages that the transport has not taken yet
+        self._size = 0
+        self._waiting = 0  # bytes in the outbox
 
     # --- calls --------------------------------------------------------------------------------
 
     def accept(self, call: int, row: abi.Call) -> None:
         """Open a call."""
         self.open[call] = row
-        self.last_call = max(self.last_call, call)
+        if call > self.last_call:
+            self._before[call], self.last_call = self.last_call, call
+
+    def broken(self, call: int) -> bool:
+        """See whether the call before an open one has failed: then CHAIN does not run it."""
+        return self._before.get(call) in self._failed
 
     def finish(self, call: int, result: tuple[Any, ...], ids: "array[int] | None" = None) -> None:
         """End a call with its result."""
-        self._end(call, [Event.FIN, call, tuple(result), len(ids) if ids else 0])
-        if ids:
-            self._ids.extend(ids)
-        self.last_failed = False
+        ids = ids or array("i")
+        self._end(call, pack_event([Event.FIN, call, tuple(result), len(ids)]), ids)
 
     def fail(self, call: int, error: KernelError) -> None:
         """End a call with an error."""
-        event = [Event.ERR, call, int(error.errno), error.message, error.hint, dict(error.details)]
-        self._end(call, event)
-        self.last_failed = True
+        self._end(call, _error(call, error), array("i"))
+        self._note_failure(call)
 
-    def _end(self, call: int, event: list[Any]) -> None:
+    def _note_failure(self, call: int) -> None:
+        self._failed[call] = None
+        if len(self._failed) > KEPT_FAILURES:
+            self._failed.popitem(last=False)
+
+    def _end(self, call: int, event: bytes, ids: "array[int]") -> None:
         row = self.open.pop(call, None)
         check(row is not None, f"call {call} of {self.host_pid} ended twice, or was never accepted")
         assert row is not None
         self.infers.pop(call, None)
+        self._before.pop(call, None)
         if not row.idempotent:
             self._kept[call] = event
             if len(self._kept) > abi.KEPT_RESULTS:
                 self._kept.popitem(last=False)
-        self._events.append(event)
+        self._add(event, ids)
 
     def kept(self, call: int) -> bool:
         """Send the result of a call that has ended again, if it is kept."""
         event = self._kept.get(call)
         if event is not None:
-            self._events.append(event)
+            self._add(event)
         return event is not None
 
     # --- events -------------------------------------------------------------------------------
 
     def emit(self, *event: Any) -> None:
         """Send an event that ends no call."""
-        self._events.append(list(event))
+        self._add(pack_event(event))
 
     def refuse(self, call: int, error: KernelError) -> None:
         """Answer a message that is no acceptable call."""
-        self.emit(Event.ERR, call, int(error.errno), error.message, error.hint, dict(error.details))
+        self._add(_error(call, error))
+
+    def skip(self, call: int) -> None:
+        """Note that a message was no call (0: not even its id), and ends what is chained to it."""
+        self.last_call = max(self.last_call, call)
+        self._note_failure(call or self.last_call)
+
+    def _add(self, event: bytes, ids: "array[int] | tuple[()]" = ()) -> None:
+        size = len(event) + 4 * len(ids)
+        if len(self._events) == abi.MAX_EVENTS or self._size + size > MAX_REPLY:
+            self.seal()
+        self._events.append(event)
+        self._ids.extend(ids)
+        self._size += size
 
     def seal(self) -> None:
-        """Make one message of the events gathered in this turn."""
+        """Make a message of the events gathered since the last one."""
         if not self._events:
             return
-        message = [pack_events(self._events)]
+        message = [join_events(self._events)]
         if self._ids:
             message.append(pack_ids(self._ids))
         self.outbox.append(message)
-        self._events, self._ids = [], array("i")
+        self._waiting += sum(map(len, message))
+        self._events, self._ids, self._size = [], array("i"), 0
+
+    def sent(self) -> None:
+        """Note that the transport has taken the oldest message."""
+        self._waiting -= sum(map(len, self.outbox.popleft()))
+
+    @property
+    def unread(self) -> int:
+        """Bytes that the transport has not taken yet."""
+        return self._waiting + self._size
+
+
+def _error(call: int, error: KernelError) -> bytes:
+    errno, details = int(error.errno), dict(error.details)
+    return pack_event([Event.ERR, call, errno, error.message, error.hint, details])

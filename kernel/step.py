@@ -1,19 +1,50 @@
-"""Step: the ints of one step for one device, and the ids that come back.
+"""Step: the ints of one step for one device.
 
 A step's entries say which positions of which contexts are computed; `step_ops` makes the ops of
 one Submit of them, stateless: full block tables each time. All arrays are built by joining int32
 buffers, so the cost per sequence is a few copies.
+
+A step is one message. `StepLimits` are the driver's, lowered where more would not fit into one:
+so any plan within them can be sent, with MAX_SCRUBS blocks to scrub on top.
 """
 
 from array import array
-from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 from drivers import base
-from kernel.block import Block
+from kernel.block import MAX_SCRUBS, Block
 from kernel.context import Context
-from kernel.request import Request, Token
-from syscalls.errors import EIO, KernelError
+from kernel.request import Request
+
+MAX_SEQS = 512
+MAX_TOKENS = 4096
+SEQ_BYTES = 80
+"""Of a sequence in a message: 5 ints of its own, 10 of its sample (a seed counts two), a copy."""
+TOKEN_BYTES = 12
+"""Of a token: id, position, slot."""
+BLOCK_BYTES = 4
+ENVELOPE_BYTES = 1024
+"""Of a message: the heads of its buffers, the ints of its own."""
+
+
+class StepLimits(NamedTuple):
+    """Budgets of one step."""
+
+    max_tokens: int
+    max_seqs: int
+    max_block_refs: int
+    prefill_chunk: int
+    target_us: int  # 0: no target; a fixed chunk, for tests and simulation
+
+
+def step_limits(loaded: base.Loaded, prefill_chunk: int, target_us: int) -> StepLimits:
+    """Return the budgets of a step that the driver takes and that one message holds."""
+    tokens, seqs = min(loaded.max_tokens, MAX_TOKENS), min(loaded.max_seqs, MAX_SEQS)
+    room = base.MAX_MESSAGE - ENVELOPE_BYTES - MAX_SCRUBS * BLOCK_BYTES
+    refs = (room - tokens * TOKEN_BYTES - seqs * SEQ_BYTES) // BLOCK_BYTES
+    return StepLimits(
+        tokens, seqs, min(loaded.max_block_refs, refs), min(prefill_chunk, tokens), target_us
+    )
 
 
 class Write(NamedTuple):
@@ -39,26 +70,6 @@ class Step(NamedTuple):
 
     value: int
     entries: list[Entry]
-
-
-def sampled_tokens(
-    complete: base.Complete, samplers: list[Request]
-) -> Iterator[Token | KernelError]:
-    sampled = complete.results[0]
-    ids, logprobs = base.read_ints(sampled.ids), base.read_reals(sampled.logprobs)
-    top_ids, top_logprobs = base.read_ints(sampled.top_ids), base.read_reals(sampled.top_logprobs)
-    first = 0
-    for row, request in enumerate(samplers):
-        assert request.infer is not None
-        count = request.infer.logprobs or 0
-        top = list(
-            zip(top_ids[first : first + count], top_logprobs[first : first + count], strict=False)
-        )
-        first += count
-        if sampled.flags[row] & base.RowFlag.NUMERIC:
-            yield EIO("the model's logits are not numbers (NaN or Inf); nothing was sampled")
-        else:
-            yield Token(ids[row], logprobs[row], top)
 
 
 def step_ops(

@@ -61,7 +61,7 @@ def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
     """End an infer of this session; its FIN says `cancelled`."""
     request = caller.session.infers.get(args.call)
     if request is None:
-        raise ESRCH(f"call {args.call} is no unfinished infer of this session")
+        return _cancel_waiting(caller, args)
     if args.keep is not None and args.keep > request.output:
         raise EINVAL(f"keep {args.keep} of {request.output} output ids")
     if args.keep is not None:
@@ -70,6 +70,28 @@ def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
         request.ctx.trim(request.prompt + args.keep)
     finish_request(k, request, Finish.CANCELLED)
     return Done(LengthResult(request.ctx.length))
+
+
+def _cancel_waiting(caller: Caller, args: Cancel) -> Done:
+    """End an infer that has not begun: it waits behind another one (QUEUE)."""
+    for ctx in caller.task.contexts.values():
+        if args.keep:
+            break
+        if cancel_queued(ctx, args.call):
+            return Done(LengthResult(ctx.length))
+    raise ESRCH(f"call {args.call} is no unfinished infer of this session")
+
+
+def cancel_queued(ctx: Context, call: int = 0) -> bool:
+    """End the infers that wait on a context, all or one of them; see whether there was any."""
+    waiting = [item for item in ctx.queued if item[1].row.name == "infer"]
+    found = [item for item in waiting if call in (0, item[1].call)]
+    for session, queued in found:
+        ctx.queued.remove((session, queued))
+        seed = queued.args.seed or 0
+        result = InferResult(int(Finish.CANCELLED), ctx.length, ctx.length, 0, 0, 0, seed)
+        session.finish(queued.call, result)
+    return bool(found)
 
 
 def refuse_busy(ctx: Context) -> None:

@@ -6,7 +6,7 @@ import hmac
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.session import Session
 from kernel.sys_ctx import free_context
-from kernel.sys_infer import finish_request
+from kernel.sys_infer import cancel_queued, finish_request
 from kernel.system import System
 from kernel.task import INIT, Task, TaskState
 from syscalls import abi
@@ -141,6 +141,7 @@ def continue_task(task: Task) -> None:
 def interrupt_task(k: System, task: Task) -> None:
     """Cancel the unfinished infers of a task, and tell its program."""
     for ctx in list(task.contexts.values()):
+        cancel_queued(ctx)
         if ctx.request is not None and ctx.request.infer is not None:
             finish_request(k, ctx.request, Finish.CANCELLED)
     if task.session is not None:
@@ -175,7 +176,7 @@ def _end_calls(k: System, session: Session, but: int) -> None:
 
 
 def _orphan(k: System, child: Task) -> None:
-    child.parent = INIT
+    k.tasks.adopt(child, INIT)
     if child.ended_already:
         k.tasks.remove(child)
     elif child.state is TaskState.NEW:

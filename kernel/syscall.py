@@ -69,13 +69,10 @@ def _refuse(k: System, session: Session, bad: BadRequest) -> None:
         session.strikes += 1
         if session.strikes == MAX_STRIKES:
             error = EPROTO(f"{error.message}; that was message {MAX_STRIKES} of this kind, goodbye")
-            k.closing.append(session)
-    if bad.call and bad.call <= session.last_call:
-        session.refuse(0, error)  # not a new call: it must not end an old one
-        return
-    session.last_call = max(session.last_call, bad.call)
-    session.last_failed = True
-    session.refuse(bad.call, error)
+            k.closing.append((session, error))
+    if session.strikes < MAX_STRIKES and bad.call not in session.open:
+        session.refuse(bad.call, error)  # an open call goes on, and has its own end
+    session.skip(bad.call)
 
 
 def _is_new(session: Session, request: Request) -> bool:
@@ -106,12 +103,14 @@ def run(k: System, session: Session, request: Request) -> None:
 
 
 def _invoke(k: System, session: Session, request: Request) -> Done | Pending:
-    if request.flags & abi.Flag.CHAIN and session.last_failed:
+    if request.flags & abi.Flag.CHAIN and session.broken(request.call):
         raise ECANCELED("the call before it failed")
     if request.row.name == "hello":
         return sys_task.sys_hello(k, session, request.args)
     if session.task is None:
         raise (ESRCH(session.ended) if session.ended else EPERM("say hello first"))
+    if session.unread > k.config.unread_bytes and request.row.name != "exit":
+        raise EAGAIN(f"{session.unread} bytes are unread, the limit is {k.config.unread_bytes}")
     if len(session.open) > k.config.max_calls:
         raise EAGAIN(f"{len(session.open)} unfinished calls, the limit is {k.config.max_calls}")
     caller = Caller(session, session.task, request.call, request.ids)

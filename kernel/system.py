@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from random import Random
 
+from kernel.answer import ModelSpec
 from kernel.config import Config
 from kernel.context import Context
-from kernel.device import Device, Limits, ModelSpec
+from kernel.device import Device, Limits
 from kernel.link import Link
 from kernel.policy import Policy
 from kernel.session import Session
 from kernel.stats import Counters
 from kernel.task import Task, TaskTable
-from syscalls.errors import EBADCTX, ENOENT
+from kernel.watch import Patience
+from syscalls.errors import EBADCTX, ENOENT, KernelError
 from syscalls.wire import Request as Call
 
 
@@ -46,16 +48,17 @@ class System:
         self.sessions: dict[bytes, Session] = {}
         self.arrivals = count(1)
         self.again: deque[tuple[Session, Call]] = deque()  # queued calls whose turn has come
-        self.closing: deque[Session] = deque()  # sessions to drop at the end of the turn
+        self.closing: deque[tuple[Session, KernelError]] = deque()  # at the end of the turn
         self.stop_by: float | None = None  # shutting down: when the grace ends
         spec = ModelSpec(
             config.model, config.model_dir, config.dtype, config.block_size, config.num_blocks,
             config.kv_bytes, config.max_ctx, config.deterministic, config.threads,
         )  # fmt: skip
-        limits = Limits(
-            config.prefill_chunk, config.target_us, config.hang_s,
+        patience = Patience(
+            config.hang_s, config.step_s, config.load_s,
             config.max_restarts, config.restart_window_s,
         )  # fmt: skip
+        limits = Limits(config.prefill_chunk, config.target_us, patience)
         self.device = Device(link, spec, limits, policy, clock, self.contexts)
 
     def contexts(self) -> Iterator[Context]:

@@ -96,6 +96,7 @@ class TaskTable:
     def __init__(self, max_tasks: int, uid: int, now: float) -> None:
         self.max_tasks = max_tasks
         self._tasks: dict[int, Task] = {}
+        self._children: dict[int, dict[int, Task]] = {}  # by parent, those that have any
         self._last_pid = 0
         init = self.add(0, uid, "init", now)
         init.become(TaskState.LIVE)
@@ -110,6 +111,7 @@ class TaskTable:
         self._last_pid += 1
         task = Task(self._last_pid, parent, uid, name, now)
         self._tasks[task.pid] = task
+        self._children.setdefault(parent, {})[task.pid] = task
         return task
 
     def find(self, pid: int) -> Task:
@@ -121,11 +123,24 @@ class TaskTable:
 
     def children(self, pid: int) -> list[Task]:
         """Return the children of a task, zombies included."""
-        return [task for task in self._tasks.values() if task.parent == pid]
+        return list(self._children.get(pid, {}).values())
+
+    def adopt(self, task: Task, parent: int) -> None:
+        """Give a task another parent."""
+        self._disown(task)
+        task.parent = parent
+        self._children.setdefault(parent, {})[task.pid] = task
+
+    def _disown(self, task: Task) -> None:
+        siblings = self._children[task.parent]
+        del siblings[task.pid]
+        if not siblings:
+            del self._children[task.parent]
 
     def remove(self, task: Task) -> None:
         """Forget a task that has ended."""
         check(task.ended_already and task.pid != INIT, f"pid {task.pid} is still there")
+        self._disown(task)
         del self._tasks[task.pid]
 
     def __iter__(self) -> Iterator[Task]:

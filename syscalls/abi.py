@@ -20,6 +20,7 @@ VERSION = 1
 # Limits of the wire, checked before anything is decoded.
 MAX_FRAME = 64 * 1024
 MAX_IDS = 256 * 1024
+MAX_EVENTS = 4096  # in one reply
 MAX_STOP_IDS = 64
 MAX_LOGPROBS = 20
 KEPT_RESULTS = 1024

@@ -4,24 +4,31 @@ A TextModel is made of what the kernel hands out about a model: tokenizer, chat 
 The libraries behind it (tokenizers, jinja2) are imported when the first one is made.
 
 User text can never inject markup: templates are rendered with placeholders where contents go, and
-only what the template itself says is parsed for special tokens. A template is data from a model
-file: it runs in jinja2's immutable sandbox, on limited input, and its output is limited.
+only what the template itself says is parsed for special tokens; roles are plain words. A template
+that does not leave the placeholders whole is refused. What a template may do says template.py.
 """
 
 import codecs
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from tokenizers import Tokenizer
+
+    from syscalls.template import ChatTemplate
 
 Message = Mapping[str, str]
 """`role` and `content`."""
 
-MAX_RENDERED = 4 << 20
 MAX_MESSAGES = 10_000
+MAX_IDS = 1 << 32
+NOT_BUILT = ("normalizer", "truncation", "padding")
+"""Parts of a tokenizer that change or cut the text; some of them can stop the whole process."""
+ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 
 class TextError(ValueError):
@@ -50,13 +57,9 @@ class TextModel:
     def __init__(
         self, tokenizer_json: str, chat_template: str | None, config: Mapping[str, Any]
     ) -> None:
-        from tokenizers import Tokenizer
-
-        kind = (json.loads(tokenizer_json).get("decoder") or {}).get("type")
-        if kind != "ByteLevel":
-            raise TextError(f"a tokenizer with decoder {kind} is not built; built is ByteLevel")
         self.config = config
-        self._tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer = _tokenizer(tokenizer_json)
+        self._lock = Lock()  # the tokenizer holds a setting that every encode changes
         self._added = {
             id: token.content.encode()
             for id, token in self._tokenizer.get_added_tokens_decoder().items()
@@ -67,9 +70,15 @@ class TextModel:
     # --- plain text ---------------------------------------------------------------------------
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Return the ids of text; special tokens spelled in it are parsed only if `special`."""
-        self._tokenizer.encode_special_tokens = not special
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the ids of text; special tokens spelled in it are parsed only if `special`.
+
+        Bytes that the vocabulary has no token for are left out, as llama.cpp leaves them out.
+        """
+        if not text.isascii():
+            _check_utf8(text)
+        with self._lock:
+            self._tokenizer.encode_special_tokens = not special
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -81,8 +90,12 @@ class TextModel:
         added = self._added.get(id)
         if added is not None:
             return added
-        token = self._tokenizer.id_to_token(id)
-        return bytes(self._bytes[char] for char in token) if token else b""
+        token = self._tokenizer.id_to_token(id) if 0 <= id < MAX_IDS else None
+        if not token:
+            return b""
+        if all(char in self._bytes for char in token):
+            return bytes(self._bytes[char] for char in token)
+        return token.encode()  # no byte-level spelling: it stands for itself
 
     def stream_decoder(self) -> StreamDecoder:
         """Return a decoder for one stream of ids."""
@@ -117,8 +130,6 @@ class TextModel:
             return self._encode(whole, messages, marks)
         if history[-1]["role"] == "assistant":
             last = marks[len(history) - 1]
-            if last not in whole:
-                raise TextError("the chat template leaves out the last answer")
             rest = whole[whole.index(last) + len(last) :]
         else:
             before = self._rendered(history, marks, False)
@@ -133,16 +144,18 @@ class TextModel:
         if len(messages) > MAX_MESSAGES:
             raise TextError(f"{len(messages)} messages, the limit is {MAX_MESSAGES}")
         shown = [
-            {"role": message["role"], "content": marks[index]}
+            {"role": _role(message), "content": marks[index]}
             for index, message in enumerate(messages)
         ]
-        pieces, size = [], 0
-        for piece in self._template.generate(messages=shown, add_generation_prompt=prompt):
-            size += len(piece)
-            if size > MAX_RENDERED:
-                raise TextError(f"the chat template wrote more than {MAX_RENDERED} characters")
-            pieces.append(piece)
-        return "".join(pieces)
+        try:
+            rendered = self._template.render(shown, prompt)
+        except ValueError as error:
+            raise TextError(f"the model's chat template: {error}") from None
+        lost = set(range(len(shown))) - {index for _, index in marks.split(rendered)}
+        if lost:
+            role = shown[min(lost)]["role"]
+            raise TextError(f"the model's chat template leaves out a message of role {role}")
+        return rendered
 
     def _encode(self, rendered: str, messages: Sequence[Message], marks: "_Marks") -> list[int]:
         """Tokenize markup with special tokens, contents without."""
@@ -171,10 +184,15 @@ class _Marks:
         parts: list[tuple[str, int | None]] = []
         markup = head
         for piece in rest:
-            number, _, after = piece.partition("\ue001")
+            number, end, after = piece.partition("\ue001")
+            if not end or not number.isdecimal() or int(number) >= self._count:
+                raise TextError("the model's chat template cuts or changes contents")
             parts.append((markup, int(number)))
             markup = after
-        return [*parts, (markup, None)]
+        parts.append((markup, None))
+        if any(mark in part for part, _ in parts for mark in "\ue000\ue001"):
+            raise TextError("the model's chat template cuts or changes contents")
+        return parts
 
 
 def byte_alphabet() -> list[str]:
@@ -189,17 +207,44 @@ def byte_alphabet() -> list[str]:
     return alphabet
 
 
-def _compile(source: str) -> "Template":
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _tokenizer(text: str) -> "Tokenizer":
+    from tokenizers import Tokenizer
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-    def raise_exception(message: str) -> None:
-        raise TextError(f"the chat template refuses this chat: {message}")
-
-    environment.globals["raise_exception"] = raise_exception
     try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise TextError(f"the model's chat template is not sound: {error}") from None
+        parts = json.loads(text)
+        kind = (parts["decoder"] or {}).get("type")
+        others = [name for name in NOT_BUILT if parts.get(name) is not None]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise TextError(f"its tokenizer is not sound: {error!r:.200}") from None
+    if kind != "ByteLevel":
+        raise TextError(f"a tokenizer with decoder {kind!r:.64} is not built; built is ByteLevel")
+    if others:
+        raise TextError(f"a tokenizer with {' and '.join(others)} is not built")
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        raise TextError(f"its tokenizer is not sound: {error!s:.200}") from None
+
+
+def _compile(source: str) -> "ChatTemplate":
+    from syscalls.template import ChatTemplate
+
+    try:
+        return ChatTemplate(source)
+    except ValueError as error:
+        raise TextError(f"the model's chat template: {error}") from None
+
+
+def _role(message: Message) -> str:
+    role = message["role"]
+    if not ROLE.fullmatch(role):
+        raise TextError(f"a role is a word of up to 32 letters, digits, _ and -, not {role!r:.40}")
+    return role
+
+
+def _check_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"a lone surrogate at character {error.start}"
+        raise TextError(f"the text has {where}, which no UTF-8 has") from None

@@ -77,10 +77,22 @@ def pack_request(number: int, call: int, flags: int, args: tuple[Any, ...]) -> b
     return frame
 
 
+def pack_event(event: Sequence[Any]) -> bytes:
+    """Return one event, to be joined with others."""
+    packed: bytes = msgpack.packb(event, use_bin_type=True)
+    return packed
+
+
+def join_events(events: Sequence[bytes]) -> bytes:
+    """Return frame 1 of a reply made of packed events."""
+    packer = msgpack.Packer()
+    head: bytes = packer.pack_array_header(2) + packer.pack(abi.VERSION)
+    return b"".join((head, packer.pack_array_header(len(events)), *events))
+
+
 def pack_events(events: list[Any]) -> bytes:
     """Return frame 1 of a reply."""
-    frame: bytes = msgpack.packb([abi.VERSION, events], use_bin_type=True)
-    return frame
+    return join_events([pack_event(event) for event in events])
 
 
 def unpack_events(frame: bytes) -> list[Any]:
@@ -125,7 +137,7 @@ def _decode(frame: bytes) -> Any:
             frame,
             raw=False,
             strict_map_key=True,
-            max_array_len=4096,
+            max_array_len=abi.MAX_EVENTS,
             max_map_len=256,
             max_ext_len=0,
             max_str_len=abi.MAX_FRAME,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.helpers import tiny_model
 from tests.helpers.device import Bench, Device, open_rig
 
 NULL = Bench(
@@ -17,7 +18,9 @@ NULL = Bench(
     faults_on_unwritten=True,
     host_blocks=8,
 )
-BENCHES = [NULL]
+# The suite loads in deterministic mode, where equal means equal to the last bit.
+CPU = Bench(name="cpu", device="cpu0", model=tiny_model.install)
+BENCHES = [NULL, CPU]
 
 
 class Devices:

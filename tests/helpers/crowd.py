@@ -236,7 +236,7 @@ class Crowd:
         """One turn of the kernel, a random amount of driver work, then the clients look."""
         sim = self.sim
         sim.clock.now += 0.001
-        sim.kernel.turn()
+        sim.kernel_turn()
         for member in self.members:
             member.see(member.client.take())
             if self._reads(member):

@@ -75,14 +75,16 @@ NULL = ("--device", "null0", "--model", "null", "--num-blocks", "4096", "--model
 
 
 @contextmanager
-def daemon(home: Path, *options: str, builtin: str = "null:vocab=251") -> Iterator[Daemon]:
+def daemon(
+    home: Path, *options: str, builtin: str = "null:vocab=251", cwd: Path = ROOT
+) -> Iterator[Daemon]:
     """Run a kernel on the null driver (or as `options` say); afterwards nothing may be left."""
     run_dir, log = home / "run", home / "kernel.log"
     arguments = options or (*NULL, builtin)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(run_dir, *arguments), cwd=ROOT, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, start_new_session=True,
+            command(run_dir, *arguments), cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     kernel = Daemon(run_dir, process, log)
     try:

@@ -41,7 +41,7 @@ def hello(epoch: int = EPOCH, device: str = "null0") -> base.Hello:
 
 def load_of(bench: Bench, path: str, **fields: Any) -> base.Load:
     """Return the Load that the suite uses."""
-    load = base.Load(0, path, bench.dtype, BLOCK_SIZE, NUM_BLOCKS, 0, MAX_CTX, True, 0)
+    load = base.Load(0, path, bench.dtype, BLOCK_SIZE, NUM_BLOCKS, 0, MAX_CTX, True, 1)
     return load._replace(**fields)
 
 

@@ -164,7 +164,13 @@ class SimClient:
 class Sim:
     """A kernel on the null driver."""
 
-    def __init__(self, seed: int = 0, path: str = "null:vocab=251", **config: Any) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        path: str = "null:vocab=251",
+        link: LoopbackLink | None = None,
+        **config: Any,
+    ) -> None:
         defaults: dict[str, Any] = {
             "device": "null0", "model": "null", "num_blocks": 64, "block_size": 16,
             "prefill_chunk": 32, "target_us": 0, "max_restarts": 1 << 30,
@@ -172,15 +178,16 @@ class Sim:
         self.random = Random(seed)
         self.clock = Clock()
         self.front = SimFront()
-        self.link = LoopbackLink("null0")
         self.config = Config(Path("/nowhere"), model_dir=path, **(defaults | config))
+        self.link = link or LoopbackLink(self.config.device)
         self.system = System(
             self.config, self.link, Fifo(), self.clock, Random(seed + 1), UID, 4242
         )
         self.kernel = Kernel(self.system, self.front)
         self.clients: list[SimClient] = []
         self.system.device.start()
-        self.until(lambda: self.system.device.state is DeviceState.UP)
+        ended = (DeviceState.UP, DeviceState.FAILED)
+        self.until(lambda: self.system.device.state in ended)
 
     @property
     def pool(self) -> Any:
@@ -197,10 +204,23 @@ class Sim:
     def turn(self, pump: int = 1 << 30) -> None:
         """One turn of the kernel, then let the driver work on `pump` messages."""
         self.clock.now += 0.001
-        self.kernel.turn()
+        self.kernel_turn()
         self.link.pump(pump)
         for client in self.clients:
             client.read()
+
+    def kernel_turn(self) -> None:
+        """One turn of the kernel; if it would sleep then, a second one must have nothing to do."""
+        self.kernel.turn()
+        if not self.link.outbox and self.kernel.timeout() != 0.0:
+            before = self._effects()
+            self.kernel.turn()
+            assert self._effects() == before, "the kernel would have slept on this"
+
+    def _effects(self) -> tuple[int, ...]:
+        device = self.system.device
+        sent = sum(map(len, self.front.sent.values()))
+        return device.epoch, device._value, sent, len(self.system.sessions), len(self.system.tasks)
 
     def until(self, condition: Any, turns: int = 20_000) -> None:
         """Turn until the condition holds."""
@@ -260,15 +280,13 @@ class Sim:
         """Free blocks hold nothing: the driver's checksums are those of zeros."""
         link = self.link
         device = self.system.device
-        value = device._value + 1
-        link.send(
-            base.Submit(
-                device.epoch, base.Queue.COMPUTE, value, (), 0,
-                (base.Checksum(base.ints(blocks)),),
-            )
-        )  # fmt: skip
-        device._value = value
-        link.pump()
-        complete = link.receive()
-        assert isinstance(complete, base.Complete), complete
-        assert len(set(complete.results[0])) <= 1, "a free block holds something"
+        sums: set[str] = set()
+        for first in range(0, len(blocks), 4096):
+            device._value += 1
+            op = base.Checksum(base.ints(blocks[first : first + 4096]))
+            link.send(base.Submit(device.epoch, base.Queue.COMPUTE, device._value, (), 0, (op,)))
+            link.pump()
+            complete = link.receive()
+            assert isinstance(complete, base.Complete), complete
+            sums.update(complete.results[0])
+        assert len(sums) <= 1, "a free block holds something"

@@ -250,3 +250,47 @@ def test_sixty_four_programs_at_once(kernel: Daemon) -> None:
     for thread in threads:
         thread.join()
     assert out == [True] * 128
+
+
+def test_a_program_with_4096_calls_open_is_told_of_every_end(slow: Daemon) -> None:
+    """INT ends them all in one turn: more events than one reply may hold."""
+    with slow.connect("many") as many, slow.connect("other") as other:
+        contexts = [many.alloc_ctx() for _ in range(4096)]
+        for ctx in contexts:
+            ctx.append([7])
+        streams = [ctx.infer(max_tokens=900) for ctx in contexts]
+        eventually(lambda: other.kernel().admitted == 4096, "every infer admitted")
+        other.kill(many.pid, signal.SIGINT)
+        for stream in streams:
+            list(stream)
+        assert {stream.finish for stream in streams} == {"cancelled"}
+        for ctx in contexts:
+            ctx.free()
+        assert [row.name for row in other.ps()] == ["init", "many", "other"]
+
+
+def used(pid: int) -> tuple[float, int]:
+    """CPU seconds and wake-ups of a process so far, its threads included."""
+    process = psutil.Process(pid)
+    wakes = sum(
+        int(line.split()[1])
+        for status in Path(f"/proc/{pid}/task").glob("*/status")
+        for line in status.read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    )
+    return sum(process.cpu_times()[:2]), wakes
+
+
+@pytest.mark.full
+def test_an_idle_kernel_and_its_driver_sleep(kernel: Daemon) -> None:
+    """With a program connected that has generated: <= 1 % of a core, <= 20 wake-ups a second."""
+    with kernel.connect() as task:
+        ctx = task.alloc_ctx()
+        ctx.append([1, 2, 3])
+        list(ctx.infer(max_tokens=5))
+        pids = kernel.process.pid, task.devices()[0].host_pid
+        before = [used(pid) for pid in pids]
+        with pytest.raises(subprocess.TimeoutExpired):
+            kernel.process.wait(10)
+        for (cpu, wakes), (cpu_then, wakes_then) in zip(map(used, pids), before, strict=True):
+            assert cpu - cpu_then <= 0.1 and wakes - wakes_then <= 200

@@ -1,0 +1,179 @@
+"""llmsh from outside: as a script, and on a terminal with a person's fingers and eyes.
+
+`talking` is a kernel on the null driver that can do text: its model answers with words like
+` w1234`, the same ones for the same history, and hardly ever ends by itself.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pexpect
+import psutil
+import pyte
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from syscalls.text import byte_alphabet
+from tests.helpers.daemon import ROOT, Daemon, daemon, eventually
+
+LLMSH = (sys.executable, "-m", "userland.llmsh.main")
+WORDS = 4000
+END = 256 + WORDS + 1
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer_json() -> str:
+    """A byte-level tokenizer: each byte is an id, further ids are words, two are markup."""
+    vocab = {char: byte for byte, char in enumerate(byte_alphabet())}
+    vocab |= {f"Ġw{number}": 256 + number for number in range(WORDS)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)]
+    )
+    text: str = tokenizer.to_str()
+    return text
+
+
+@contextmanager
+def talking(home: Path, step_us: int = 0) -> Iterator[Daemon]:
+    """Run a kernel whose null model has a tokenizer.
+
+    The kernel reads the text files of a model below its path. The path of a builtin is its options,
+    relative to where the kernel runs: a folder of that name is all it takes.
+    """
+    builtin = f"null:vocab={END + 1},eos={END},max_ctx=8192,step_us={step_us}"
+    folder = home / builtin
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(tokenizer_json())
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "config.json").write_text("{}")
+    with daemon(home, builtin=builtin, cwd=home) as running:
+        yield running
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("LLM")}
+    return kept | {
+        "LLMOS_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody would answer where the cursor is
+        "TERM": "xterm",
+    }
+
+
+def llmsh(
+    home: Path, script: str, *options: str, cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a script from stdin."""
+    return subprocess.run(
+        [*LLMSH, *options],
+        input=script, env=environment(home), cwd=cwd, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+
+
+def check_no_tasks(kernel: Daemon) -> None:
+    """No shell has left a task, a context or a block behind."""
+    with kernel.connect("checker") as task:
+        eventually(lambda: [row.name for row in task.ps()] == ["init", "checker"], "tasks gone")
+        eventually(lambda: (p := task.pools()[0]).used == p.limbo == 0, "blocks free")
+        assert task.contexts() == []
+
+
+class Typist:
+    """Somebody at a terminal of 100 by 40 characters, on which llmsh runs."""
+
+    def __init__(self, home: Path, *options: str, cwd: Path | None = None, **env: str) -> None:
+        self._screen = pyte.Screen(100, 40)
+        self._stream = pyte.ByteStream(self._screen)
+        self._child = pexpect.spawn(
+            LLMSH[0], [*LLMSH[1:], *options], env=environment(home) | env,  # type: ignore[arg-type]
+            cwd=str(cwd or home), dimensions=(40, 100), timeout=60,
+        )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        return int(self._child.pid)
+
+    def type(self, text: str) -> None:
+        """Type; \\r is Enter."""
+        self._child.send(text)
+
+    def ctrl(self, key: str) -> None:
+        self._child.sendcontrol(key)
+
+    def screen(self) -> str:
+        """What can be seen, without trailing blanks."""
+        return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
+
+    def see(self, what: str | re.Pattern[str]) -> str:
+        """Wait until it can be seen; return the screen."""
+        pattern = re.compile(re.escape(what)) if isinstance(what, str) else what
+        return self.watch(lambda: pattern.search(self.screen()) is not None, pattern.pattern)
+
+    def watch(self, condition: Callable[[], bool], what: str) -> str:
+        """Look at the screen until the condition holds; return it."""
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, f"did not see {what} on\n{self.screen()}"
+            try:
+                self._stream.feed(self._child.read_nonblocking(4096, timeout=0.2))
+            except pexpect.TIMEOUT:
+                continue
+            except pexpect.EOF:
+                assert condition(), f"ended before {what} was on\n{self.screen()}"
+        return self.screen()
+
+    def prompt(self, status: int = 0) -> str:
+        """Wait for a prompt that waits for a line, with this status of the last command."""
+        shown = f"✗{status} \\$" if status else r"^(no kernel|\w+ [\w.-]+·\S+) \$"
+        pattern = re.compile(shown + "$", re.MULTILINE)
+        return self.watch(
+            lambda: pattern.search(self._last_line()) is not None, f"prompt, status {status}"
+        )
+
+    def _last_line(self) -> str:
+        return self.screen().rsplit("\n", 1)[-1]
+
+    def runs(self, program: str) -> psutil.Process:
+        """Wait until a program runs that was started here; return it."""
+
+        def found() -> psutil.Process | None:
+            below = psutil.Process(self.pid).children(recursive=True)
+            return next((child for child in below if child.name() == program), None)
+
+        process: psutil.Process = eventually(found, f"{program} started")
+        return process
+
+    def leave(self) -> int:
+        """Wait for the end; return the exit status."""
+        self._child.expect(pexpect.EOF)
+        self._child.close()
+        assert self._child.exitstatus is not None, self._child.signalstatus
+        return int(self._child.exitstatus)
+
+    def close(self) -> None:
+        """End it in any case."""
+        if self._child.isalive():
+            self._child.kill(signal.SIGKILL)
+        self._child.close()
+
+
+@contextmanager
+def typing(home: Path, *options: str, cwd: Path | None = None, **env: str) -> Iterator[Typist]:
+    """Sit down at a shell; afterwards it has ended."""
+    typist = Typist(home, *options, cwd=cwd, **env)
+    try:
+        yield typist
+    finally:
+        typist.close()

@@ -1,0 +1,133 @@
+"""The CPU driver under a real kernel says what transformers says, however the work is cut.
+
+Float32, greedy, through system calls, against the stored reference (tests/helpers/smollm2.py).
+The quick form takes some prompts and 32 ids of each, the full one all sixteen and 64.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from syscalls.client import Task
+from tests.helpers.daemon import Daemon, daemon, eventually
+from tests.helpers.smollm2 import (
+    QUICK,
+    Reference,
+    check,
+    context,
+    greedy,
+    ids_of,
+    kernel_options,
+    references,
+)
+
+MANY = 16
+FLOAT32 = ("--dtype", "float32")
+CHUNK = 7
+
+
+class Form(NamedTuple):
+    """How much is compared."""
+
+    wanted: list[Reference]
+    count: int
+
+
+ALL = references()
+FORMS = [
+    pytest.param(Form([ALL[n] for n in QUICK], 32), id="quick"),
+    pytest.param(Form(ALL, 64), id="all", marks=[pytest.mark.full, pytest.mark.timeout(900)]),
+]
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with daemon(tmp_path_factory.mktemp("cpu"), *kernel_options(*FLOAT32)) as running:
+        yield running
+
+
+@pytest.fixture
+def task(kernel: Daemon) -> Iterator[Task]:
+    with kernel.connect("reference") as task:
+        yield task
+    with kernel.connect("checker") as task:
+        eventually(lambda: (p := task.pools()[0]).used == p.limbo == 0, "blocks free")
+
+
+@every_form
+def test_alone(task: Task, form: Form) -> None:
+    got = [ids_of(greedy(context(task, r.prompt), form.count)) for r in form.wanted]
+    check(form.wanted, got)
+
+
+@pytest.mark.parametrize(
+    "count", [12, pytest.param(64, marks=[pytest.mark.full, pytest.mark.timeout(900)])]
+)
+def test_in_a_batch_of_sixteen_unequal_ones(task: Task, count: int) -> None:
+    before = task.kernel().steps
+    streams = [greedy(context(task, r.prompt), count) for r in ALL]
+    check(ALL, [ids_of(stream) for stream in streams])
+    assert task.kernel().steps - before <= count + MANY, "they shared their steps"
+
+
+@every_form
+def test_with_prefill_chunked_in_sevens(
+    tmp_path_factory: pytest.TempPathFactory, form: Form
+) -> None:
+    options = kernel_options(*FLOAT32, "--prefill-chunk", str(CHUNK), "--threads", "2")
+    with daemon(tmp_path_factory.mktemp("chunked"), *options) as chunked, chunked.connect() as task:
+        longest = max(len(r.prompt) for r in form.wanted)
+        before = task.kernel().steps
+        streams = [greedy(context(task, r.prompt), form.count) for r in form.wanted]
+        check(form.wanted, [ids_of(stream) for stream in streams])
+        assert task.kernel().steps - before >= longest // CHUNK + form.count
+
+
+@every_form
+def test_after_a_fork(task: Task, form: Form) -> None:
+    """Parent and child go on at once from the middle of a block that they share."""
+    early = form.count // 3
+    parents = [context(task, r.prompt) for r in form.wanted]
+    heads = [ids_of(stream) for stream in [greedy(parent, early) for parent in parents]]
+    children = [parent.fork() for parent in parents]
+    streams = [greedy(ctx, form.count - early) for ctx in (*children, *parents)]
+    tails = [ids_of(stream) for stream in streams]
+    both = [head + tail for head, tail in zip((*heads, *heads), tails, strict=True)]
+    check(form.wanted, both[: len(parents)])
+    check(form.wanted, both[len(parents) :])
+
+
+@every_form
+def test_after_trim_and_reappend(task: Task, form: Form) -> None:
+    """Half of the prompt with another end, computed, trimmed away, and the right end instead."""
+    contexts = []
+    for reference in form.wanted:
+        keep = len(reference.prompt) // 2
+        ctx = context(task, [*reference.prompt[:keep], *range(1000, 1025)])
+        ids_of(greedy(ctx, 2))
+        ctx.trim(keep)
+        ctx.append(reference.prompt[keep:])
+        contexts.append(ctx)
+    streams = [greedy(ctx, form.count) for ctx in contexts]
+    check(form.wanted, [ids_of(stream) for stream in streams])
+
+
+def test_kill_9_of_the_driver_host_in_a_stream(kernel: Daemon, task: Task) -> None:
+    """The kernel answers while the host is loaded again; the stream goes on where it was."""
+    reference, count = ALL[QUICK[0]], 32
+    epoch = task.devices()[0].epoch
+    ids = []
+    for number, piece in enumerate(greedy(context(task, reference.prompt), count)):
+        ids.append(piece.id)
+        if number == count // 2:
+            os.kill(task.devices()[0].host_pid, signal.SIGKILL)
+            eventually(lambda: task.devices()[0].epoch == epoch + 1, "the next epoch")
+            assert task.devices()[0].state != "up", "it takes seconds to load the model"
+            assert [row.name for row in task.ps()] == ["init", "reference"]
+    check([reference], [ids])
+    row = task.devices()[0]
+    assert (row.state, row.epoch) == ("up", epoch + 1)

@@ -1,0 +1,96 @@
+"""A driver host that sends what is no message: killed, reaped, and told as the end of its epoch."""
+
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import pytest
+
+from drivers import base
+from kernel.link import HostLink, LinkDown
+
+SENDS = """
+import socket, sys
+peer = socket.socket(fileno=int(sys.argv[1]))
+raw = bytes.fromhex(sys.argv[2])
+peer.send(raw[:1] + raw[1:] * int(sys.argv[3]))
+peer.recv(1)
+peer.recv(1)
+"""
+
+
+class RawLink(HostLink):
+    """Starts a program that sends given bytes instead of a driver host."""
+
+    def __init__(self, raw: bytes, repeat: int = 1) -> None:
+        super().__init__("null0", 4096)
+        self.raw = raw
+        self.repeat = repeat
+
+    def _spawn(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-I", "-S", "-c", SENDS, str(theirs.fileno()), self.raw.hex()]
+        self.spawned = subprocess.Popen([*command, str(self.repeat)], pass_fds=[theirs.fileno()])
+        return self.spawned
+
+
+@pytest.fixture
+def links() -> Iterator[list[HostLink]]:
+    opened: list[HostLink] = []
+    yield opened
+    for link in opened:
+        link.close()
+
+
+def first_message(link: HostLink) -> Any:
+    link.start()
+    fd = link.fileno()
+    assert fd is not None
+    assert select.select([fd], [], [], 30)[0], "the host says something"
+    return link.receive()
+
+
+COMPLETE = base.encode(base.Complete(1, 0, 1, 2, 3, ()))
+GARBAGE = {
+    "truncated": (COMPLETE[:-1], 1),
+    "two at once": (COMPLETE * 2, 1),
+    "number -1": (msgpack.packb([-1, 0]), 1),
+    "text": (b"GET / HTTP/1.1", 1),
+    "zeros": (b"\0", 1),
+    "larger than a message": (b"\x91\x00", base.MAX_MESSAGE),
+    "a long message and more": (b"\xc6\x00", base.MAX_MESSAGE),
+}
+
+
+@pytest.mark.parametrize(("raw", "repeat"), GARBAGE.values(), ids=GARBAGE)
+def test_garbage_ends_the_host(links: list[HostLink], raw: bytes, repeat: int) -> None:
+    link = RawLink(raw, repeat)
+    links.append(link)
+    with pytest.raises(LinkDown, match=r"sent garbage .* ended \(signal SIGKILL\)"):
+        first_message(link)
+    assert link.host_pid == 0 and link.fileno() is None
+    with pytest.raises(LinkDown):
+        link.send(base.Stats())
+    assert link.spawned.returncode == -signal.SIGKILL, "reaped"
+
+
+def test_an_honest_message_arrives(links: list[HostLink]) -> None:
+    link = RawLink(COMPLETE)
+    links.append(link)
+    assert first_message(link) == base.decode(COMPLETE)
+
+
+def test_a_host_that_cannot_be_started_is_down(
+    links: list[HostLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = HostLink("null0", 4096)
+    links.append(link)
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(LinkDown, match="No such file"):
+        link.start()
+    link.kill()
+    assert link.fileno() is None

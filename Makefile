@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml
 	echo "llmos: installed"
 
 run: $(STAMP) ## everything from nothing to a prompt: install, model, kernel, llmsh
-	@exec $(PY) -m userland.firstrun
+	@exec $(PY) -m userland.firstrun $(ARGS)
 
 models: $(STAMP) ## fetch the model that the tests use
 	@$(VENV)/bin/llmos pull smollm2 </dev/null >&2

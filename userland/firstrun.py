@@ -7,16 +7,15 @@ the shell ends, and stops by itself should this process be killed.
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
 from userland import daemon
 from userland.bin.pull import fetch
-from userland.bin.up import DEFAULT_MODEL, telling
-from userland.daemon import Boot
+from userland.bin.up import boot_of, boot_options, start
 from userland.exits import EXPECTED, INTERRUPTED, Failure, report
 from userland.models import installed
 
@@ -26,10 +25,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        code = first_run()
+        code = first_run.main(prog_name="make run", standalone_mode=False)
     except EXPECTED as error:
         code = report(error, sys.stderr)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("\ninterrupted\n")
         code = INTERRUPTED
     sys.exit(code)
@@ -40,12 +39,20 @@ def _end(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def first_run() -> int:
-    """Fetch the model unless it is there, boot a kernel unless one runs, run the shell."""
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@boot_options
+def first_run(model: str, **options: Any) -> int:
+    """Fetch the model unless it is there, boot a kernel unless one runs, run the shell.
+
+    \b
+    Examples:
+      make run
+      make run ARGS="--dtype float32 --kv-mem 1G"
+    """
     started = None
     if daemon.running() is None:
-        boot = Boot(DEFAULT_MODEL, _model())
-        started = _boot(boot)
+        boot = boot_of(_folder(model), None, model=model, **options)
+        started = start(boot, sys.stderr, tied=True)
     try:
         return _shell()
     finally:
@@ -53,23 +60,14 @@ def first_run() -> int:
             _stop(started)
 
 
-def _model() -> Path:
+def _folder(model: str) -> Path:
+    """Return where the model is; pulled if it is one that can be."""
     try:
-        return installed(DEFAULT_MODEL).folder
+        return installed(model).folder
     except Failure as absent:
         if absent.code != "ENOENT":
             raise
-    return fetch(DEFAULT_MODEL, sys.stderr).folder
-
-
-def _boot(boot: Boot) -> int:
-    before = time.monotonic()
-    with telling(sys.stderr) as tell:
-        pid = daemon.start(boot, tell, tied=True)
-    taken = time.monotonic() - before
-    sys.stderr.write(f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n")
-    sys.stderr.flush()
-    return pid
+    return fetch(model, sys.stderr).folder
 
 
 def _shell() -> int:

@@ -3,9 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -18,25 +19,63 @@ from userland.exits import Failure
 DEFAULT_MODEL = "smollm2"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Model to load.")
-@click.option("--device", default="cpu0", show_default=True, help="Device to load it on.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of weights and KV. [bfloat16]"
-)
-@click.option("--deterministic", is_flag=True, help="Same ids whatever else is in the batch.")
-@click.option("--kv-mem", metavar="SIZE", help="Memory for KV, as 720M or 2GiB.")
-@click.option("-f", "--foreground", is_flag=True, help="Stay; log to stderr; Ctrl-C stops it.")
-@pass_desk
-def up(
-    desk: Desk,
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def boot_options(command: F) -> F:
+    """Add the options of `boot_of` to a command."""
+    for option in reversed(
+        [
+            click.option(
+                "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Model to load."
+            ),
+            click.option("--device", default="cpu0", show_default=True, help="Where to load it."),
+            click.option(
+                "--dtype",
+                type=click.Choice(["float32", "bfloat16"]),
+                default="bfloat16",
+                show_default=True,
+                help="Of weights and KV.",
+            ),
+            click.option(
+                "--deterministic", is_flag=True, help="Same ids whatever else is in the batch."
+            ),
+            click.option(
+                "--kv-mem",
+                metavar="SIZE",
+                help="Memory for KV, as 720M or 2GiB.  [default: 25 % of memory, at most 4 GiB]",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def boot_of(
+    model_dir: Path,
+    address: str | None,
+    *,
     model: str,
     device: str,
-    dtype: str | None,
+    dtype: str,
     deterministic: bool,
     kv_mem: str | None,
-    foreground: bool,
-) -> None:
+) -> Boot:
+    """Return what these options start."""
+    options = ["--dtype", dtype]
+    if deterministic:
+        options += ["--deterministic"]
+    if kv_mem:
+        options += ["--kv-bytes", str(parse_size(kv_mem))]
+    run_dir = socket_path(address).parent if address else runtime_dir(os.environ)
+    return Boot(model, model_dir, device, tuple(options), run_dir)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@boot_options
+@click.option("-f", "--foreground", is_flag=True, help="Stay; log to stderr; Ctrl-C stops it.")
+@pass_desk
+def up(desk: Desk, /, model: str, foreground: bool, **options: Any) -> None:
     """Start a kernel and wait until its model is loaded.
 
     \b
@@ -44,29 +83,29 @@ def up(
       llmos up
       llmos up --dtype float32 --kv-mem 2GiB
     """
-    options: list[str] = []
-    if dtype:
-        options += ["--dtype", dtype]
-    if deterministic:
-        options += ["--deterministic"]
-    if kv_mem:
-        options += ["--kv-bytes", str(parse_size(kv_mem))]
     from userland.models import installed  # brings numpy
 
-    run_dir = socket_path(desk.address).parent if desk.address else runtime_dir(os.environ)
-    boot = Boot(model, installed(model).folder, device, tuple(options), run_dir)
+    boot = boot_of(installed(model).folder, desk.address, model=model, **options)
     if foreground:
         os.execv(sys.executable, boot.command)
     there = daemon.running(boot.address)
     if there is not None:
         desk.note(f"kernel {there.pid} is up already, at {boot.address}")
         return
+    pid = start(boot, desk.err)
+    desk.note(f"its socket is {boot.address}")
+    desk.note(f"its log is {daemon.kernel_log()}, llmos down stops kernel {pid}")
+
+
+def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
+    """Start a kernel, show how far it is, return its pid once it is up."""
     before = time.monotonic()
-    with telling(desk.err) as tell:
-        pid = daemon.start(boot, tell)
+    with telling(err) as tell:
+        pid = daemon.start(boot, tell, tied)
     taken = time.monotonic() - before
-    desk.note(f"kernel {pid} is up after {taken:.1f} s: {model} on {device}, {boot.address}")
-    desk.note(f"log {daemon.kernel_log()}")
+    err.write(f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n")
+    err.flush()
+    return pid
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,0 +1,123 @@
+"""`make run` after its installation: from a model's file to an answer, and back to nothing."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from drivers.models.store import default_root
+from tests.helpers.daemon import ROOT, eventually
+
+FIRSTRUN = (sys.executable, "-m", "userland.firstrun", "--kv-mem", "64M")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home of its own with this machine's models in it."""
+    (tmp_path / "models").symlink_to(default_root())
+    return tmp_path
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("LLMOS_")}
+    # A process title would take the place of what /proc shows of the environment.
+    ours = {"LLMOS_HOME": str(home), "PYTHONPATH": str(ROOT), "SPT_NOENV": "1"}
+    return kept | ours
+
+
+def processes(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("LLMOS_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def nothing_left(home: Path) -> None:
+    eventually(lambda: not processes(home), "every process gone")
+    assert not (home / "run" / "kernel.sock").exists()
+
+
+def run(home: Path, script: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        FIRSTRUN,
+        env=environment(home),
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+
+
+def test_a_script_from_nothing_to_an_answer(home: Path) -> None:
+    """Done-when 1 of the first issue, less `make install`."""
+    done = run(home, '"What is the capital of France? One word."\nps\nfree\n')
+    assert done.returncode == 0, done.stderr
+    answer, tables = done.stdout.split("\n", 1)
+    assert "Paris" in answer
+    ps, free = tables.split("DEVICE")
+    assert ps.split()[:3] == ["PID", "PPID", "USER"] and "llmsh" in ps
+    assert free.split()[0] == "MODEL" and "smollm2" in free
+    assert "loading" in done.stderr
+    nothing_left(home)
+
+
+def test_the_script_decides_the_status(home: Path) -> None:
+    done = run(home, "echo before\nexit 7\necho after\n")
+    assert (done.returncode, done.stdout) == (7, "before\n")
+    nothing_left(home)
+
+
+def start(home: Path) -> "subprocess.Popen[str]":
+    """Start it with a script that does not end, and wait until its kernel is up."""
+    process = subprocess.Popen(
+        FIRSTRUN,
+        env=environment(home),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    while "is up after" not in process.stderr.readline():
+        assert process.poll() is None
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_no_signal_leaves_a_kernel_behind(home: Path, number: int) -> None:
+    process = start(home)
+    os.killpg(process.pid, number)
+    assert process.wait(60) != 0
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.close()
+    process.stderr.close()
+    nothing_left(home)
+
+
+def test_a_terminal_that_goes_away_leaves_nothing(home: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        FIRSTRUN,
+        env=environment(home) | {"TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = b""
+    while b"is up after" not in seen:
+        seen += os.read(ours, 4096)
+    os.close(ours)
+    process.wait(60)
+    nothing_left(home)

@@ -1,0 +1,52 @@
+"""Lines that nobody types: a file, stdin, or the argument of -c.
+
+A script is run as it is read, so a pipe can feed it slowly. It ends with its last line, `exit`, a
+line that cannot be parsed (2), Ctrl-C (130), or when nobody reads its answers any more (141).
+"""
+
+from collections.abc import Iterable
+
+from userland.exits import INTERRUPTED, Failure
+from userland.llmsh.ask import Interrupted
+from userland.llmsh.builtins import Leave
+from userland.llmsh.mistakes import Incomplete, ParseError
+from userland.llmsh.parser import parse
+from userland.llmsh.shell import Shell
+
+
+def run_script(shell: Shell, lines: Iterable[str]) -> int:
+    """Run a script to its end; return the exit status."""
+    try:
+        _run(shell, lines)
+    except Leave as leave:
+        return leave.status
+    except (Interrupted, KeyboardInterrupt):
+        if shell.state.err.isatty():
+            shell.state.err.write("\n")
+        return INTERRUPTED
+    except UnicodeDecodeError as error:
+        return shell.state.report(Failure(f"the script is not text: {error.reason}"))
+    return shell.state.status
+
+
+def _run(shell: Shell, lines: Iterable[str]) -> None:
+    text, first = "", 1
+    for number, line in enumerate(lines, 1):
+        text += line
+        try:
+            parsed = parse(text)
+        except Incomplete as error:
+            pending: ParseError = error
+            continue
+        except ParseError as error:
+            return _refuse(shell, error, first)
+        shell.run(parsed)
+        if shell.state.out_gone:
+            return
+        text, first = "", number + 1
+    if text:
+        _refuse(shell, pending, first)
+
+
+def _refuse(shell: Shell, error: ParseError, first: int) -> None:
+    shell.refuse(error, f"line {first + error.line - 1}, ")

@@ -1,122 +1,185 @@
-"""A driver in this process against the bare linear layers: prefill and decode.
+"""A driver host without a kernel: the bare loop that the kernel is compared with.
 
-Each round measures the driver and the yardstick (`bench.linear`) one after the other; a line of
-JSON gives the best of each and their ratio. Prefill: prompts of --prompt ids in chunks of 512, the
-head for the last id only. Decode: B sequences at context --ctx, greedy, every step one id each.
+`Bare` starts the same process as the kernel does, over the same socket, and gives it the same
+steps: the same batch, chunks, block order and greedy sampling. There are no clients, no checks and
+no tables but these.
 
-    python -m bench.driver --model DIR [--dtype bfloat16] [--prompt 2048] [--batch 1 8 32 64]
-
-Without a model it uses random weights in the geometry of SmolLM2-135M: the times are the same.
+As a bench it is compared with the bare linear layers (`bench.linear`).
 """
 
-import argparse
-import json
-import platform
-import random
-import subprocess
-import sys
+import select
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
-import torch
+from bench.booted import UP_S, model_dir
+from bench.linear import Linears
+from bench.pairs import BATCHES, CTX, compare, compare_prefill
+from bench.record import Result
+from drivers import base
+from drivers.base import ints, reals, seeds
+from kernel.link import HostLink
 
-from bench.linear import Geometry, Linears
-from tests.helpers.contexts import Engine, load_of
-
+DEVICE, DTYPE, MODEL = "cpu0", "bfloat16", 1
+BLOCK_SIZE = 16
+NUM_BLOCKS = 1200
+BULK = 1 << 20
 CHUNK = 512
-STEPS = 8
-ROUNDS = 5
-MODEL = "random:layers=30,hidden=576,heads=9,kv_heads=3,ffn=1536,vocab=49152"
+"""Of a prefill, as in kernel/config.py."""
 
 
-def prefill(engine: Engine, prompt: int) -> float:
-    """Return the seconds of one prefill, sampling one id at the end."""
-    ctx = engine.ctx(ids(engine, prompt))
-    start = time.perf_counter()
-    engine.generate([ctx], 1, chunk=CHUNK)
-    seconds = time.perf_counter() - start
-    engine.free(ctx)
-    return seconds
+@dataclass(eq=False)
+class Seq:
+    """Ids with KV: how many, in which blocks; and the id that comes next."""
+
+    slot: int
+    length: int = 0
+    next_id: int = 0
+    blocks: "array[int]" = field(default_factory=lambda: array("i"))
 
 
-def decode(engine: Engine, batch: int, length: int) -> float:
-    """Return the seconds of one decode step of `batch` sequences, the best of STEPS."""
-    ctxs = [engine.ctx(ids(engine, length)) for _ in range(batch)]
-    engine.generate(ctxs, 1)
-    best = float("inf")
-    for _ in range(STEPS):
+class Bare:
+    """One driver host with the model, and the sequences in it."""
+
+    def __init__(self) -> None:
+        self._link = HostLink(DEVICE, BULK)
+        self._link.start()
+        self._link.send(base.Hello(*base.ABI, base.schema_hash(), 1, DEVICE))
+        self._receive(base.Ready)
+        folder = str(model_dir())
+        self._link.send(base.Load(MODEL, folder, DTYPE, BLOCK_SIZE, NUM_BLOCKS, 0, 0, False, 0))
+        self.loaded: base.Loaded = self._receive(base.Loaded)
+        self._free = deque(range(1, self.loaded.num_blocks))
+        self._value = 0
+        self._random = Random(1)
+        self._decoding: list[Seq] = []
+
+    def close(self) -> None:
+        """End the host."""
+        self._link.close()
+
+    # --- measures -----------------------------------------------------------------------------
+
+    def prefill(self, prompt: int) -> float:
+        """Return the seconds from a prompt to its first id."""
+        ids = self._ids(prompt)
+        sequence = Seq(self.loaded.max_seqs - 1)
         start = time.perf_counter()
-        engine.generate(ctxs, 1)
-        best = min(best, time.perf_counter() - start)
-    engine.free(*ctxs)
-    return best
+        self._prefill(sequence, ids)
+        took = time.perf_counter() - start
+        self._trim(sequence, 0)
+        return took
 
+    def decode(self, batch: int, steps: int) -> float:
+        """Return the seconds of a step in which `batch` sequences get an id each."""
+        while len(self._decoding) < batch:
+            self._decoding.append(Seq(len(self._decoding)))
+            self._prefill(self._decoding[-1], self._ids(CTX))
+        work = self._decoding[:batch]
+        self._step([(sequence, [sequence.next_id]) for sequence in work])
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._step([(sequence, [sequence.next_id]) for sequence in work])
+        took = time.perf_counter() - start
+        for sequence in work:
+            self._trim(sequence, CTX)
+        return took / steps
 
-def ids(engine: Engine, count: int) -> list[int]:
-    return [random.randrange(engine.loaded.vocab) for _ in range(count)]
+    def _ids(self, count: int) -> list[int]:
+        return [self._random.randrange(self.loaded.vocab) for _ in range(count)]
 
+    # --- sequences ----------------------------------------------------------------------------
 
-def compare(
-    ours: Callable[[], float], bare: Callable[[], float], tokens: int, rows: int, rounds: int
-) -> dict[str, float]:
-    """Return the best tokens per second of both, and their ratio."""
-    pairs = [(ours(), bare()) for _ in range(rounds)]
-    driver = tokens / min(pair[0] for pair in pairs)
-    linear = rows / min(pair[1] for pair in pairs)
-    ratio = round(driver / linear, 3)
-    return {"tokens_s": round(driver, 1), "linear_tokens_s": round(linear, 1), "ratio": ratio}
+    def _prefill(self, sequence: Seq, ids: Sequence[int]) -> None:
+        for start in range(0, len(ids), CHUNK):
+            chunk = ids[start : start + CHUNK]
+            self._step([(sequence, chunk)], samples=start + len(chunk) == len(ids))
 
+    def _trim(self, sequence: Seq, length: int) -> None:
+        """Shorten a sequence and give its blocks back."""
+        keep = -(-length // BLOCK_SIZE)
+        self._free.extend(sequence.blocks[keep:])
+        del sequence.blocks[keep:]
+        sequence.length = length
 
-def measure(engine: Engine, linears: Linears, options: Any) -> Iterator[dict[str, Any]]:
-    """Yield one result per prompt length and batch size."""
-    for prompt in options.prompt:
-        rows = min(prompt, CHUNK)
-        result = compare(
-            lambda p=prompt: prefill(engine, p),
-            lambda r=rows: min(linears.seconds(r, 1) for _ in range(3)),
-            prompt, rows, options.rounds,
+    def _step(self, work: list[tuple[Seq, Sequence[int]]], samples: bool = True) -> None:
+        """Run one step; where it samples, take the id that comes next."""
+        ops: list[Any] = [self._execute(work, samples)]
+        if samples:
+            ops.append(_greedy([sequence for sequence, _ in work]))
+        self._value += 1
+        queue = base.Queue.COMPUTE
+        self._link.send(base.Submit(1, queue, self._value, (), MODEL, tuple(ops)))
+        results = self._receive(base.Complete).results
+        if samples:
+            for (sequence, _), drawn in zip(work, base.read_ints(results[0].ids), strict=True):
+                sequence.next_id = drawn
+
+    def _execute(self, work: list[tuple[Seq, Sequence[int]]], samples: bool) -> base.Execute:
+        """Return the forward step; its tokens count as stored from here on."""
+        tokens, positions, slots, blocks = array("i"), array("i"), array("i"), array("i")
+        ends, table_ends = array("i", [0]), array("i", [0])
+        for sequence, ids in work:
+            span = range(sequence.length, sequence.length + len(ids))
+            sequence.length = span.stop
+            while len(sequence.blocks) * BLOCK_SIZE < span.stop:
+                sequence.blocks.append(self._free.popleft())
+            table = sequence.blocks
+            tokens.extend(ids)
+            positions.extend(span)
+            slots.extend([table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in span])
+            blocks.extend(table)
+            ends.append(len(tokens))
+            table_ends.append(len(blocks))
+        rows = [end - 1 for end in ends[1:]] if samples else []
+        return base.Execute(
+            MODEL, self._value, tokens.tobytes(), positions.tobytes(), ends.tobytes(),
+            ints(sequence.length for sequence, _ in work), ints(s.slot for s, _ in work),
+            ints([1] * len(work)), ints(rows),
+            (base.BlockTable(table_ends.tobytes(), blocks.tobytes(), slots.tobytes()),),
         )  # fmt: skip
-        yield {"bench": "prefill", "prompt": prompt, "chunk": CHUNK, **result}
-    for batch in options.batch:
-        result = compare(
-            lambda b=batch: decode(engine, b, options.ctx),
-            lambda b=batch: min(linears.seconds(b, b) for _ in range(STEPS)),
-            batch, batch, options.rounds,
-        )  # fmt: skip
-        yield {"bench": "decode", "batch": batch, "ctx": options.ctx, **result}
+
+    def _receive(self, kind: type[Any]) -> Any:
+        """Return the next message of a kind; others tell of progress, or of a fault."""
+        descriptor = self._link.fileno()
+        while True:
+            message = self._link.receive()
+            if isinstance(message, kind):
+                return message
+            if isinstance(message, base.Fault):
+                raise base.DriverFault(base.FaultKind(message.kind), message.message)
+            if message is None and not select.select([descriptor], [], [], UP_S)[0]:
+                raise TimeoutError(f"the driver host said nothing for {UP_S:g} s")
 
 
-def where(engine: Engine) -> dict[str, Any]:
-    """Return what a result needs to be compared with another."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+def _greedy(sequences: list[Seq]) -> base.Sample:
+    count = len(sequences)
+    return base.Sample(
+        ints(range(count)), reals([0.0] * count), ints([0] * count), reals([1.0] * count),
+        reals([0.0] * count), seeds([0] * count), ints(s.length for s in sequences),
+        ints([-1] * count),
     )  # fmt: skip
-    return {
-        "machine": engine.ready.description,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="a driver against the bare linear layers")
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--prompt", type=int, nargs="*", default=[512, 2048])
-    parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 32, 64])
-    parser.add_argument("--ctx", type=int, default=192)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args()
-    engine = Engine(load_of(options.model, options.dtype, num_blocks=1200))
-    linears = Linears(Geometry(), options.dtype)
-    for result in measure(engine, linears, options):
-        line = {**result, "dtype": options.dtype, **where(engine)}
-        print(json.dumps(line), flush=True)
+@contextmanager
+def bare() -> Iterator[Bare]:
+    """Run a driver host."""
+    host = Bare()
+    try:
+        yield host
+    finally:
+        host.close()
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run() -> Iterator[Result]:
+    """Compare the driver with the linear layers that it must compute."""
+    linears = Linears()
+    with bare() as host:
+        yield compare_prefill("driver prefill", host, linears, "bare linear layers")
+        for batch in BATCHES:
+            yield compare("driver decode", host, linears, "bare linear layers", batch)

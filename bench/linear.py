@@ -1,21 +1,23 @@
 """The yardstick: all linear layers of a model and nothing else, as plain torch does them.
 
 `Linears` holds a set of random matrices as large as the model's, because small shapes measured in a
-loop stay in the caches. `measure(M)` gives the tokens per second of one pass over the set with M
-rows, the head included for `head_rows` of them: for decode every row needs logits, for prefill one.
-
-    python -m bench.linear [--dtype bfloat16] [--threads 2]
+loop stay in the caches. A pass has M rows, and the head for some of them: for decode every row
+needs logits, for prefill only the last. It gets the threads and the malloc that the driver gets.
 """
 
-import argparse
-import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import linear
 
+from bench.record import Result
+from drivers.cpu import machine
+
 SIZES = (8, 32, 64, 512)
+CHUNK = 512
+REPEATS = 7
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,24 @@ class Geometry:
 
 
 class Linears:
-    """The matrices of a model."""
+    """The matrices of a model; an engine of `bench.pairs`."""
 
     def __init__(self, geometry: Geometry | None = None, dtype: str = "bfloat16") -> None:
+        machine.set_threads(0, False)
+        machine.keep_freed_memory()
         self._geometry = geometry or Geometry()
         self._dtype: torch.dtype = getattr(torch, dtype)
         shapes = self._geometry.shapes * self._geometry.layers
         self._layers = [torch.randn(shape).to(self._dtype) for shape in shapes]
         self._head = torch.randn(self._geometry.vocab, self._geometry.hidden).to(self._dtype)
+
+    def prefill(self, prompt: int) -> float:
+        """Return the seconds of the chunks of a prompt."""
+        return sum(self.seconds(min(CHUNK, prompt - start), 1) for start in range(0, prompt, CHUNK))
+
+    def decode(self, batch: int, steps: int) -> float:
+        """Return the seconds of a step."""
+        return sum(self.seconds(batch, batch) for _ in range(steps)) / steps
 
     @torch.inference_mode()
     def seconds(self, rows: int, head_rows: int) -> float:
@@ -64,27 +76,11 @@ class Linears:
         linear(last, self._head)
         return time.perf_counter() - start
 
-    def measure(self, rows: int, head_rows: int | None = None, repeats: int = 7) -> float:
-        """Return tokens per second, the best of `repeats` passes."""
-        wanted = rows if head_rows is None else head_rows
-        self.seconds(rows, wanted)
-        return rows / min(self.seconds(rows, wanted) for _ in range(repeats))
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="tokens per second of the bare linear layers")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--threads", type=int, default=0)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    linears = Linears(dtype=options.dtype)
+def run() -> Iterator[Result]:
+    """Measure passes of several sizes, with the head for all rows."""
+    linears = Linears()
     for rows in SIZES:
-        for head_rows in (rows, 1):
-            rate = round(linears.measure(rows, head_rows), 1)
-            line = {"bench": "linear", "dtype": options.dtype, "rows": rows}
-            print(json.dumps({**line, "head_rows": head_rows, "tokens_s": rate}), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        linears.seconds(rows, rows)
+        best = min(linears.seconds(rows, rows) for _ in range(REPEATS))
+        yield Result("linear", f"M={rows}", rows / best, "tokens/s")

@@ -27,14 +27,14 @@ def context(task: Task, size: int) -> Context:
     random, ctx = Random(size), task.alloc_ctx()
     vocab = task.models()[0].vocab
     ctx.append([random.randrange(vocab) for _ in range(size)])
-    one_more(ctx)
+    generate(ctx, 1)
     ctx.trim(size)
     return ctx
 
 
-def one_more(ctx: Context) -> None:
-    """Generate one id, which waits for all that are before it."""
-    ctx.infer(max_tokens=1, temperature=0, ignore_eos=True, text=False).read()
+def generate(ctx: Context, count: int) -> None:
+    """Generate ids; the first waits for all that are before it, the second has it written."""
+    ctx.infer(max_tokens=count, temperature=0, ignore_eos=True, text=False).read()
 
 
 def fork_us(ctx: Context) -> float:
@@ -73,8 +73,8 @@ def first_write(task: Task, size: int) -> int:
     """Return the blocks copied when parent and child go on behind a block that is not full."""
     with context(task, size + PARTIAL) as ctx, ctx.fork() as child:
         before = task.kernel().copied_blocks
-        one_more(child)
-        one_more(ctx)
+        generate(child, 2)
+        generate(ctx, 2)
         return task.kernel().copied_blocks - before
 
 

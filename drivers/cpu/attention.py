@@ -29,9 +29,9 @@ from torch import Tensor
 from drivers.base import NULL_BLOCK
 from drivers.pool import KvPool
 
-MAX_TILE = 128
+MAX_TILE = 128  # a power of two, as its halves are: tiles of other sizes are a fifth slower
 MIN_TILE = 16
-SCORES_BYTES = 4 << 20  # of a tile's scores: what stays in the caches
+SCORES_BYTES = 16 << 20  # of a tile's scores
 GATHER_BYTES = 8 << 20  # of a decode group's keys and values
 PADDING = 0.75  # the shortest sequence of a group has at least this part of the longest's blocks,
 MIN_WASTE = 4  # or lacks no more than so many
@@ -157,7 +157,9 @@ class Prefill:
     def _cut(self, part: Part) -> Iterator[tuple[int, int, int]]:
         """Yield tiles as (first row, row behind the last, number of keys)."""
         line = self._heads.heads * part.kv_len * self._pool.shape.dtype.itemsize
-        size = min(MAX_TILE, max(MIN_TILE, SCORES_BYTES // line))
+        size = MAX_TILE
+        while size > MIN_TILE and size * line > SCORES_BYTES:
+            size //= 2
         for at in range(0, part.count, size):
             end = min(at + size, part.count)
             yield part.start + at, part.start + end, part.kv_len - part.count + end

@@ -137,14 +137,19 @@ class Llama(nn.Module):
         attend: Attend,
         depth: int | None = None,
     ) -> Tensor:
-        """Return the logits of `logit_rows`; with `depth` of so many layers only."""
+        """Return the logits of `logit_rows`; with `depth` of so many layers only.
+
+        After the keys and values of the last layer, only those rows matter.
+        """
         walk = self._walk[:depth]
         if self.tile:
             return self._forward_tiled(walk, tokens, positions, logit_rows, attend)
         x, turn = self.embed[tokens], self._turn[positions]
-        for index, layer in enumerate(walk):
+        for index, layer in enumerate(walk[:-1]):
             x = layer.after(x, attend(index, *layer.before(x, turn)))
-        return self.head.forward(self.norm.forward(x[logit_rows]))
+        attended = attend(len(walk) - 1, *walk[-1].before(x, turn))
+        x = walk[-1].after(x[logit_rows], attended[logit_rows])
+        return self.head.forward(self.norm.forward(x))
 
     def _forward_tiled(
         self,

@@ -62,13 +62,15 @@ class Counts(NamedTuple):
 class Block:
     """Ids and, when resident, the KV of up to `block_size` positions."""
 
-    __slots__ = ("filled", "id", "ids", "origin", "origin_len", "pins", "planned", "refs", "writer")
+    __slots__ = (
+        "filled", "heirs", "id", "ids", "origin", "origin_len", "planned", "refs", "writer",
+    )  # fmt: skip
 
     def __init__(self, ids: "array[int]", writer: object) -> None:
         self.ids = ids
         self.writer: object = writer  # a Context; None: nobody
         self.refs = 1  # tables that name it
-        self.pins = 0  # Blocks that have it as origin
+        self.heirs: set[Block] | None = None  # Blocks that have it as origin
         self.id = NOT_RESIDENT
         self.filled = 0
         self.planned = 0
@@ -117,7 +119,8 @@ class BlockPool:
     def pin_origin(self, block: Block, origin: Block, positions: int) -> None:
         """Let `block` begin as a copy of the first `positions` of `origin`."""
         block.origin, block.origin_len = origin, positions
-        origin.pins += 1
+        origin.heirs = origin.heirs or set()
+        origin.heirs.add(block)
 
     def drop_origin(self, block: Block) -> None:
         """Give up the claim on the origin: it was copied, lost, or is no longer wanted."""
@@ -125,7 +128,8 @@ class BlockPool:
         if origin is None:
             return
         block.origin = None
-        origin.pins -= 1
+        assert origin.heirs is not None
+        origin.heirs.discard(block)
         if origin.refs == 0:
             self._leave(origin)
 
@@ -135,14 +139,21 @@ class BlockPool:
         if self._state[block.id] == BlockState.USED:
             self._state[block.id] = BlockState.LIMBO
             self._used -= 1
-        if block.pins == 0:
+        if not block.heirs:
             self._vacate(block)
 
     def _vacate(self, block: Block) -> None:
         del self._resident[block.id]
         self._dirty.append(block.id)
+        self._forget_kv(block)
+
+    def _forget_kv(self, block: Block) -> None:
+        """Nothing of it is left: what would have begun as its copy is computed from ids."""
         block.id = NOT_RESIDENT
         block.filled = block.planned = 0
+        for heir in block.heirs or ():
+            heir.origin = None
+        block.heirs = None
 
     # --- residency ----------------------------------------------------------------------------
 
@@ -176,8 +187,7 @@ class BlockPool:
     def lose_all(self) -> None:
         """Drop the KV of every block: the device's epoch ended and its process is reaped."""
         for block in self._resident.values():
-            block.id = NOT_RESIDENT
-            block.filled = block.planned = 0
+            self._forget_kv(block)
         self._resident.clear()
         self._dirty.clear()
         self._scrubbing.clear()
@@ -230,7 +240,7 @@ class BlockPool:
         check(held + self.num_coming == counts.limbo, "a block in limbo waits for nothing")
         for block_id, block in self._resident.items():
             check(block.id == block_id, f"block {block_id} is registered as {block.id}")
-            check(block.refs > 0 or block.pins > 0, f"block {block_id} is kept by nobody")
+            check(block.refs > 0 or bool(block.heirs), f"block {block_id} is kept by nobody")
             check(
                 block.filled <= block.planned <= len(block.ids) <= self.block_size,
                 f"block {block_id}: {block.filled} filled, {block.planned} planned, "

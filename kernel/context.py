@@ -57,6 +57,7 @@ class Context:
             return tail
         if tail.refs == 1 and tail.planned <= offset and tail.filled < size:
             del tail.ids[offset:]  # mine alone, and nothing on the device reaches past the offset
+            tail.origin_len = min(tail.origin_len, offset)
             return tail
         copy = Block(tail.ids[:offset], writer=self)
         positions = min(offset, tail.filled)

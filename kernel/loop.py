@@ -95,7 +95,9 @@ class Kernel:
         k = self.system
         session = k.sessions.get(arrival.route)
         if session is not None:
-            return session
+            if (session.uid, session.host_pid) == (arrival.uid, arrival.pid):
+                return session
+            self._close(session, "its connection is gone, another program took its routing id")
         session = Session(arrival.route, arrival.uid, arrival.pid)
         if arrival.uid not in (k.uid, 0):
             session.refuse(0, EPERM("this kernel serves the uid that it runs as"))

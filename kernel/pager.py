@@ -9,6 +9,7 @@ A block goes only if no context that keeps its KV names it. Dropped blocks are f
 scrub (kernel/block.py), so room made now is room for the next step.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import cast
 
@@ -33,33 +34,31 @@ def make_room(
     active = [request for request in requests if not request.held]
     idle = policy.idle_victims(c for c in contexts if c.request is None or c.request.held)
     younger = policy.victims(request for request in active if request.arrival > by.arrival)
-    losers = [cast(Request, request).ctx for request in younger]
-    keepers = [request.ctx for request in active]
-    for victim in (*(cast(Context, ctx) for ctx in idle), *losers):
-        keepers = [ctx for ctx in keepers if ctx is not victim]
-        missing -= _drop(pool, victim, missing, keepers)
+    kept = Counter(b for request in active for b in request.ctx.blocks if b.refs > 1)
+    for ctx in idle:
+        missing -= _drop(pool, cast(Context, ctx), missing, kept)
+        if missing <= 0:
+            return True
+    for request in younger:
+        ctx = cast(Request, request).ctx
+        kept.subtract(b for b in ctx.blocks if b.refs > 1)
+        missing -= _drop(pool, ctx, missing, kept)
         if missing <= 0:
             return True
     return False
 
 
-def _drop(pool: BlockPool, victim: Context, missing: int, keepers: list[Context]) -> int:
-    """Evict up to `missing` blocks of `victim`, from its end, that no keeper names."""
+def _drop(pool: BlockPool, victim: Context, missing: int, kept: "Counter[Block]") -> int:
+    """Evict up to `missing` blocks of `victim`, from its end, that nobody who keeps KV names."""
     dropped = 0
-    kept: set[Block] | None = None
     for block in reversed(victim.blocks):
         if dropped == missing:
             break
         if block.id == NOT_RESIDENT:
             dropped += _drop_origin(pool, block)
-            continue
-        if block.refs > 1:
-            if kept is None:
-                kept = {b for ctx in keepers for b in ctx.blocks if b.refs > 1}
-            if block in kept:
-                continue
-        pool.evict(block)
-        dropped += 1
+        elif block.refs == 1 or kept.get(block, 0) <= 0:
+            pool.evict(block)
+            dropped += 1
     return dropped
 
 

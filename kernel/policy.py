@@ -19,6 +19,9 @@ class Runnable(Protocol):
     @property
     def decoding(self) -> bool: ...
 
+    @property
+    def background(self) -> bool: ...
+
 
 class Idle(Protocol):
     """What a policy may know of a context that runs nothing."""
@@ -44,10 +47,13 @@ class Policy(Protocol):
 
 
 class Fifo:
-    """First come, first served: decodes before prefills, each by arrival; youngest gives way."""
+    """First come, first served: decodes, then prefills, then those that nobody waits for.
+
+    Each by arrival; the youngest gives way.
+    """
 
     def order(self, requests: Iterable[Runnable]) -> list[Runnable]:
-        return sorted(requests, key=lambda request: (not request.decoding, request.arrival))
+        return sorted(requests, key=lambda r: (r.background, not r.decoding, r.arrival))
 
     def victims(self, requests: Iterable[Runnable]) -> list[Runnable]:
         return sorted(requests, key=lambda request: -request.arrival)

@@ -76,6 +76,11 @@ class Request:
         return self._state is RequestState.DONE
 
     @property
+    def background(self) -> bool:
+        """Nobody waits for it: it computes the ids of an append before an infer needs them."""
+        return self.infer is None
+
+    @property
     def target(self) -> int:
         """Positions to compute: an infer needs the logits of the last id, a prefill does not."""
         return self.ctx.length if self.infer else max(0, self.ctx.length - 1)

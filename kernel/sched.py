@@ -4,8 +4,9 @@ One step is one Submit to the device, and one Submit with an Execute is in fligh
 policy orders the requests; each gets tokens while the step's budgets last (tokens, sequences,
 block references, free blocks). A decode takes one token; a prefill takes a chunk, smaller while
 others decode so that a step stays near the target time. Blocks are reserved before anything is
-said to the device, and a request that gets none waits for the pager's room: then nobody behind it
-takes new blocks, so room goes to whom it was made for.
+said to the device, and an infer that gets none waits for the pager's room: then nobody behind it
+takes new blocks, so room goes to whom it was made for. A prefill in the background that gets none
+ends: it may use what is free, and nothing is dropped for it.
 
 A position that is filled is never written again. A request that needs logits of one (a fork of
 a finished context, a cached prompt) runs that token again and stores it in the null block.
@@ -52,9 +53,12 @@ class Scheduler:
         self.requests.pop(request.arrival, None)
         if request.ctx.request is request:
             request.ctx.request = None
-        if request.slot is not None:
-            self._slots.append(request.slot)
-            request.slot = None
+        self._give_slot(request)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are so many requests that no more are taken that nobody waits for."""
+        return len(self.requests) >= self.limits.max_seqs
 
     # --- planning -----------------------------------------------------------------------------
 
@@ -74,14 +78,18 @@ class Scheduler:
             if start == end:
                 self.remove(request)  # a prefill that has nothing left to do
                 continue
-            if not self._take_slot(request):
-                continue
             size = self.pool.block_size
             if -(-end // size) > refs:
-                continue
+                if request.decoding:
+                    continue  # there will never be more before it
+                break  # there might: whoever is behind would decode, and go first
             if not self._reserve(request, start, end, dry, copies):
-                dry = True
+                if request.background:
+                    self.remove(request)  # an infer will compute it, if there ever is one
+                else:
+                    dry = True
                 continue
+            self._take_slot(request, entries)
             entries.append(self._entry(request, start, end))
             tokens -= end - start
             refs -= -(-end // size)
@@ -110,23 +118,23 @@ class Scheduler:
                 return start, index * size
         return start, end
 
-    def _take_slot(self, request: Request) -> bool:
-        if request.slot is None:
-            if not self._slots:
-                self._release_held()
-            if not self._slots:
-                return False
-            request.slot = self._slots.pop()
-            self._generation = (self._generation + 1) & 0x7FFFFFFF
-            request.generation = self._generation
-        return True
+    def _take_slot(self, request: Request, entries: list[Entry]) -> None:
+        """Give a request of this step a slot: there are more of them than entries so far."""
+        if request.slot is not None:
+            return
+        if not self._slots:
+            chosen = {entry.request for entry in entries}
+            for other in self.requests.values():
+                if other not in chosen:
+                    self._give_slot(other)
+        request.slot = self._slots.pop()
+        self._generation = (self._generation + 1) & 0x7FFFFFFF
+        request.generation = self._generation
 
-    def _release_held(self) -> None:
-        """Take the slots of those that may not run; nothing is in flight while a plan is made."""
-        for request in self.requests.values():
-            if request.held and request.slot is not None:
-                self._slots.append(request.slot)
-                request.slot = None
+    def _give_slot(self, request: Request) -> None:
+        if request.slot is not None:
+            self._slots.append(request.slot)
+            request.slot = None
 
     def _reserve(
         self, request: Request, start: int, end: int, dry: bool, copies: list[tuple[int, int]]
@@ -135,7 +143,7 @@ class Scheduler:
         ctx, size = request.ctx, self.pool.block_size
         wanted = [b for b in ctx.blocks[start // size : -(-end // size)] if b.id == NOT_RESIDENT]
         if wanted and (dry or len(wanted) > self.pool.num_free):
-            if not dry:
+            if not dry and not request.background:
                 self._starved = request, wanted
             request.become(RequestState.BLOCKED)
             return False

@@ -71,7 +71,7 @@ def _add(k: System, caller: Caller, ctx: Context) -> None:
 
 
 def sys_append(k: System, caller: Caller, args: Append) -> Done:
-    """Add ids; their prefill starts in the background."""
+    """Add ids; their prefill starts in the background, if there is room for it."""
     ctx = k.context(caller.task, args.ctx)
     refuse_busy(ctx)
     k.device.require()
@@ -82,7 +82,7 @@ def sys_append(k: System, caller: Caller, args: Append) -> Done:
     check_ids(k, ids)
     ctx.append(ids)
     ctx.last_use = k.counters.turns
-    if ctx.request is None and ctx.planned < ctx.length - 1:
+    if ctx.request is None and ctx.planned < ctx.length - 1 and not k.device.sched.crowded:
         _prefill(k, caller, ctx)
     return Done(LengthResult(ctx.length))
 

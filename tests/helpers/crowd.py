@@ -56,6 +56,8 @@ class Member:
         draw = self.random.random()
         if known and len(self.contexts) >= MOST_CONTEXTS:
             self._free(self.random.choice(known))
+        elif idle and not self.then and self.random.random() < 0.15:
+            self._branch(self.random.choice(idle))
         elif draw < 0.2 or not known:
             self._begin()
         elif draw < 0.34:
@@ -104,8 +106,20 @@ class Member:
 
         self.then[reply.call] = forked
 
-    def _append(self, mirror: Mirror) -> None:
-        ids = self._ids(40)
+    def _branch(self, mirror: Mirror) -> None:
+        """Fork, add an id, go back before the fork, add others and infer, none waited for."""
+        handle = self.client.new_handle()
+        child = self.contexts[handle] = Mirror(handle, list(mirror.ids))
+        self.client.send("fork_ctx", mirror.handle, handle)
+        self._append(child, 1)
+        if self.random.random() < 0.6:
+            self._trim(child, max(0, len(mirror.ids) - self.random.randint(0, 8)))
+            self._append(child, 5)
+        if self.random.random() < 0.8:
+            self._infer(child, extra=False)
+
+    def _append(self, mirror: Mirror, most: int = 40) -> None:
+        ids = self._ids(most)
         reply = self.client.send("append", mirror.handle, ids=ids)
         self.then[reply.call] = lambda: mirror.ids.extend(ids)
 
@@ -123,10 +137,11 @@ class Member:
         if ids:
             self.then[-reply.call] = lambda: mirror.ids.extend(ids)  # at its first event
 
-    def _trim(self, mirror: Mirror) -> None:
+    def _trim(self, mirror: Mirror, length: int | None = None) -> None:
         if mirror.infer is not None:
             return
-        length = self.random.randint(0, len(mirror.ids))
+        if length is None:
+            length = self.random.randint(0, len(mirror.ids))
         reply = self.client.send("trim_ctx", mirror.handle, length)
 
         def trimmed() -> None:

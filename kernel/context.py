@@ -35,6 +35,11 @@ class Context:
         self._settled = 0  # leading blocks that are sealed
         self._table: array[int] = array("i")  # device ids of the settled blocks
 
+    @property
+    def busy(self) -> bool:
+        """Whether an infer of it is unfinished; a prefill in the background does not count."""
+        return self.request is not None and not self.request.background
+
     # --- ids ----------------------------------------------------------------------------------
 
     def append(self, ids: "Sequence[int]") -> None:

@@ -17,11 +17,16 @@ from typing import NamedTuple, Protocol, cast
 import zmq
 
 from syscalls import abi
+from syscalls.wire import join_events
 
 MAX_FRAMES = 4
 """Frames kept of one message; what is longer is refused anyway."""
+MAX_SKIPPED = 1024
+"""Frames thrown away in one turn, of a message that has more than that."""
 MAX_PATH = 107
 """Bytes of an ipc path (sun_path)."""
+_NO_EVENTS = join_events([])
+"""A reply that says nothing, for whoever may not be there any more."""
 
 
 class Busy(Exception):
@@ -54,6 +59,10 @@ class Transport(Protocol):
 
     def gone(self) -> list[bytes]:
         """Return the routes whose programs have died."""
+        ...
+
+    def alive(self, route: bytes) -> bool:
+        """See whether a route still has a connection: its program may live on without."""
         ...
 
     def welcome(self, route: bytes, pid: int) -> bool:
@@ -152,17 +161,25 @@ class Ipc:
 
     def receive(self) -> Iterator[Arrival]:
         for _ in range(1024):  # then others get their turn
+            if not self._at_end():
+                return
             try:
                 first = self._router.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             frames: list[bytes] = []
-            while self._router.RCVMORE:
-                part = self._router.recv()
-                if len(frames) < MAX_FRAMES:
-                    frames.append(part)
+            while len(frames) < MAX_FRAMES and self._router.RCVMORE:
+                frames.append(self._router.recv())
             uid, pid = _credentials(first)
             yield Arrival(first.bytes, uid, pid, frames)
+
+    def _at_end(self) -> bool:
+        """Throw away what is left of the last message; False if there is too much of it."""
+        for _ in range(MAX_SKIPPED):
+            if not self._router.RCVMORE:
+                return True
+            self._router.recv()
+        return False
 
     def send(self, route: bytes, frames: list[bytes]) -> bool:
         try:
@@ -173,6 +190,13 @@ class Ipc:
             if error.errno == zmq.EHOSTUNREACH:
                 raise LookupError("the peer has gone") from None
             raise
+        return True
+
+    def alive(self, route: bytes) -> bool:
+        try:
+            self.send(route, [_NO_EVENTS])
+        except LookupError:
+            return False
         return True
 
     def welcome(self, route: bytes, pid: int) -> bool:

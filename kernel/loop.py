@@ -33,6 +33,8 @@ from syscalls.errors import EAGAIN, ECONNRESET, EPERM, KernelError
 
 log = logging.getLogger(__name__)
 
+RECEIVE_S = 0.002
+"""How long a turn takes calls in: the next ones wait in the socket while the device gets its step."""
 TICK_S = 1.0
 """How often expired tickets and zombies are looked for, while there are any."""
 
@@ -82,11 +84,14 @@ class Kernel:
 
     def receive(self) -> None:
         """Run what clients have sent; drop the sessions of programs that have died."""
+        until = self.system.clock() + RECEIVE_S
         for arrival in self.front.receive():
             session = self._session(arrival)
             if session is not None:
                 receive(self.system, session, arrival.frames)
                 run_queued(self.system)
+            if self.system.clock() >= until:
+                break
         for route in self.front.gone():
             self._close(self.system.sessions[route], "its program ended")
 
@@ -98,6 +103,7 @@ class Kernel:
             if (session.uid, session.host_pid) == (arrival.uid, arrival.pid):
                 return session
             self._close(session, "its connection is gone, another program took its routing id")
+        self._forget_closed(arrival.pid)
         session = Session(arrival.route, arrival.uid, arrival.pid)
         if arrival.uid not in (k.uid, 0):
             session.refuse(0, EPERM("this kernel serves the uid that it runs as"))
@@ -109,6 +115,17 @@ class Kernel:
         with suppress(LookupError):
             self._pass(session)
         return None
+
+    def _forget_closed(self, pid: int) -> None:
+        """Close sessions without a connection: of the program that connects; of all at the limit.
+
+        Only a death is told by itself. Who closes a connection and lives on has said nothing.
+        """
+        k = self.system
+        full = len(k.sessions) >= k.config.max_sessions
+        for session in list(k.sessions.values()):
+            if (full or session.host_pid == pid) and not self.front.alive(session.route):
+                self._close(session, "its program closed the connection")
 
     def _welcome(self, session: Session) -> bool:
         """Watch the session's program, so that its death is seen; without that, no session."""

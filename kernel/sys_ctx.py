@@ -153,5 +153,5 @@ def ctx_row(k: System, ctx: Context) -> CtxRow:
         len(resident),
         sum(block.refs > 1 for block in resident),
         sum(1 / block.refs for block in resident),
-        ctx.request is not None and ctx.request.infer is not None,
+        ctx.busy,
     )

@@ -5,6 +5,8 @@ A request ends in one of three ways, all of them here: `finish_request` (stop, l
 """
 
 from array import array
+from collections import deque
+from typing import Any
 
 from kernel.context import Context
 from kernel.device import Outcome
@@ -82,12 +84,16 @@ def _cancel_waiting(caller: Caller, args: Cancel) -> Done:
     raise ESRCH(f"call {args.call} is no unfinished infer of this session")
 
 
-def cancel_queued(ctx: Context, call: int = 0) -> bool:
+def cancel_queued(ctx: Context, call: int | None = None) -> bool:
     """End the infers that wait on a context, all or one of them; see whether there was any."""
-    waiting = [item for item in ctx.queued if item[1].row.name == "infer"]
-    found = [item for item in waiting if call in (0, item[1].call)]
+
+    def chosen(request: Any) -> bool:
+        return request.row.name == "infer" and call in (None, request.call)
+
+    found = [item for item in ctx.queued if chosen(item[1])]
+    if found:
+        ctx.queued = deque(item for item in ctx.queued if not chosen(item[1]))
     for session, queued in found:
-        ctx.queued.remove((session, queued))
         seed = queued.args.seed or 0
         result = InferResult(int(Finish.CANCELLED), ctx.length, ctx.length, 0, 0, 0, seed)
         session.finish(queued.call, result)
@@ -96,7 +102,7 @@ def cancel_queued(ctx: Context, call: int = 0) -> bool:
 
 def refuse_busy(ctx: Context) -> None:
     """Raise EBUSY while an infer of the context is unfinished, or calls are queued behind one."""
-    if ctx.request is not None and ctx.request.infer is not None:
+    if ctx.busy:
         raise EBUSY(
             f"context {ctx.handle} has an unfinished infer (call {ctx.request.call})",
             "wait for it, cancel it, or set the QUEUE flag",
@@ -193,5 +199,5 @@ def drop_request(k: System, ctx: Context, why: str) -> None:
 def _retire(k: System, request: Request) -> None:
     k.device.sched.remove(request)
     request.ctx.last_use = k.counters.turns
-    k.again.extend(request.ctx.queued)
-    request.ctx.queued.clear()
+    if request.ctx.queued:
+        k.again.append(request.ctx)

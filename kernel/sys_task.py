@@ -139,11 +139,14 @@ def continue_task(task: Task) -> None:
 
 
 def interrupt_task(k: System, task: Task) -> None:
-    """Cancel the unfinished infers of a task, and tell its program."""
+    """Cancel the unfinished infers and waits of a task, and tell its program."""
     for ctx in list(task.contexts.values()):
         cancel_queued(ctx)
-        if ctx.request is not None and ctx.request.infer is not None:
+        if ctx.busy:
             finish_request(k, ctx.request, Finish.CANCELLED)
+    for call, _ in task.waits:
+        task.session.fail(call, ECANCELED("the task got the signal INT"))
+    task.waits.clear()
     if task.session is not None:
         task.session.emit(Event.SIGNAL, 0, int(Sig.INT))
 
@@ -169,7 +172,6 @@ def end_task(k: System, task: Task, status: int, reason: str, but: int = 0) -> N
 
 
 def _end_calls(k: System, session: Session, but: int) -> None:
-    k.again = type(k.again)(item for item in k.again if item[0] is not session)
     for call in list(session.open):
         if call != but:
             session.fail(call, ECANCELED(session.ended))

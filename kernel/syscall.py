@@ -45,6 +45,8 @@ MAX_STRIKES = 3
 """Messages that are not of this ABI, before the session is closed."""
 
 _ON_CONTEXT = frozenset({"append", "trim_ctx", "infer"})
+_RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill"})
+"""What a client that is at its limits may still call: it brings it below them."""
 
 
 def receive(k: System, session: Session, frames: Sequence[bytes]) -> None:
@@ -90,10 +92,10 @@ def _is_new(session: Session, request: Request) -> bool:
     return False
 
 
-def run(k: System, session: Session, request: Request) -> None:
-    """Run an accepted call, and end it unless it stays pending."""
+def run(k: System, session: Session, request: Request, queued: bool = False) -> None:
+    """Run an accepted call, and end it unless it stays pending; `queued`: it has waited."""
     try:
-        answer = _invoke(k, session, request)
+        answer = _invoke(k, session, request, queued)
     except KernelError as error:
         session.fail(request.call, error)
         return
@@ -102,21 +104,27 @@ def run(k: System, session: Session, request: Request) -> None:
         session.finish(request.call, answer.result, answer.ids)
 
 
-def _invoke(k: System, session: Session, request: Request) -> Done | Pending:
+def _invoke(k: System, session: Session, request: Request, queued: bool) -> Done | Pending:
     if request.flags & abi.Flag.CHAIN and session.broken(request.call):
         raise ECANCELED("the call before it failed")
     if request.row.name == "hello":
         return sys_task.sys_hello(k, session, request.args)
     if session.task is None:
         raise (ESRCH(session.ended) if session.ended else EPERM("say hello first"))
-    if session.unread > k.config.unread_bytes and request.row.name != "exit":
+    if request.row.name not in _RELIEF:
+        _limit(k, session)
+    caller = Caller(session, session.task, request.call, request.ids)
+    if request.row.name in _ON_CONTEXT and not queued and _queue(k, caller, request):
+        return PENDING
+    return HANDLERS[request.row.name](k, caller, request.args)
+
+
+def _limit(k: System, session: Session) -> None:
+    """Refuse a call of a client that has too much open or unread."""
+    if session.unread > k.config.unread_bytes:
         raise EAGAIN(f"{session.unread} bytes are unread, the limit is {k.config.unread_bytes}")
     if len(session.open) > k.config.max_calls:
         raise EAGAIN(f"{len(session.open)} unfinished calls, the limit is {k.config.max_calls}")
-    caller = Caller(session, session.task, request.call, request.ids)
-    if request.row.name in _ON_CONTEXT and _queue(k, caller, request):
-        return PENDING
-    return HANDLERS[request.row.name](k, caller, request.args)
 
 
 def _queue(k: System, caller: Caller, request: Request) -> bool:
@@ -124,8 +132,9 @@ def _queue(k: System, caller: Caller, request: Request) -> bool:
     ctx = caller.task.contexts.get(request.args.ctx)
     if ctx is None:
         return False
-    busy = ctx.request is not None and ctx.request.infer is not None
-    if request.flags & abi.Flag.QUEUE and (busy or ctx.queued):
+    if request.flags & abi.Flag.QUEUE and (ctx.busy or ctx.queued):
+        if request.ids:
+            sys_infer.check_room(k, ctx, len(request.ids), 0)  # what can never fit does not wait
         ctx.queued.append((caller.session, request))
         return True
     if ctx.queued:
@@ -136,6 +145,8 @@ def _queue(k: System, caller: Caller, request: Request) -> bool:
 def run_queued(k: System) -> None:
     """Run the calls whose context has become free, in the order in which they came."""
     while k.again:
-        session, request = k.again.popleft()
-        if request.call in session.open:
-            run(k, session, request)
+        ctx = k.again.popleft()
+        while ctx.queued and not ctx.busy:
+            session, request = ctx.queued.popleft()
+            if request.call in session.open:
+                run(k, session, request, queued=True)

@@ -20,7 +20,6 @@ from kernel.stats import Counters
 from kernel.task import Task, TaskTable
 from kernel.watch import Patience
 from syscalls.errors import EBADCTX, ENOENT, KernelError
-from syscalls.wire import Request as Call
 
 
 class System:
@@ -47,7 +46,7 @@ class System:
         self.num_contexts = 0
         self.sessions: dict[bytes, Session] = {}
         self.arrivals = count(1)
-        self.again: deque[tuple[Session, Call]] = deque()  # queued calls whose turn has come
+        self.again: deque[Context] = deque()  # free now: the calls queued on them may run
         self.closing: deque[tuple[Session, KernelError]] = deque()  # at the end of the turn
         self.stop_by: float | None = None  # shutting down: when the grace ends
         spec = ModelSpec(

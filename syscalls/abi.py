@@ -103,7 +103,7 @@ class Sig(IntEnum):
 
     INT = 2  # cancel what the task is waiting for
     KILL = 9  # end the task now
-    TERM = 15  # ask the program to end; a task without program ends at once
+    TERM = 15  # end the task now, its program is told; both differ in the status alone
     CONT = 18
     STOP = 19
 

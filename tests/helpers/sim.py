@@ -46,6 +46,7 @@ class SimFront:
         self.sent: dict[bytes, deque[list[bytes]]] = {}
         self.blocked: set[bytes] = set()  # clients that do not read
         self.dead: set[bytes] = set()  # programs that have died
+        self.closed: set[bytes] = set()  # connections whose programs live on without them
         self.watched: set[bytes] = set()
 
     def receive(self) -> Iterator[Arrival]:
@@ -60,6 +61,9 @@ class SimFront:
 
     def gone(self) -> list[bytes]:
         return sorted(self.dead & self.watched)
+
+    def alive(self, route: bytes) -> bool:
+        return route not in self.closed
 
     def welcome(self, route: bytes, pid: int) -> bool:
         if route in self.dead:

@@ -34,7 +34,7 @@ from syscalls.errors import EAGAIN, ECONNRESET, EPERM, KernelError
 log = logging.getLogger(__name__)
 
 RECEIVE_S = 0.002
-"""How long a turn takes calls in: the next ones wait in the socket while the device gets its step."""
+"""How long a turn takes calls in; more of them wait in the socket while the device is served."""
 TICK_S = 1.0
 """How often expired tickets and zombies are looked for, while there are any."""
 

@@ -132,8 +132,8 @@ def test_a_routing_id_is_no_identity(sim: Sim) -> None:
     """A client may choose its id: another program's, whose connection is gone."""
     victim = started(sim)
     sim.front.closed.add(victim.route)
-    sim.clients.remove(victim)
     thief = sim.client(hello=False)
+    sim.clients.remove(victim)
     thief.route = victim.route
     reply = thief.ask("read_ctx", 1)
     assert reply.errno == Errno.EPERM and not reply.ids

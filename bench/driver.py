@@ -21,7 +21,7 @@ from bench.booted import UP_S, model_dir
 from bench.linear import Linears
 from bench.pairs import BATCHES, CTX, compare, compare_prefill
 from bench.record import Result
-from drivers import base
+from drivers import base, wire
 from drivers.base import ints, reals, seeds
 from kernel.link import HostLink
 
@@ -49,7 +49,7 @@ class Bare:
     def __init__(self) -> None:
         self._link = HostLink(DEVICE, BULK)
         self._link.start()
-        self._link.send(base.Hello(*base.ABI, base.schema_hash(), 1, DEVICE))
+        self._link.send(base.Hello(*base.ABI, wire.schema(), 1, DEVICE))
         self._receive(base.Ready)
         folder = str(model_dir())
         self._link.send(base.Load(MODEL, folder, DTYPE, BLOCK_SIZE, NUM_BLOCKS, 0, 0, False, 0))

@@ -16,20 +16,29 @@ read. Block 0 of every pool is the null block: writes to it may repeat and are n
 
 Blocks move in one canonical order, [layers, 2, block_size, kv_heads, head_dim] in the stored
 dtype, so that any driver can import them; a device's own layout is private.
+
+The ABI grows at its ends, and what has been published never changes. The fields without a default
+are version 1.0 (`drivers.wire.schema` is their digest, and equal on both sides or no go). A later
+field goes last and has a default that means "as before"; later messages, ops and numbers go last.
+Each addition raises the minor version. A driver takes rows that lack later fields, refuses what it
+does not know (it would not do what it was asked), and refuses a value that it does not support; so
+the kernel uses an addition only where Ready says that it is there, by its minor or its features.
+The kernel leaves out what a newer driver adds to its answers. `drivers.wire` has the bytes.
 """
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
-
-import msgpack
+from typing import Any, NamedTuple, Protocol
 
 ABI = (1, 0)
 NULL_BLOCK = 0
 LAST_SAMPLE = -1
 """As a token id: the id that this (slot, generation) sampled last."""
+MAX_LOGPROBS = 64
+"""Best ids of one row of a Sample."""
+MAX_CHECKSUMS = 4096
+"""Blocks of one Checksum."""
 
 
 class Queue(IntEnum):
@@ -93,7 +102,8 @@ class Load(NamedTuple):
     """Load a model and make its KV pool.
 
     `kv_bytes` is the budget; num_blocks > 0 asks for that many instead. The driver sends an
-    Estimate first and refuses (OOM) what cannot fit. `threads` 0: the driver's default.
+    Estimate first and refuses (OOM) what cannot fit. `threads` 0: the driver's default. A host tier
+    or another dtype for KV than `dtype` is UNSUPPORTED where there is none.
     """
 
     model: int
@@ -105,6 +115,8 @@ class Load(NamedTuple):
     max_ctx: int  # 0: the model's own
     deterministic: bool
     threads: int
+    num_host_blocks: int = 0  # of the host tier; block 0 of it is a block like any other
+    kv_dtype: str = ""  # empty: that of the weights
 
 
 class Unload(NamedTuple):
@@ -125,12 +137,14 @@ class Copy(NamedTuple):
     direction: int
     src: bytes
     dst: bytes
+    group: int = 0  # KV group that the blocks are of
 
 
 class Scrub(NamedTuple):
     """Zero these blocks (ints)."""
 
     blocks: bytes
+    group: int = 0
 
 
 class BlockTable(NamedTuple):
@@ -170,8 +184,9 @@ class Sample(NamedTuple):
 
     A pure function of (logits, parameters, seed, position): the noise of an id is a hash of
     (seed, position, id). temperature 0 is greedy (first of equal maxima). top_k 0, top_p 1,
-    min_p 0 are off. num_logprobs -1: none, 0: of the id, n: also of the n best; they are of the
-    model's distribution before temperature. `rows` are sequence indexes (for the slot state).
+    min_p 0 are off. num_logprobs -1: none, 0: of the id, n up to MAX_LOGPROBS: also of the n best;
+    they are of the model's distribution before temperature. `rows` are sequence indexes (for the
+    slot state).
     """
 
     rows: bytes  # ints[R]
@@ -189,6 +204,7 @@ class Export(NamedTuple):
 
     blocks: bytes
     offset: int
+    group: int = 0
 
 
 class Import(NamedTuple):
@@ -196,12 +212,14 @@ class Import(NamedTuple):
 
     blocks: bytes
     offset: int
+    group: int = 0
 
 
 class Checksum(NamedTuple):
-    """Digest each block (ints) over its canonical bytes."""
+    """Digest each block (ints, at most MAX_CHECKSUMS) over its canonical bytes."""
 
     blocks: bytes
+    group: int = 0
 
 
 Op = Reset | Copy | Scrub | Execute | Sample | Export | Import | Checksum
@@ -296,6 +314,7 @@ class Loaded(NamedTuple):
     max_seqs: int  # S, and the number of slots
     max_block_refs: int  # N
     load_us: int
+    num_host_blocks: int = 0
 
 
 class Sampled(NamedTuple):
@@ -317,6 +336,7 @@ class Complete(NamedTuple):
     start_us: int  # of the driver's own clock
     end_us: int
     results: tuple[Any, ...]
+    energy_uj: int = 0  # 0: not measured
 
 
 class Fault(NamedTuple):
@@ -328,6 +348,7 @@ class Fault(NamedTuple):
     kind: int
     message: str
     items: tuple[int, ...]
+    model: int = 0  # of a Load
 
 
 class Heartbeat(NamedTuple):
@@ -435,115 +456,3 @@ def read_seeds(raw: bytes) -> "array[int]":
     values = array("Q")
     values.frombytes(raw)
     return values
-
-
-# --- messages as bytes ------------------------------------------------------------------------
-
-_MESSAGES: tuple[Any, ...] = (
-    Hello, Load, Unload, Submit, Stats, Close,
-    Ready, Progress, Estimate, Loaded, Complete, Fault, Heartbeat, StatsReply,
-)  # fmt: skip
-_PARTS: tuple[Any, ...] = (
-    Reset, Copy, Scrub, Execute, Sample, Export, Import, Checksum, Sampled,
-)  # fmt: skip
-_ENUMS: tuple[type[IntEnum], ...] = (Queue, Direction, FaultKind, RowFlag)
-_NUMBER = {cls: number for number, cls in enumerate(_MESSAGES)}
-_PART_NUMBER = {cls: number for number, cls in enumerate(_PARTS)}
-MAX_MESSAGE = 192 * 1024
-"""Bytes of one message; below the default send buffer of an AF_UNIX SEQPACKET socket."""
-
-
-MAX_TEXT = 8192
-"""Bytes of one string in a message."""
-
-
-class BadMessage(Exception):
-    """The peer does not speak this ABI; its process must be replaced."""
-
-
-def schema_hash() -> str:
-    """Return the digest of all that both sides must see alike: equal, or no go.
-
-    That is every message's name, fields and types, in order, and every number that has a name.
-    """
-    lines = [
-        f"{cls.__name__}({', '.join(f'{n}: {t}' for n, t in get_type_hints(cls).items())})"
-        for cls in (*_MESSAGES, *_PARTS, Fence, BlockTable, KvGroup)
-    ]
-    lines += [
-        f"{enum.__name__}({', '.join(f'{member.name}={member.value}' for member in enum)})"
-        for enum in _ENUMS
-    ]
-    lines.append(f"null block {NULL_BLOCK}, last sample {LAST_SAMPLE}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
-
-
-def encode(message: Any) -> bytes:
-    """Return a message as bytes."""
-    fields: list[Any] = list(message)
-    if type(message) is Submit:
-        fields[-1] = [[_PART_NUMBER[type(op)], *op] for op in message.ops]
-    elif type(message) is Complete:
-        fields[-1] = [
-            [_PART_NUMBER[type(part)], *part] if type(part) is Sampled else part
-            for part in message.results
-        ]
-    raw: bytes = msgpack.packb([_NUMBER[type(message)], *fields], use_bin_type=True)
-    return raw
-
-
-def decode(raw: bytes) -> Any:
-    """Return the message in `raw`, every field of the type that it declares; else BadMessage."""
-    if len(raw) > MAX_MESSAGE:
-        raise BadMessage(f"a message of more than {MAX_MESSAGE} bytes")
-    try:
-        kind, *fields = msgpack.unpackb(
-            raw, use_list=False, strict_map_key=True, max_ext_len=0, max_str_len=MAX_TEXT
-        )
-        cls = _numbered(_MESSAGES, kind)
-        message = _row(cls, tuple(fields))
-        if cls is Submit:
-            message = message._replace(ops=tuple(_part(op) for op in message.ops))
-        elif cls is Complete:
-            message = message._replace(results=tuple(_result(part) for part in message.results))
-        return message
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise BadMessage(f"{len(raw)} bytes are not a driver message: {error}") from None
-
-
-def _numbered(classes: tuple[Any, ...], number: Any) -> Any:
-    if type(number) is not int or not 0 <= number < len(classes):
-        raise TypeError("a number that nothing has")
-    return classes[number]
-
-
-def _part(values: Any) -> Any:
-    kind, *fields = values
-    return _row(_numbered(_PARTS, kind), tuple(fields))
-
-
-def _result(value: Any) -> Any:
-    """Read what an op gave: the list of a Checksum, or a numbered part."""
-    if type(value) is tuple and value and type(value[0]) is int:
-        return _part(value)
-    return _value("a result", tuple[str, ...], value)
-
-
-def _row(cls: Any, values: tuple[Any, ...]) -> Any:
-    if len(values) != len(cls._fields):
-        raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields, got {len(values)}")
-    fields = zip(cls.__annotations__.items(), values, strict=True)
-    return cls(*(_value(f"{cls.__name__}.{name}", kind, value) for (name, kind), value in fields))
-
-
-def _value(where: str, kind: Any, value: Any) -> Any:
-    """Return `value` as the type that is declared: a plain one, a row, or a tuple of such."""
-    if kind is Any:
-        return value
-    many, row = get_origin(kind) is tuple, hasattr(kind, "_fields")
-    plain = tuple if many or row else kind
-    if type(value) is not plain:
-        raise TypeError(f"{where} is {plain.__name__}, got {type(value).__name__}")
-    if many:
-        return tuple(_value(where, get_args(kind)[0], item) for item in value)
-    return _row(kind, value) if row else value

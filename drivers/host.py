@@ -30,7 +30,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from drivers import base, registry
+from drivers import base, registry, wire
 
 log = logging.getLogger("drivers.host")
 
@@ -61,12 +61,12 @@ class Host:
             threading.Thread(target=target, daemon=True).start()
         while raw := self._receive():
             try:
-                message = base.decode(raw)
+                message = wire.decode(raw)
                 if isinstance(message, base.Close):
                     self._close()
                     return 0
                 self._handle(message)
-            except base.BadMessage as error:
+            except wire.BadMessage as error:
                 log.error("the kernel sent no message of this ABI: %s", error)
                 return os.EX_PROTOCOL
             except Exception as error:
@@ -77,7 +77,7 @@ class Host:
 
     def _receive(self) -> bytes:
         try:
-            return self._socket.recv(base.MAX_MESSAGE + 1)
+            return self._socket.recv(wire.MAX_MESSAGE + 1)
         except ConnectionResetError:
             return b""  # closed with our messages unread
 
@@ -85,7 +85,7 @@ class Host:
         if isinstance(message, base.Hello):
             self._epoch = message.epoch
         elif self._driver is None:
-            raise base.BadMessage(f"{type(message).__name__} before Hello")
+            raise wire.BadMessage(f"{type(message).__name__} before Hello")
         submitted = isinstance(message, base.Submit)
         self._fence = (message.queue, message.value) if submitted else (0, 0)
         self._owe(1)
@@ -115,13 +115,13 @@ class Host:
                 return self._driver.unload(message)
             case base.Stats():
                 return self._driver.stats()
-        raise base.BadMessage(f"{type(message).__name__} goes from a driver to the kernel")
+        raise wire.BadMessage(f"{type(message).__name__} goes from a driver to the kernel")
 
     def _send(self, message: Any) -> None:
-        raw = base.encode(message)
-        if len(raw) > base.MAX_MESSAGE:
+        raw = wire.encode(message)
+        if len(raw) > wire.MAX_MESSAGE:
             name = type(message).__name__
-            raise ValueError(f"{name} of {len(raw)} bytes, the limit is {base.MAX_MESSAGE}")
+            raise ValueError(f"{name} of {len(raw)} bytes, the limit is {wire.MAX_MESSAGE}")
         try:
             with self._lock:
                 self._socket.send(raw)

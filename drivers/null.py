@@ -11,8 +11,8 @@ where it does not hold what the token would give, the row's id changes.
 
 A Submit is a transaction: what a fault finds already written is put back.
 
-The builtin model: "null:vocab=512,step_us=0,token_us=0,eos=-1,max_ctx=8192,host_blocks=0". The two
-times are slept per Execute and per token, to look like a device.
+The builtin model: "null:vocab=512,step_us=0,token_us=0,eos=-1,max_ctx=8192". The two times are
+slept per Execute and per token, to look like a device.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
-from drivers import base
+from drivers import base, wire
 from drivers.base import Direction, DriverFault, FaultKind
 from drivers.null_model import (
     SLOT,
@@ -68,12 +68,12 @@ class NullDriver:
 
     def hello(self, hello: base.Hello) -> base.Ready:
         """Begin the epoch; UNSUPPORTED if the kernel speaks another ABI."""
-        theirs, ours = (hello.major, hello.schema), (base.ABI[0], base.schema_hash())
+        theirs, ours = (hello.major, hello.schema), (base.ABI[0], wire.schema())
         if theirs != ours:
             raise DriverFault(FaultKind.UNSUPPORTED, f"ABI {theirs}, this driver speaks {ours}")
         self._epoch, self._fences = hello.epoch, Fences(hello.epoch)
         return base.Ready(
-            *base.ABI, base.schema_hash(), hello.epoch, "null", hello.device, os.getpid(),
+            *base.ABI, wire.schema(), hello.epoch, "null", hello.device, os.getpid(),
             "digests instead of a model", MEMORY, MEMORY - len(self.pool) - len(self._host),
             ("float32", "bfloat16"), FEATURES, "none",
         )  # fmt: skip
@@ -83,21 +83,23 @@ class NullDriver:
         start = time.monotonic_ns()
         if self._shape is not None:
             raise DriverFault(FaultKind.MODEL_LOAD, f"model {self._shape.model} is loaded already")
-        options = parse_options(load.path)
+        if load.kv_dtype not in ("", load.dtype):
+            raise DriverFault(FaultKind.UNSUPPORTED, "digests have no dtype of their own")
+        options, num_host = parse_options(load.path), load.num_host_blocks
         if not 0 < load.block_size <= 4096:
             raise DriverFault(FaultKind.MODEL_LOAD, f"block_size {load.block_size}, limit is 4096")
         block_bytes = SLOT * load.block_size
         num_blocks = load.num_blocks or min(load.kv_bytes // block_bytes, MOST_BLOCKS)
         self._emit(base.Estimate(load.model, 0, block_bytes, num_blocks, MEMORY))
-        needed = (num_blocks + options.host_blocks) * block_bytes
-        if num_blocks < 2 or needed > MEMORY:
+        needed = (num_blocks + num_host) * block_bytes
+        if num_blocks < 2 or num_host < 0 or needed > MEMORY:
             raise DriverFault(
                 FaultKind.OOM,
-                f"{num_blocks} blocks and {options.host_blocks} of the host tier take {needed} "
+                f"{num_blocks} blocks and {num_host} of the host tier take {needed} "
                 f"bytes; at least 2 blocks and at most {MEMORY} bytes are needed",
             )
         self.pool, self._host = (
-            bytearray(num_blocks * block_bytes), bytearray(options.host_blocks * block_bytes)
+            bytearray(num_blocks * block_bytes), bytearray(num_host * block_bytes)
         )  # fmt: skip
         self._options, self._block_bytes = options, block_bytes
         loaded = base.Loaded(
@@ -106,8 +108,9 @@ class NullDriver:
             (options.eos,) if options.eos >= 0 else (),
             (base.KvGroup(1, "full", 0, 1, SLOT // 2, "uint8"),), load.block_size, block_bytes,
             num_blocks, load.dtype, 2048, 256, 32768, (time.monotonic_ns() - start) // 1000,
+            num_host,
         )  # fmt: skip
-        self._shape = shape_of(loaded, len(self._bulk), options.host_blocks)
+        self._shape = shape_of(loaded, len(self._bulk))
         return loaded
 
     def unload(self, unload: base.Unload) -> None:

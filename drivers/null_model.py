@@ -61,7 +61,6 @@ class Options(NamedTuple):
     token_us: int = 0
     eos: int = -1
     max_ctx: int = 8192
-    host_blocks: int = 0
 
 
 def parse_options(path: str) -> Options:

@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 from drivers import base
 from drivers.base import NULL_BLOCK, DriverFault, FaultKind
 
-MAX_LOGPROBS = 64
-"""Best ids per row, so that the answer of a full step fits into one message."""
-
 
 class Shape(NamedTuple):
     """What plans are checked against."""
@@ -68,11 +65,11 @@ class Draws(NamedTuple):
     num_logprobs: "array[int]"
 
 
-def shape_of(loaded: base.Loaded, bulk_bytes: int, num_host_blocks: int = 0) -> Shape:
+def shape_of(loaded: base.Loaded, bulk_bytes: int) -> Shape:
     """Return the shape of a loaded model."""
     return Shape(
         loaded.model, loaded.vocab, loaded.max_ctx, loaded.block_size, loaded.block_bytes,
-        loaded.num_blocks, num_host_blocks, loaded.max_tokens, loaded.max_seqs,
+        loaded.num_blocks, loaded.num_host_blocks, loaded.max_tokens, loaded.max_seqs,
         loaded.max_block_refs, bulk_bytes,
     )  # fmt: skip
 
@@ -189,7 +186,7 @@ def check_sample(sample: base.Sample, plan: Plan | None, shape: Shape) -> Draws:
         check_length(name, values, len(plan.logit_rows))
     check_range("row", rows, 0, len(plan.kv_len))
     check_range("position", position, 0, shape.max_ctx + 1)
-    check_range("num_logprobs", num_logprobs, -1, min(MAX_LOGPROBS, shape.vocab) + 1)
+    check_range("num_logprobs", num_logprobs, -1, min(base.MAX_LOGPROBS, shape.vocab) + 1)
     for row, token in zip(rows, plan.logit_rows, strict=True):
         if not plan.qo_indptr[row] <= token < plan.qo_indptr[row + 1]:
             raise invalid(f"token {token} is not of sequence {row}")

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from drivers import base
+from drivers import base, wire
 from drivers.base import NULL_BLOCK, Direction, DriverFault, FaultKind
 from drivers.plan import (
     Plan,
@@ -25,8 +25,8 @@ from drivers.plan import (
     read_ints,
 )
 
-MAX_CHECKSUMS = 4096
-"""Blocks of one Checksum, so that the answer fits into one message."""
+MAX_ANSWER = wire.MAX_MESSAGE - 1024
+"""Bytes that the results of a Submit may take."""
 COMPUTE_ONLY = (base.Reset, base.Execute, base.Sample)
 HOST_SOURCE = (Direction.H2D, Direction.H2H)
 HOST_TARGET = (Direction.D2H, Direction.H2H)
@@ -88,7 +88,21 @@ def check_ops(
         else:
             read = check_blocks(op, shape)
         checked.append((op, read))
+    size = sum(map(_answer_bytes, checked))
+    if size > MAX_ANSWER:
+        raise invalid(f"the results would take {size} bytes, a message holds {MAX_ANSWER}")
     return checked
+
+
+def _answer_bytes(checked: tuple[Any, Any]) -> int:
+    """Return the most that the result of an op takes in a message."""
+    op, read = checked
+    if isinstance(op, base.Checksum):
+        return 5 + 34 * len(read)
+    if isinstance(op, base.Sample):
+        best = sum(max(0, count) for count in read.num_logprobs)
+        return int(32 + 9 * len(read.rows) + 8 * best)
+    return 0
 
 
 def _check_slots(plan: Plan, known: dict[int, int]) -> None:
@@ -120,6 +134,7 @@ def check_copy(copy: base.Copy, shape: Shape) -> tuple["array[int]", "array[int]
     """Check a Copy; return its source and target blocks."""
     if copy.direction not in list(Direction):
         raise invalid(f"direction {copy.direction} of a Copy")
+    check_group(copy)
     src, dst = read_ints(copy.src), read_ints(copy.dst)
     check_length("dst", dst, len(src))
     for blocks, host in (
@@ -134,14 +149,21 @@ def check_copy(copy: base.Copy, shape: Shape) -> tuple["array[int]", "array[int]
     return src, dst
 
 
+def check_group(op: Any) -> None:
+    """Refuse blocks of a KV group that there is not."""
+    if op.group != 0:
+        raise invalid(f"{type(op).__name__} in KV group {op.group}, the model has 1")
+
+
 def check_blocks(op: Any, shape: Shape) -> "array[int]":
     """Check a Scrub, Checksum, Export or Import; return its blocks."""
     if not isinstance(op, base.Scrub | base.Checksum | base.Export | base.Import):
         raise invalid(f"{type(op).__name__} is no op")
     blocks = read_ints(op.blocks)
     check_range("block", blocks, NULL_BLOCK, shape.num_blocks)
-    if isinstance(op, base.Checksum) and len(blocks) > MAX_CHECKSUMS:
-        raise invalid(f"checksums of {len(blocks)} blocks, the limit is {MAX_CHECKSUMS}")
+    check_group(op)
+    if isinstance(op, base.Checksum) and len(blocks) > base.MAX_CHECKSUMS:
+        raise invalid(f"checksums of {len(blocks)} blocks, the limit is {base.MAX_CHECKSUMS}")
     if isinstance(op, base.Import) and len(set(blocks)) != len(blocks):
         raise invalid("a block would be imported twice")
     if isinstance(op, base.Export | base.Import):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
-from drivers import base
+from drivers import base, wire
 from kernel.answer import MODEL, Lie, ModelSpec, check_fence, check_loaded, read_samples
 from kernel.block import BlockPool
 from kernel.context import Context
@@ -128,7 +128,7 @@ class Device:
         self._watch.loading()
         try:
             self.link.start()
-            self.link.send(base.Hello(*base.ABI, base.schema_hash(), self.epoch, self.name))
+            self.link.send(base.Hello(*base.ABI, wire.schema(), self.epoch, self.name))
         except LinkDown as down:
             return self._end_epoch(str(down))
         return []
@@ -212,7 +212,7 @@ class Device:
     def _on_ready(self, ready: base.Ready) -> list[Outcome]:
         if ready.epoch != self.epoch or self.state is not DeviceState.STARTING:
             raise Lie("greeted out of turn")
-        if (ready.major, ready.schema) != (base.ABI[0], base.schema_hash()):
+        if (ready.major, ready.schema) != (base.ABI[0], wire.schema()):
             return self._give_up("the driver speaks another ABI; reinstall llmos-kernel")
         self.ready, self.state = ready, DeviceState.LOADING
         spec = self.spec

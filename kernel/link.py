@@ -19,7 +19,7 @@ import sys
 from collections import deque
 from typing import Any, Protocol
 
-from drivers import base, registry
+from drivers import base, registry, wire
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +97,9 @@ class HostLink:
         return self._socket.fileno() if self._socket else None
 
     def send(self, message: Any) -> None:
-        raw = base.encode(message)
-        if len(raw) > base.MAX_MESSAGE:
-            raise base.BadMessage(f"a message of {len(raw)} bytes, the limit is {base.MAX_MESSAGE}")
+        raw = wire.encode(message)
+        if len(raw) > wire.MAX_MESSAGE:
+            raise wire.BadMessage(f"a message of {len(raw)} bytes, the limit is {wire.MAX_MESSAGE}")
         if self._socket is None:
             raise LinkDown(f"{self.device} is not running")
         try:
@@ -114,7 +114,7 @@ class HostLink:
         if self._socket is None:
             return None
         try:
-            raw = self._socket.recv(base.MAX_MESSAGE + 1)
+            raw = self._socket.recv(wire.MAX_MESSAGE + 1)
         except BlockingIOError:
             return None
         except ConnectionResetError:
@@ -122,8 +122,8 @@ class HostLink:
         if not raw:
             raise self._down()
         try:
-            return base.decode(raw)
-        except base.BadMessage as error:
+            return wire.decode(raw)
+        except wire.BadMessage as error:
             raise self._down(f"sent garbage ({error}), ") from None
 
     def _down(self, why: str = "") -> LinkDown:
@@ -155,7 +155,7 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * base.MAX_MESSAGE)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_MESSAGE)
     return ours, theirs
 
 
@@ -178,7 +178,7 @@ class LoopbackLink:
         self._driver = registry.open_driver(self.device, self._emit, memoryview(self._bulk))
 
     def _emit(self, message: Any) -> None:
-        self.outbox.append(base.encode(message))
+        self.outbox.append(wire.encode(message))
 
     def fileno(self) -> int | None:
         return None
@@ -186,7 +186,7 @@ class LoopbackLink:
     def send(self, message: Any) -> None:
         if self._dead:
             raise LinkDown(self._dead)
-        self.inbox.append(base.decode(base.encode(message)))
+        self.inbox.append(wire.decode(wire.encode(message)))
 
     def receive(self) -> Any | None:
         if self._dead:
@@ -194,8 +194,8 @@ class LoopbackLink:
         if not self.outbox:
             return None
         try:
-            return base.decode(self.outbox.popleft())
-        except base.BadMessage as error:
+            return wire.decode(self.outbox.popleft())
+        except wire.BadMessage as error:
             self.die()
             raise LinkDown(f"{self.device}: sent garbage ({error})") from None
 

@@ -11,7 +11,7 @@ so any plan within them can be sent, with MAX_SCRUBS blocks to scrub on top.
 from array import array
 from typing import Any, NamedTuple, cast
 
-from drivers import base
+from drivers import base, wire
 from kernel.block import MAX_SCRUBS, Block
 from kernel.context import Context
 from kernel.request import Request
@@ -40,7 +40,7 @@ class StepLimits(NamedTuple):
 def step_limits(loaded: base.Loaded, prefill_chunk: int, target_us: int) -> StepLimits:
     """Return the budgets of a step that the driver takes and that one message holds."""
     tokens, seqs = min(loaded.max_tokens, MAX_TOKENS), min(loaded.max_seqs, MAX_SEQS)
-    room = base.MAX_MESSAGE - ENVELOPE_BYTES - MAX_SCRUBS * BLOCK_BYTES
+    room = wire.MAX_MESSAGE - ENVELOPE_BYTES - MAX_SCRUBS * BLOCK_BYTES
     refs = (room - tokens * TOKEN_BYTES - seqs * SEQ_BYTES) // BLOCK_BYTES
     return StepLimits(
         tokens, seqs, min(loaded.max_block_refs, refs), min(prefill_chunk, tokens), target_us

@@ -25,7 +25,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from drivers import base
+from drivers import base, wire
 from drivers.base import DriverFault, FaultKind
 from drivers.cpu import machine
 from drivers.cpu.model import CpuModel
@@ -52,7 +52,7 @@ class CpuDriver:
         self._steps = self._tokens = self._busy_us = 0
 
     def hello(self, hello: base.Hello) -> base.Ready:
-        schema = base.schema_hash()
+        schema = wire.schema()
         if hello.major != base.ABI[0] or hello.schema != schema:
             raise DriverFault(
                 FaultKind.UNSUPPORTED,
@@ -71,6 +71,12 @@ class CpuDriver:
         if self._loaded is not None:
             model = self._loaded.answer.model
             raise DriverFault(FaultKind.MODEL_LOAD, f"model {model} is loaded; unload it first")
+        if load.num_host_blocks:
+            what = f"a host tier of {load.num_host_blocks} blocks: the device is the host's memory"
+            raise DriverFault(FaultKind.UNSUPPORTED, what)
+        if load.kv_dtype not in ("", load.dtype):
+            what = f"KV in {load.kv_dtype}: here it has the weights' dtype, {load.dtype}"
+            raise DriverFault(FaultKind.UNSUPPORTED, what)
         try:
             self._loaded = CpuModel(load, self._emit)
         except ModelError as error:

@@ -14,7 +14,7 @@ from tests.helpers.device import Bench, Device, open_rig
 NULL = Bench(
     name="null",
     device="null0",
-    model=lambda folder: "null:vocab=251,host_blocks=8",
+    model=lambda folder: "null:vocab=251",
     faults_on_unwritten=True,
     host_blocks=8,
 )

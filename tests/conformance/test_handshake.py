@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from drivers import base, registry
+from drivers import base, registry, wire
 from drivers.base import FaultKind
 from tests.helpers.device import NUM_BLOCKS, Bench, Device, hello, load_of, open_rig
 from tests.helpers.rig import Rig
@@ -51,7 +51,7 @@ def test_a_newer_minor_version_is_no_obstacle(rig: Rig) -> None:
 @BOTH
 def test_ready_says_what_it_is(device: Device, bench: Bench) -> None:
     ready = device.ready
-    assert (ready.major, ready.minor, ready.schema) == (*base.ABI, base.schema_hash())
+    assert (ready.major, ready.minor, ready.schema) == (*base.ABI, wire.schema())
     assert (ready.driver, ready.device) == (bench.name, bench.device)
     assert bench.dtype in ready.dtypes
     assert 0 <= ready.mem_free <= ready.mem_total
@@ -62,6 +62,7 @@ def test_ready_says_what_it_is(device: Device, bench: Bench) -> None:
 def test_loaded_keeps_what_the_estimate_promised(device: Device) -> None:
     loaded, estimate = device.loaded, device.estimate
     assert loaded.num_blocks == estimate.num_blocks == NUM_BLOCKS
+    assert loaded.num_host_blocks == device.bench.host_blocks
     assert loaded.block_bytes == estimate.block_bytes > 0
     assert loaded.weights_bytes <= estimate.weights_bytes
     assert loaded.max_ctx <= loaded.max_block_refs * loaded.block_size
@@ -74,7 +75,7 @@ def test_the_largest_plan_fits_into_a_message(device: Device) -> None:
     limits = device.loaded
     plan = 4 * (3 * limits.max_tokens + limits.max_block_refs)
     per_sequence = 4 * (2 + 3 + 1) + 4 * 9
-    assert plan + limits.max_seqs * per_sequence <= base.MAX_MESSAGE * 7 // 8
+    assert plan + limits.max_seqs * per_sequence <= wire.MAX_MESSAGE * 7 // 8
 
 
 def test_canonical_blocks_have_the_size_that_their_groups_say(device: Device) -> None:
@@ -117,6 +118,17 @@ def test_what_cannot_be_loaded_is_refused_with_the_numbers(
     while isinstance(answer, base.Estimate | base.Progress):
         answer = rig.receive()
     assert isinstance(answer, base.Loaded), answer
+
+
+@pytest.mark.parametrize("wish", [{"num_host_blocks": 8}, {"kv_dtype": "float8"}], ids=str)
+def test_what_a_device_does_not_have_is_not_loaded_without_it(
+    rig: Rig, bench: Bench, model_path: str, wish: dict[str, Any]
+) -> None:
+    if "num_host_blocks" in wish and bench.host_blocks:
+        wish = {"kv_dtype": "float8"}
+    rig.send(hello(device=bench.device))
+    rig.receive()
+    refused(rig, load_of(bench, model_path, **wish), FaultKind.UNSUPPORTED)
 
 
 def test_a_second_model_is_refused_until_the_first_is_unloaded(

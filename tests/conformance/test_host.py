@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from drivers import base
+from drivers import base, wire
 from drivers.base import FaultKind, ints
 from tests.helpers.device import EPOCH, hello
 from tests.helpers.plans import Part, step_ops
@@ -115,8 +115,8 @@ def test_the_host_dies_with_its_parent_though_the_socket_is_open(tmp_path: Path)
         middle = subprocess.Popen(
             [sys.executable, "-c", script], pass_fds=fds, cwd=ROOT, stdin=subprocess.DEVNULL
         )
-        ours.send(base.encode(hello()))
-        ready = base.decode(ours.recv(base.MAX_MESSAGE))
+        ours.send(wire.encode(hello()))
+        ready = wire.decode(ours.recv(wire.MAX_MESSAGE))
         pidfd = os.pidfd_open(ready.host_pid)
         assert not ended(pidfd, 0)
         middle.kill()
@@ -135,7 +135,7 @@ def test_close_finishes_what_was_submitted(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"\xc1", b"not a message", b"\x92\x01\x02", base.encode(base.Stats())], ids=repr
+    "raw", [b"\xc1", b"not a message", b"\x92\x01\x02", wire.encode(base.Stats())], ids=repr
 )
 def test_what_is_no_message_of_this_abi_ends_it(start: Start, raw: bytes) -> None:
     host = start()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from drivers import base
+from drivers import base, wire
 from drivers.base import Direction, FaultKind, Fence, Queue, ints, reals
 from tests.helpers.device import BLOCK_SIZE, EPOCH, MAX_CTX, NUM_BLOCKS, Device
 from tests.helpers.plans import Part, step_ops
@@ -197,6 +197,9 @@ OTHERS: dict[str, Break] = {
     "copy beyond the pool": lambda g: base.Copy(Direction.D2D, ints([g.b[0]]), ints([NUM_BLOCKS])),
     "copy of unequal lengths": lambda g: base.Copy(Direction.D2D, ints(g.b), ints(g.a)),
     "copy twice to one block": lambda g: base.Copy(Direction.D2D, ints(g.b[:2]), ints(g.a[:1] * 2)),
+    "copy in a group that there is not": lambda g: g.before._replace(group=1),
+    "scrub in a group that there is not": lambda g: base.Scrub(ints(g.b), 1),
+    "export of a group that there is not": lambda g: base.Export(ints(g.b), 0, -1),
     "copy in no direction": lambda g: base.Copy(7, ints(g.b[:1]), ints(g.a[:1])),
     "export beyond the window": lambda g: base.Export(ints(g.b), len(g.device.rig.bulk) - 1),
     "export before the window": lambda g: base.Export(ints(g.b), -1),
@@ -214,6 +217,22 @@ def test_invalid_op(good: Good, name: str) -> None:
     before = device.checksums()
     fault = device.refuse(good.before, OTHERS[name](good))
     assert fault.kind == FaultKind.PLAN_INVALID, fault.message
+    assert device.checksums() == before
+    assert run(good)
+
+
+@BOTH
+def test_results_that_one_message_cannot_hold(good: Good) -> None:
+    """Each op is within its own limit, together they are not: nothing runs."""
+    device = good.device
+    before = device.checksums()
+    sums = base.Checksum(ints([1] * base.MAX_CHECKSUMS))
+    fault = device.refuse(good.before, sums, sums)
+    assert fault.kind == FaultKind.PLAN_INVALID and str(wire.MAX_MESSAGE - 1024) in fault.message
+    assert len(device.submit(sums).results[0]) == base.MAX_CHECKSUMS
+    best = good.sample._replace(num_logprobs=ints([base.MAX_LOGPROBS] * 2))
+    fault = device.refuse(good.before, *[good.execute, *[best] * 190])
+    assert fault.kind == FaultKind.PLAN_INVALID
     assert device.checksums() == before
     assert run(good)
 

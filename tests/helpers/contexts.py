@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from drivers import base, registry
+from drivers import base, registry, wire
 from drivers.base import ints, reals, seeds
 
 BLOCK_SIZE = 16
@@ -49,7 +49,7 @@ class Engine:
         self.messages: list[Any] = []
         self.bulk = memoryview(bytearray(bulk))
         self.driver = registry.open_driver(device, self.messages.append, self.bulk)
-        self.ready = self.driver.hello(base.Hello(*base.ABI, base.schema_hash(), 1, device))
+        self.ready = self.driver.hello(base.Hello(*base.ABI, wire.schema(), 1, device))
         self.loaded = self.driver.load(load)
         self._model, self._size, self._value, self._step = load.model, load.block_size, 0, 0
         blocks = range(1, self.loaded.num_blocks)

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from drivers import base
+from drivers import base, wire
 from drivers.base import ints
 from tests.helpers.plans import Drawn, Part, drawn, step_ops
 from tests.helpers.rig import HostProcess, Loopback, Rig
@@ -36,12 +36,14 @@ class Bench:
 
 def hello(epoch: int = EPOCH, device: str = "null0") -> base.Hello:
     """Return the right greeting."""
-    return base.Hello(*base.ABI, base.schema_hash(), epoch, device)
+    return base.Hello(*base.ABI, wire.schema(), epoch, device)
 
 
 def load_of(bench: Bench, path: str, **fields: Any) -> base.Load:
     """Return the Load that the suite uses."""
-    load = base.Load(0, path, bench.dtype, BLOCK_SIZE, NUM_BLOCKS, 0, MAX_CTX, True, 1)
+    load = base.Load(
+        0, path, bench.dtype, BLOCK_SIZE, NUM_BLOCKS, 0, MAX_CTX, True, 1, bench.host_blocks
+    )
     return load._replace(**fields)
 
 

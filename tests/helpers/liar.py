@@ -5,7 +5,7 @@ from typing import Any
 
 import msgpack
 
-from drivers import base
+from drivers import wire
 from kernel.link import LoopbackLink
 
 Lie = Callable[[Any], list[Any]]
@@ -35,7 +35,7 @@ class LyingLink(LoopbackLink):
                 self.times -= 1
                 said = self.lie(message)
         for item in said:
-            self.outbox.append(item if isinstance(item, bytes) else base.encode(item))
+            self.outbox.append(item if isinstance(item, bytes) else wire.encode(item))
 
 
 def raw(number: Any, *fields: Any) -> bytes:
@@ -45,11 +45,11 @@ def raw(number: Any, *fields: Any) -> bytes:
 
 
 def number_of(message: Any) -> int:
-    return int(msgpack.unpackb(base.encode(message))[0])
+    return int(msgpack.unpackb(wire.encode(message))[0])
 
 
 def retyped(message: Any, field: str, value: Any) -> bytes:
     """Return the message with one field of another type."""
-    fields = list(msgpack.unpackb(base.encode(message)))
+    fields = list(msgpack.unpackb(wire.encode(message)))
     fields[1 + message._fields.index(field)] = value
     return raw(*fields)

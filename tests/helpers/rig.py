@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Protocol
 
-from drivers import base, registry
+from drivers import base, registry, wire
 
 ROOT = Path(__file__).resolve().parents[2]
 BULK_BYTES = 1 << 20
@@ -43,10 +43,10 @@ class Loopback:
         self._driver = registry.open_driver(device, self._emit, self._window)
 
     def _emit(self, message: Any) -> None:
-        self._answers.append(base.encode(message))
+        self._answers.append(wire.encode(message))
 
     def send(self, message: Any) -> None:
-        message = base.decode(base.encode(message))
+        message = wire.decode(wire.encode(message))
         try:
             match message:
                 case base.Hello():
@@ -63,7 +63,7 @@ class Loopback:
             self._emit(base.Fault(0, 0, 0, fault.kind, fault.message, fault.items))
 
     def receive(self, timeout_s: float = PATIENCE_S) -> Any:
-        return base.decode(self._answers.popleft()) if self._answers else None
+        return wire.decode(self._answers.popleft()) if self._answers else None
 
     def close(self) -> None:
         self._driver.close()
@@ -80,7 +80,7 @@ class HostProcess:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             for end in (self.socket, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * base.MAX_MESSAGE)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_MESSAGE)
             self.process = subprocess.Popen(
                 [
                     *(command or (sys.executable, "-m", "drivers.host")),
@@ -94,7 +94,7 @@ class HostProcess:
             )  # fmt: skip
 
     def send(self, message: Any) -> None:
-        self.send_raw(base.encode(message))
+        self.send_raw(wire.encode(message))
 
     def send_raw(self, raw: bytes) -> None:
         self.socket.send(raw)
@@ -106,12 +106,12 @@ class HostProcess:
         if not poller.poll(timeout_s * 1000):
             return None
         try:
-            raw = self.socket.recv(base.MAX_MESSAGE)
+            raw = self.socket.recv(wire.MAX_MESSAGE)
         except ConnectionResetError:
             raw = b""  # it died with messages of ours unread
         if not raw:
             raise EOFError
-        return base.decode(raw)
+        return wire.decode(raw)
 
     def receive(self, timeout_s: float = PATIENCE_S) -> Any:
         end = time.monotonic() + timeout_s

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from drivers import base
+from drivers import base, wire
 from kernel.block import MAX_SCRUBS
 from kernel.device import DeviceState
 from kernel.link import LinkDown, LoopbackLink
@@ -138,7 +138,7 @@ def record(sim: Sim) -> list[base.Submit]:
     send = sim.link.send
 
     def sending(message: Any) -> None:
-        assert len(base.encode(message)) <= base.MAX_MESSAGE
+        assert len(wire.encode(message)) <= wire.MAX_MESSAGE
         if isinstance(message, base.Submit):
             submits.append(message)
         send(message)
@@ -189,7 +189,7 @@ def test_a_big_batch_of_long_contexts_beside_a_big_scrub() -> None:
     sim.until(lambda: all(infer.done for infer in infers))
     want = infers[0].tokens
     assert [infer.tokens for infer in infers] == [want] * 12 and len(want) == 4
-    assert max(len(base.encode(submit)) for submit in submits) > 100_000
+    assert max(len(wire.encode(submit)) for submit in submits) > 100_000
     client.ask("exit")
     sim.turn()
     sim.check_empty()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from drivers import base
+from drivers import base, wire
 from kernel.device import DeviceState
 from syscalls.errors import Errno
 from tests.helpers.liar import Lie, LyingLink, number_of, raw, retyped
@@ -107,12 +107,12 @@ LIES: dict[str, Lie] = {
     "not an array": lambda c: [b"\x81\x01\x02"],
     "a number": lambda c: [b"\x07"],
     "no msgpack": lambda c: [b"\xc1" * 40],
-    "two messages in one": lambda c: [base.encode(c) * 2],
+    "two messages in one": lambda c: [wire.encode(c) * 2],
     "an extension": lambda c: [b"\x91\xc7\x00\x05"],
     "text that is no UTF-8": lambda c: [b"\x91\xa2\xff\xfe"],
     "nested deep": lambda c: [nested(100_000)],
     "nested to the limit": lambda c: [nested(500)],
-    "oversized": lambda c: [raw(number_of(c), *[b"x" * base.MAX_MESSAGE] * 6)],
+    "oversized": lambda c: [raw(number_of(c), *[b"x" * wire.MAX_MESSAGE] * 6)],
     "array that claims 4 Gi items": lambda c: [b"\xdd\xff\xff\xff\xff"],
 }
 TRUNCATED = (1, 2, 5, 20, -1)
@@ -125,7 +125,7 @@ def test_a_lie_is_not_seen_in_the_stream(lie: Lie) -> None:
 
 @pytest.mark.parametrize("length", TRUNCATED)
 def test_a_truncated_answer_is_not_seen_in_the_stream(length: int) -> None:
-    tell_once(lambda complete: [base.encode(complete)[:length]])
+    tell_once(lambda complete: [wire.encode(complete)[:length]])
 
 
 def tell_once(lie: Lie) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from drivers import base
+from drivers import base, wire
 from kernel.link import HostLink, LinkDown
 
 SENDS = """
@@ -54,15 +54,15 @@ def first_message(link: HostLink) -> Any:
     return link.receive()
 
 
-COMPLETE = base.encode(base.Complete(1, 0, 1, 2, 3, ()))
+COMPLETE = wire.encode(base.Complete(1, 0, 1, 2, 3, ()))
 GARBAGE = {
     "truncated": (COMPLETE[:-1], 1),
     "two at once": (COMPLETE * 2, 1),
     "number -1": (msgpack.packb([-1, 0]), 1),
     "text": (b"GET / HTTP/1.1", 1),
     "zeros": (b"\0", 1),
-    "larger than a message": (b"\x91\x00", base.MAX_MESSAGE),
-    "a long message and more": (b"\xc6\x00", base.MAX_MESSAGE),
+    "larger than a message": (b"\x91\x00", wire.MAX_MESSAGE),
+    "a long message and more": (b"\xc6\x00", wire.MAX_MESSAGE),
 }
 
 
@@ -81,7 +81,7 @@ def test_garbage_ends_the_host(links: list[HostLink], raw: bytes, repeat: int) -
 def test_an_honest_message_arrives(links: list[HostLink]) -> None:
     link = RawLink(COMPLETE)
     links.append(link)
-    assert first_message(link) == base.decode(COMPLETE)
+    assert first_message(link) == wire.decode(COMPLETE)
 
 
 def test_a_host_that_cannot_be_started_is_down(

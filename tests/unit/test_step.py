@@ -4,7 +4,7 @@ from array import array
 
 import pytest
 
-from drivers import base
+from drivers import base, wire
 from kernel.block import MAX_SCRUBS, BlockPool
 from kernel.context import Context
 from kernel.request import Request
@@ -32,7 +32,7 @@ def size_of_fullest_step(limits: StepLimits, block_size: int) -> int:
         request.slot = number
         entries.append(Entry(request, length - tokens, length, [], samples=True))
     ops = step_ops(0, 2**40, entries, [(1, 1)] * seqs, list(range(MAX_SCRUBS)))
-    return len(base.encode(base.Submit(2**40, 0, 2**40, (), 0, ops)))
+    return len(wire.encode(base.Submit(2**40, 0, 2**40, (), 0, ops)))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_fullest_step_fits_into_a_message(
     limits = step_limits(loaded, 512, 0)
     assert limits.max_tokens <= tokens and limits.max_seqs <= seqs
     size = size_of_fullest_step(limits, block_size)
-    assert base.MAX_MESSAGE * 0.85 < size <= base.MAX_MESSAGE
+    assert wire.MAX_MESSAGE * 0.85 < size <= wire.MAX_MESSAGE
 
 
 def test_limits_of_the_drivers_that_are_built_are_not_lowered() -> None:

@@ -39,7 +39,9 @@ DEALER that sets no routing id. Who it is, the kernel learns from the operating 
 A **request** has one or two frames:
 
 1. msgpack: `[version, number, call id, flags, [arguments]]`. The version is {version}. Arguments
-   stand in the order of the table; those left out at the end take their default.
+   stand in the order of the table; those left out at the end take their default, and the client
+   library leaves out those that have it. A number, flag or argument that a kernel does not know is
+   ENOTSUP: the program is newer.
 2. token ids, if the call takes any: raw little-endian int32.
 
 Call ids are whole numbers from 1 to 2^64-1 and rise within a session. The results of the last
@@ -162,6 +164,8 @@ def _call(call: Any) -> str:
     marks = [f"Right: {call.right.value}."]
     if call.idempotent:
         marks.append("Idempotent.")
+    if call.ids:
+        marks.append("Takes ids in frame 2.")
     if call.durable:
         marks.append("Durable: the effect outlives the kernel.")
     lines.append(" ".join(marks) + "\n")

@@ -7,7 +7,9 @@ field and its place never change; new fields go last and have a default. Every n
 from the first version on; a row without argument type answers ENOTSUP.
 
 A request is `[VERSION, number, call id, flags, [arguments]]` and, where there are ids, a second
-frame of raw little-endian int32. A reply is `[VERSION, [event, ...]]` and, where there are ids, a
+frame of raw little-endian int32. Arguments at the end that have their default are left out: so a
+program that knows later ones than the kernel is understood as long as it does not use them, and
+told ENOTSUP when it does. A reply is `[VERSION, [event, ...]]` and, where there are ids, a
 second frame that the FIN events share in order. Each accepted call ends in exactly one FIN or ERR.
 """
 
@@ -421,13 +423,22 @@ class Call(NamedTuple):
     durable: bool
     meaning: str
     errnos: str = ""
+    ids: bool = False  # takes a second frame of ids
 
 
 _P, _T, _O = Right.PEER, Right.TASK, Right.OPERATOR
 
 
-def _reserved(number: int, name: str, right: Right, meaning: str, durable: bool = False) -> Call:
-    return Call(number, name, None, None, right, False, durable, meaning, "ENOTSUP")
+def _reserved(
+    number: int,
+    name: str,
+    right: Right,
+    meaning: str,
+    durable: bool = False,
+    idempotent: bool = False,
+    ids: bool = False,
+) -> Call:
+    return Call(number, name, None, None, right, idempotent, durable, meaning, "ENOTSUP", ids)
 
 
 CALLS: tuple[Call, ...] = (
@@ -444,8 +455,8 @@ CALLS: tuple[Call, ...] = (
          "Wait for a child to end and take its status.", "ESRCH ECANCELED"),
     Call(7, "kill", Kill, Nothing, _T, True, False, "Send a signal to a task.",
          "ESRCH EINVAL EPERM"),
-    _reserved(8, "renice", _T, "Change a task's weight."),
-    _reserved(9, "set_limit", _T, "Limit what a task may use."),
+    _reserved(8, "renice", _T, "Change a task's weight.", durable=True, idempotent=True),
+    _reserved(9, "set_limit", _T, "Limit what a task may use.", durable=True, idempotent=True),
     _reserved(10, "group", _T, "Put a task into a group."),
     Call(11, "stat_task", StatTask, TaskRow, _T, True, False, "Describe a task.", "ESRCH"),
     # contexts
@@ -456,7 +467,7 @@ CALLS: tuple[Call, ...] = (
          "Make a context that shares every block of another.", "EBADCTX EINVAL EEXIST EAGAIN"),
     Call(34, "append", Append, LengthResult, _T, False, False,
          "Add the ids of frame 2 to a context; prefill follows.",
-         "EBADCTX EBUSY E2BIG ENOMEM EINVAL"),
+         "EBADCTX EBUSY E2BIG ENOMEM EINVAL", ids=True),
     Call(35, "trim_ctx", TrimCtx, LengthResult, _T, True, False,
          "Drop ids from the end.", "EBADCTX EBUSY EINVAL"),
     Call(36, "free_ctx", FreeCtx, Nothing, _T, False, False,
@@ -464,26 +475,26 @@ CALLS: tuple[Call, ...] = (
     Call(37, "read_ctx", ReadCtx, ReadCtxResult, _T, True, False,
          "Return committed ids in frame 2.", "EBADCTX EINVAL E2BIG"),
     Call(38, "stat_ctx", StatCtx, CtxRow, _T, True, False, "Describe a context.", "EBADCTX"),
-    _reserved(39, "advise_ctx", _T, "Hint: share, prefetch, demote, pin, retain."),
-    _reserved(40, "label_ctx", _T, "Name a context."),
+    _reserved(39, "advise_ctx", _T, "Hint: share, prefetch, demote, pin, retain.", idempotent=True),
+    _reserved(40, "label_ctx", _T, "Name a context.", idempotent=True),
     _reserved(41, "save_ctx", _T, "Keep a context under a name.", durable=True),
     _reserved(42, "load_ctx", _T, "Make a context from a save."),
-    _reserved(43, "list_saves", _T, "List saves."),
+    _reserved(43, "list_saves", _T, "List saves.", idempotent=True),
     _reserved(44, "drop_save", _T, "Delete a save.", durable=True),
     _reserved(45, "export_ctx", _T, "Write a context to a file."),
     _reserved(46, "import_ctx", _T, "Make a context from an exported file."),
     _reserved(47, "grant_ctx", _T, "Let another task open a context."),
     _reserved(48, "open_ctx", _T, "Open a granted context."),
     _reserved(49, "revoke", _T, "Take a grant back."),
-    _reserved(50, "drop_cache", _T, "Free cached blocks."),
+    _reserved(50, "drop_cache", _T, "Free cached blocks.", idempotent=True),
     # inference
     Call(64, "infer", Infer, InferResult, _T, False, False,
          "Generate: TOKEN events, then FIN.",
-         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EIO ECANCELED"),
+         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EIO ECANCELED", ids=True),
     Call(65, "cancel", Cancel, LengthResult, _T, True, False,
          "End an infer of this session, keeping some of its output.", "ESRCH EINVAL"),
-    _reserved(66, "score", _T, "Return the probability of given ids."),
-    _reserved(67, "embed", _T, "Return a vector for given ids."),
+    _reserved(66, "score", _T, "Return the probability of given ids.", ids=True),
+    _reserved(67, "embed", _T, "Return a vector for given ids.", idempotent=True, ids=True),
     # messages
     _reserved(80, "bind", _T, "Own a named port."),
     _reserved(81, "call", _T, "Send a message to a port and wait for the reply."),
@@ -501,21 +512,21 @@ CALLS: tuple[Call, ...] = (
     _reserved(100, "load_adapter", _O, "Load an adapter."),
     _reserved(101, "unload_adapter", _O, "Unload an adapter."),
     Call(102, "list_devices", ListDevices, Rows, _T, True, False, "List devices."),
-    _reserved(103, "list_drivers", _T, "List drivers."),
+    _reserved(103, "list_drivers", _T, "List drivers.", idempotent=True),
     _reserved(104, "load_driver", _O, "Start a driver host."),
     _reserved(105, "unload_driver", _O, "Stop a driver host."),
     # inspection
     Call(112, "snapshot", Snapshot, SnapshotResult, _T, True, False,
          "Read counters: tasks, contexts, pools or kernel, a page at a time.", "EINVAL"),
-    _reserved(113, "pmap", _T, "Describe a context block by block."),
+    _reserved(113, "pmap", _T, "Describe a context block by block.", idempotent=True),
     _reserved(114, "trace", _O, "Stream calls or steps."),
-    _reserved(115, "log", _O, "Read the kernel's log."),
-    _reserved(116, "explain", _T, "Say what a task is waiting for."),
+    _reserved(115, "log", _O, "Read the kernel's log.", idempotent=True),
+    _reserved(116, "explain", _T, "Say what a task is waiting for.", idempotent=True),
     # administration
     _reserved(128, "set_policy", _O, "Choose a loaded policy."),
     _reserved(129, "save_all", _O, "Save every durable context.", durable=True),
     _reserved(130, "subject", _O, "Export or erase what belongs to one person.", durable=True),
-    _reserved(131, "audit", _O, "Read the audit chain."),
+    _reserved(131, "audit", _O, "Read the audit chain.", idempotent=True),
     Call(132, "shutdown", Shutdown, Nothing, _O, True, False,
          "Stop the kernel: refuse new work, let requests end for grace_s, then cancel them."),
 )  # fmt: skip

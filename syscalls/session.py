@@ -248,8 +248,8 @@ def make_row(row: Any, values: Any) -> Any:
 
 def _pack(row: abi.Call, call: int, flags: int, args: tuple[Any, ...]) -> list[bytes]:
     try:
-        full = args if row.args is None else tuple(row.args(*args))
-        frame = wire.pack_request(row.number, call, flags, full)
+        said = args if row.args is None else _said(row.args(*args))
+        frame = wire.pack_request(row.number, call, flags, said)
     except (TypeError, ValueError, OverflowError) as error:
         raise EINVAL(f"{row.name}: the arguments cannot be sent: {error}") from None
     if len(frame) > abi.MAX_FRAME:
@@ -258,6 +258,15 @@ def _pack(row: abi.Call, call: int, flags: int, args: tuple[Any, ...]) -> list[b
             details={"limit": abi.MAX_FRAME},
         )
     return [frame]
+
+
+def _said(args: Any) -> tuple[Any, ...]:
+    """Return arguments up to the last one that differs from its default."""
+    values, defaults = list(args), list(args._field_defaults.values())
+    while defaults and type(values[-1]) is type(defaults[-1]) and values[-1] == defaults[-1]:
+        values.pop()
+        defaults.pop()
+    return tuple(values)
 
 
 def _pack_ids(row: abi.Call, ids: "Sequence[int] | array[int]") -> bytes:

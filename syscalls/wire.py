@@ -122,7 +122,9 @@ def unpack_request(frames: Sequence[bytes]) -> Request:
     try:
         row, args = _call(message)
         if flags & ~int(abi.Flag.QUEUE | abi.Flag.CHAIN):
-            raise EPROTO(f"unknown header flags {flags:#x}")
+            raise ENOTSUP(f"header flags {flags:#x} are not built in this kernel")
+        if len(frames) == 2 and not row.ids:
+            raise EPROTO(f"{row.name} takes no ids, and frame 2 has {len(frames[1])} bytes of them")
         ids = _ids(frames[1]) if len(frames) == 2 else None
         return Request(row, call, flags, args, ids)
     except KernelError as error:
@@ -193,9 +195,11 @@ def _call_id(message: Any) -> int:
 
 def _call(message: list[Any]) -> tuple[abi.Call, Any]:
     number, values = message[1], message[4]
-    row = abi.BY_NUMBER.get(number) if type(number) is int else None
+    if type(number) is not int:
+        raise EPROTO("the number of a system call is a whole number", "see docs/syscalls.md")
+    row = abi.BY_NUMBER.get(number)
     if row is None:
-        raise EPROTO("there is no system call of that number", "see docs/syscalls.md")
+        raise ENOTSUP(f"this kernel has no system call {number}", "see docs/syscalls.md")
     if row.args is None:
         raise ENOTSUP(f"{row.name} is reserved, and not built in this kernel")
     if type(values) is not list:
@@ -204,11 +208,14 @@ def _call(message: list[Any]) -> tuple[abi.Call, Any]:
 
 
 def check_args(row: abi.Call, values: list[Any]) -> Any:
-    """Return the argument row for decoded values; EPROTO or EINVAL naming the field."""
+    """Return the argument row for decoded values; EPROTO, ENOTSUP, or EINVAL naming the field."""
     fields = row.args._fields
     checks = compile_checks(row.args)
     if len(values) > len(fields):
-        raise EPROTO(f"{row.name} takes at most {len(fields)} arguments, got {len(values)}")
+        raise ENOTSUP(
+            f"{row.name} has {len(fields)} arguments in this kernel, got {len(values)}",
+            "install the same version of llmos-kernel for kernel and program",
+        )
     required = len(fields) - len(row.args._field_defaults)
     if len(values) < required:
         raise EPROTO(f"{row.name} needs {required} arguments, got {len(values)}")

@@ -3,6 +3,7 @@
 from array import array
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -392,3 +393,20 @@ def test_rows() -> None:
     for wrong in wrongs:
         with pytest.raises(EPROTO, match="LengthResult"):
             make_row(abi.LengthResult, wrong)
+
+
+def test_arguments_that_have_their_default_are_not_sent() -> None:
+    """So a kernel that does not know the last ones understands a call that does not use them."""
+    session = Session()
+
+    def sent(*args: Any) -> Any:
+        _, frames = session.request(*args)
+        return msgpack.unpackb(frames[0])[4]
+
+    assert sent("infer", 7) == [7]
+    assert sent("infer", 7, 512, 1.0, 0, 1.0, 0.0, None, (), True) == [
+        7, 512, 1.0, 0, 1.0, 0.0, None, [], True,
+    ]  # fmt: skip
+    assert sent("hello", "task", None, False, None) == []
+    assert sent("hello", "other") == ["other"]
+    assert sent("exit", 0) == [] and sent("exit", False) == [False], "equal, and not the same"

@@ -1,7 +1,7 @@
 """What a handler takes and returns: `sys_fork_ctx(k, caller, args) -> Done | Pending`.
 
 A handler checks everything first and raises a KernelError while nothing has changed; then it acts,
-and acting cannot fail.
+and acting cannot fail. One that has much to look at is a generator (kernel/job.py).
 """
 
 from array import array

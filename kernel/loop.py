@@ -1,7 +1,8 @@
 """The kernel's loop. Its verbs are the architecture:
 
     wait      sleep until a client, a driver, a signal or a deadline has something
-    receive   clients: decode, check, run each call; an infer stays pending as a Request
+    receive   clients: decode, check, run each call; an infer stays pending as a Request, and
+              what takes longer than a moment goes on in the next turns, a slice in each
     collect   drivers: a step is done; commit its ids to contexts, TOKEN events to sessions
     expire    deadlines: drivers that hang, unused tickets, clients that do not read
     step      plan the next step of the device and submit it: blocks, tables, samples
@@ -69,7 +70,7 @@ class Kernel:
 
     def timeout(self) -> float | None:
         """Return how long the loop may sleep; None: until something comes."""
-        if self._more or self.front.has_input():
+        if self._more or self.system.jobs or self.front.has_input():
             return 0.0
         now = self.system.clock()
         deadlines = [self.system.device.deadline(), self.system.stop_by]
@@ -92,6 +93,7 @@ class Kernel:
                 run_queued(self.system)
             if self.system.clock() >= until:
                 break
+        self.system.jobs.go_on()
         for route in self.front.gone():
             self._close(self.system.sessions[route], "its program ended")
 

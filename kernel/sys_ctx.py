@@ -1,10 +1,14 @@
 """Handlers of the context calls. They change ids; KV follows when the scheduler runs."""
 
+from collections.abc import Generator
+
 from kernel.context import Context
 from kernel.handler import Caller, Done
+from kernel.job import SLICE, Work
 from kernel.request import Request
 from kernel.sys_infer import check_ids, check_room, drop_request, refuse_busy
 from kernel.system import System
+from kernel.tally import tally
 from kernel.task import Task, TaskState
 from syscalls import abi
 from syscalls.abi import (
@@ -114,10 +118,36 @@ def sys_free_ctx(k: System, caller: Caller, args: FreeCtx) -> Done:
 
 def free_context(k: System, task: Task, ctx: Context, why: str) -> None:
     """End what runs on the context and forget it."""
+    _forget(k, task, ctx, why)
+    ctx.free()
+
+
+def free_contexts(k: System, task: Task, why: str) -> None:
+    """Forget all contexts of a task that ends; give the blocks of many back in slices."""
+    idle = not k.graves
+    for ctx in list(task.contexts.values()):
+        _forget(k, task, ctx, why)
+        k.graves.append(ctx)
+    if idle:
+        k.jobs.start(_bury(k))
+
+
+def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     del task.contexts[ctx.handle]
     drop_request(k, ctx, why)
-    ctx.free()
     k.num_contexts -= 1
+
+
+def _bury(k: System) -> Work:
+    while k.graves:
+        ctx = k.graves[0]
+        keep = max(0, len(ctx.blocks) - SLICE)
+        dropped = len(ctx.blocks) - keep
+        ctx.trim(min(ctx.length, keep * ctx.pool.block_size))
+        if keep == 0:
+            k.graves.popleft()
+        yield dropped
+    return None
 
 
 def sys_read_ctx(k: System, caller: Caller, args: ReadCtx) -> Done:
@@ -134,14 +164,14 @@ def sys_read_ctx(k: System, caller: Caller, args: ReadCtx) -> Done:
     return Done(ReadCtxResult(args.start, ctx.length), ids)
 
 
-def sys_stat_ctx(k: System, caller: Caller, args: StatCtx) -> Done:
+def sys_stat_ctx(k: System, caller: Caller, args: StatCtx) -> Work:
     """Describe a context."""
-    return Done(ctx_row(k, k.context(caller.task, args.ctx)))
+    return Done((yield from ctx_row(k, k.context(caller.task, args.ctx))))
 
 
-def ctx_row(k: System, ctx: Context) -> CtxRow:
+def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
     """Return a context as the inspection tools show it."""
-    resident = [block for block in ctx.blocks if block.id]
+    sums = yield from tally([ctx.blocks], ctx.pool.block_size)
     return CtxRow(
         ctx.handle,
         ctx.pid,
@@ -150,8 +180,8 @@ def ctx_row(k: System, ctx: Context) -> CtxRow:
         ctx.length,
         ctx.computed,
         k.device.desc.max_ctx,
-        len(resident),
-        sum(block.refs > 1 for block in resident),
-        sum(1 / block.refs for block in resident),
+        sums.blocks,
+        sums.shared,
+        sums.share,
         ctx.busy,
     )

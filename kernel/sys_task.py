@@ -2,12 +2,15 @@
 
 import hashlib
 import hmac
+from collections.abc import Generator
 
 from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.job import Work
 from kernel.session import Session
-from kernel.sys_ctx import free_context
+from kernel.sys_ctx import free_contexts
 from kernel.sys_infer import cancel_queued, finish_request
 from kernel.system import System
+from kernel.tally import tally
 from kernel.task import INIT, Task, TaskState
 from syscalls import abi
 from syscalls.abi import (
@@ -155,8 +158,7 @@ def end_task(k: System, task: Task, status: int, reason: str, but: int = 0) -> N
     """End a task: contexts freed, calls ended (all but `but`), children orphaned, parent told."""
     if task.ended_already:
         return
-    for ctx in list(task.contexts.values()):
-        free_context(k, task, ctx, f"task {task.pid} ended: {reason}")
+    free_contexts(k, task, f"task {task.pid} ended: {reason}")
     session, task.session = task.session, None
     if session is not None:
         session.task, session.ended = None, f"task {task.pid} ended: {reason}"
@@ -220,25 +222,22 @@ def expire_tasks(k: System, now: float) -> None:
             k.tasks.remove(task)
 
 
-def sys_stat_task(k: System, caller: Caller, args: StatTask) -> Done:
+def sys_stat_task(k: System, caller: Caller, args: StatTask) -> Work:
     """Describe a task."""
     task = k.tasks.find(args.pid) if args.pid else caller.task
-    return Done(task_row(k, task))
+    return Done((yield from task_row(k, task)))
 
 
-def task_row(k: System, task: Task) -> TaskRow:
-    """Return a task as ps shows it."""
+def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
+    """Return a task as ps shows it. What ended tasks have not given back yet is init's."""
+    graves = k.graves if task.pid == INIT else ()
+    tables = [ctx.blocks for ctx in (*task.contexts.values(), *graves)]
+    sums = yield from tally(tables, k.config.block_size)
     letter, wait = task.letter()
     contexts = task.contexts.values()
-    share, shared = 0.0, 0
-    for ctx in contexts:
-        for block in ctx.blocks:
-            if block.id:
-                share += 1 / block.refs
-                shared += block.refs > 1
     host = task.session.host_pid if task.session else 0
     return TaskRow(
         task.pid, task.parent, task.uid, task.name, letter, wait, 0, len(contexts),
-        sum(ctx.length for ctx in contexts), share, shared,
+        sum(ctx.length for ctx in contexts), sums.share, sums.shared,
         task.prompt_tokens, task.output_tokens, k.clock() - task.born, host,
     )  # fmt: skip

@@ -5,18 +5,19 @@ apart by. Decoding and checking cannot raise anything but BadRequest; a handler 
 anything but KernelError. Anything else is our bug and stops the kernel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from kernel import sys_admin, sys_ctx, sys_infer, sys_inspect, sys_model, sys_task
 from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.job import Work
 from kernel.session import Session
 from kernel.system import System
 from syscalls import abi
 from syscalls.errors import EAGAIN, EBUSY, ECANCELED, EPERM, EPROTO, ESRCH, ESTALE, KernelError
 from syscalls.wire import BadRequest, Request, unpack_request
 
-Handler = Callable[[System, Caller, Any], Done | Pending]
+Handler = Callable[[System, Caller, Any], Done | Pending | Work]
 
 HANDLERS: dict[str, Handler] = {
     "spawn": sys_task.sys_spawn,
@@ -96,6 +97,8 @@ def run(k: System, session: Session, request: Request, queued: bool = False) -> 
     """Run an accepted call, and end it unless it stays pending; `queued`: it has waited."""
     try:
         answer = _invoke(k, session, request, queued)
+        if isinstance(answer, Generator):
+            answer = k.jobs.start(answer, session, request.call)
     except KernelError as error:
         session.fail(request.call, error)
         return
@@ -104,7 +107,7 @@ def run(k: System, session: Session, request: Request, queued: bool = False) -> 
         session.finish(request.call, answer.result, answer.ids)
 
 
-def _invoke(k: System, session: Session, request: Request, queued: bool) -> Done | Pending:
+def _invoke(k: System, session: Session, request: Request, queued: bool) -> Done | Pending | Work:
     if request.flags & abi.Flag.CHAIN and session.broken(request.call):
         raise ECANCELED("the call before it failed")
     if request.row.name == "hello":

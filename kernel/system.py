@@ -13,6 +13,7 @@ from kernel.answer import ModelSpec
 from kernel.config import Config
 from kernel.context import Context
 from kernel.device import Device, Limits
+from kernel.job import Jobs
 from kernel.link import Link
 from kernel.policy import Policy
 from kernel.session import Session
@@ -48,6 +49,8 @@ class System:
         self.arrivals = count(1)
         self.again: deque[Context] = deque()  # free now: the calls queued on them may run
         self.closing: deque[tuple[Session, KernelError]] = deque()  # at the end of the turn
+        self.jobs = Jobs()
+        self.graves: deque[Context] = deque()  # of tasks that have ended; their blocks go in slices
         self.stop_by: float | None = None  # shutting down: when the grace ends
         spec = ModelSpec(
             config.model, config.model_dir, config.dtype, config.block_size, config.num_blocks,

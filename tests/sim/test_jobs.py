@@ -1,0 +1,105 @@
+"""What is much work is done in slices: others are served in between, and the sums are right."""
+
+from collections.abc import Callable
+
+from kernel.job import SLICE
+from kernel.sys_task import task_row
+from syscalls.errors import Errno
+from tests.helpers.sim import Reply, Sim, SimClient, at_once
+
+LENGTH = 8000
+FORKS = 100
+BLOCKS = LENGTH // 16
+
+
+def forked(sim: Sim) -> SimClient:
+    """A task with so many tables that one turn does not look at all of them."""
+    client = sim.client()
+    client.ask("alloc_ctx", 1)
+    client.ask("append", 1, ids=[1] * LENGTH)
+    sim.settle()
+    for handle in range(2, FORKS + 1):
+        client.send("fork_ctx", 1, handle)
+    sim.settle()
+    assert FORKS * BLOCKS > 4 * SLICE
+    return client
+
+
+def turns(sim: Sim, condition: Callable[[], bool]) -> int:
+    """Turn until it holds; return how often that took."""
+    count = 0
+    while not condition():
+        sim.turn()
+        count += 1
+        assert count < 100
+    return count
+
+
+def roomy() -> Sim:
+    return Sim(num_blocks=600, prefill_chunk=2048)
+
+
+def test_a_large_row_takes_several_turns_and_others_do_not_wait() -> None:
+    sim = roomy()
+    client, other = forked(sim), sim.client()
+    pid = client.ask("stat_task").result.pid
+    row = other.send("stat_task", pid)
+    sim.turn()
+    assert not row.done
+    assert client.ask("stat_ctx", 1).result.length == LENGTH, "answered in between"
+    assert turns(sim, lambda: row.done) >= 2
+    assert abs(row.result.blocks - BLOCKS) < 1e-6
+    assert row.result.shared == FORKS * BLOCKS
+
+
+def test_rows_of_a_page_share_the_slices() -> None:
+    sim = roomy()
+    forked(sim)
+    other = sim.client()
+    page = other.send("snapshot", "contexts")
+    assert turns(sim, lambda: page.done) >= 4
+    assert len(page.result.rows) == FORKS
+    assert other.ask("snapshot", "pools").result.rows[0][11] == BLOCKS
+
+
+def test_who_asked_and_left_gets_nothing_and_holds_nothing() -> None:
+    sim = roomy()
+    client, other = forked(sim), sim.client()
+    pid = client.ask("stat_task").result.pid
+    row = other.send("stat_task", pid)
+    sim.turn()
+    sim.front.dead.add(other.route)
+    sim.settle()
+    assert not row.done and not sim.system.jobs
+
+
+def test_a_task_ends_at_once_and_its_blocks_follow() -> None:
+    sim = roomy()
+    client, other = forked(sim), sim.client()
+    leaving: Reply = client.send("exit")
+    sim.turn()
+    assert leaving.done
+    assert [row[3] for row in other.ask("snapshot", "tasks").result.rows] == ["init", "c2"]
+    assert sim.system.num_contexts == 0
+    assert sim.pool.counts.used == BLOCKS, "named by the tables that are not given back yet"
+    sim.check()
+    init = at_once(task_row(sim.system, sim.system.tasks.find(1)))
+    assert init.blocks > 0, "they are init's"
+    assert turns(sim, lambda: not sim.system.graves) >= 1
+    sim.front.dead.add(other.route)
+    sim.check_empty()
+
+
+def test_a_second_task_that_ends_meanwhile_is_not_forgotten() -> None:
+    sim = roomy()
+    first, second = forked(sim), sim.client()
+    second.ask("alloc_ctx", 1)
+    second.ask("append", 1, ids=[5] * 40)
+    sim.settle()
+    first.send("exit")
+    sim.turn()
+    assert second.ask("exit").errno == 0
+    late = sim.client()
+    assert late.ask("stat_ctx", 1).errno == Errno.EBADCTX
+    sim.front.dead.add(late.route)
+    sim.check_empty()

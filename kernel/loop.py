@@ -13,7 +13,7 @@ a step, the pool gives it blocks, the device gets one Submit) -> ... the driver 
 kernel keeps serving calls ... -> collect (KV is filled, the sampled id becomes part of the
 context) -> reply (TOKEN). A long prompt takes several rounds of step and collect first.
 
-One thread, no locks. The loop owns no state of its own: all is in System.
+One thread, no locks. What the kernel knows is in System (here `k`); the loop keeps its pace, no more.
 """
 
 import logging
@@ -48,7 +48,7 @@ class Kernel:
         self.front = front
         self.stopped = False
         self._tick = 0.0
-        self._more = False  # something happened after its part of the turn
+        self._more = False  # something happened that an earlier verb of the turn would take up
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -121,7 +121,8 @@ class Kernel:
     def _forget_closed(self, pid: int) -> None:
         """Close sessions without a connection: of the program that connects; of all at the limit.
 
-        Only a death is told by itself. Who closes a connection and lives on has said nothing.
+        The system tells when a program dies, nobody when it closes a connection and lives on: so
+        they are looked for when a new one comes.
         """
         k = self.system
         full = len(k.sessions) >= k.config.max_sessions
@@ -178,7 +179,7 @@ class Kernel:
             self._shut_down(now)
 
     def step(self) -> None:
-        """Give the device its next step."""
+        """Give the device its next step, if it has none; what it cannot take has failed now."""
         for outcome in self.system.device.step():
             deliver(self.system, outcome)
         run_queued(self.system)

@@ -42,7 +42,7 @@ def boot(config: Config, run_dir: RunDir) -> None:
     try:
         system.device.start()  # first epoch of the driver
         kernel.run(sleeper)
-        kernel.reply()
+        kernel.reply()  # what the shutdown itself had for its clients
     finally:
         link.close()
         front.close()

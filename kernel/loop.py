@@ -13,7 +13,7 @@ a step, the pool gives it blocks, the device gets one Submit) -> ... the driver 
 kernel keeps serving calls ... -> collect (KV is filled, the sampled id becomes part of the
 context) -> reply (TOKEN). A long prompt takes several rounds of step and collect first.
 
-One thread, no locks. What the kernel knows is in System (here `k`); the loop keeps its pace, no more.
+One thread, no locks. What the kernel knows is in System (`k`); the loop has nothing but its pace.
 """
 
 import logging

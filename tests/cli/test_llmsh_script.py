@@ -1,5 +1,6 @@
 """llmsh without a terminal: what is written where, how it ends, and that nothing stays behind."""
 
+import io
 import os
 import re
 import signal
@@ -12,6 +13,11 @@ import pytest
 
 from tests.helpers.daemon import Daemon, daemon, eventually
 from tests.helpers.shell import LLMSH, check_no_tasks, environment, llmsh, talking
+from userland.llmsh import script
+from userland.llmsh.ask import Sampling
+from userland.llmsh.parser import parse
+from userland.llmsh.shell import Shell
+from userland.llmsh.state import State
 
 ANSWER = re.compile(r"( w\d+|[\x00-\x7f�])*")
 
@@ -273,6 +279,30 @@ def test_a_line_that_cannot_be_read_ends_the_script(home: Path) -> None:
     assert done.stderr == (
         "llmsh: line 3, column 12: '|' makes no sense here\n  echo two | | wc\n             ^\n"
     )
+
+
+@pytest.mark.parametrize("form", ["stdin", "file", "-c"])
+def test_a_line_that_goes_on_is_one_line(home: Path, tmp_path: Path, form: str) -> None:
+    script = (
+        "echo a \\\n  b\necho c |\n\n  # on the next line\n  tr c C\ntrue &&\n  echo d\n"
+        "false ||  # or\n  echo e\necho 'f\ng \"h' |\\\n  cat"
+    )
+    (tmp_path / "script").write_text(script)
+    options = {"stdin": (), "file": (str(tmp_path / "script"),), "-c": ("-c", script)}[form]
+    assert say(home, script, *options) == 'a b\nC\nd\ne\nf\ng "h\n'
+
+
+def test_a_long_text_in_quotes_is_not_parsed_at_each_of_its_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(script, "parse", lambda text: (parsed.append(text), parse(text))[1])
+    said = io.StringIO()
+    shell = Shell(State(Sampling(0.0), io.StringIO(), said))
+    text = ['pwd "one\n', *(f'two "line {number}"\n' for number in range(500)), '"\n']
+    assert script.run_script(shell, text) == 2
+    assert said.getvalue() == "llmsh: pwd takes no arguments\n"
+    assert parsed == [text[0].rstrip(), "".join(text).rstrip()]
 
 
 def test_a_quote_that_is_never_closed_is_pointed_at(home: Path) -> None:

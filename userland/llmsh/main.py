@@ -88,7 +88,7 @@ def _source(state: State, lines: str | None, script: TextIO | None) -> Iterable[
     if state.interactive:
         return None
     if lines is not None:
-        return io.StringIO(lines)
+        return io.StringIO(lines, newline=None)
     if script is None:
         # A program that read stdin would take lines of the script.
         state.host_stdin = subprocess.DEVNULL

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from userland.exits import INTERRUPTED, Failure
 from userland.llmsh.ask import Interrupted
 from userland.llmsh.builtins import Leave
-from userland.llmsh.mistakes import Incomplete, ParseError
+from userland.llmsh.mistakes import Incomplete, ParseError, open_quote
+from userland.llmsh.nodes import Line
 from userland.llmsh.parser import parse
 from userland.llmsh.shell import Shell
 
@@ -30,13 +31,16 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
 
 
 def _run(shell: Shell, lines: Iterable[str]) -> None:
-    text, first = "", 1
+    text, first, quote = "", 1, ""
     for number, line in enumerate(lines, 1):
         text += line
+        quote = quote and open_quote(quote, line)
+        if quote:  # a long text is not parsed again at each of its lines
+            continue
         try:
-            parsed = parse(text)
+            parsed = _parse(text)
         except Incomplete as error:
-            pending: ParseError = error
+            quote = error.quote
             continue
         except ParseError as error:
             return _refuse(shell, error, first)
@@ -45,7 +49,15 @@ def _run(shell: Shell, lines: Iterable[str]) -> None:
             return
         text, first = "", number + 1
     if text:
-        _refuse(shell, pending, first)
+        try:
+            _parse(text)
+        except ParseError as error:
+            _refuse(shell, error, first)
+
+
+def _parse(text: str) -> Line:
+    """Parse lines without the newline at their end: it would end what goes on on the next one."""
+    return parse(text.removesuffix("\n"))
 
 
 def _refuse(shell: Shell, error: ParseError, first: int) -> None:

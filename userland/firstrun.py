@@ -24,6 +24,9 @@ def main() -> None:
     """Entry point: run, and turn what may go wrong into an exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    # As in an activated .venv: the hints of this program say llmos, and it should be there.
+    here, path = Path(sys.executable).parent, os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = f"{here}{os.pathsep}{path}"
     try:
         code = first_run.main(prog_name="make run", standalone_mode=False)
     except EXPECTED as error:

@@ -76,6 +76,12 @@ def test_the_script_decides_the_status(home: Path) -> None:
     nothing_left(home)
 
 
+def test_hints_can_be_followed_in_its_shell(home: Path) -> None:
+    done = run(home, "llmos status\n")
+    assert done.returncode == 0, done.stderr
+    assert "cpu0 is up" in done.stdout
+
+
 def start(home: Path) -> "subprocess.Popen[str]":
     """Start it with a script that does not end, and wait until its kernel is up."""
     process = subprocess.Popen(

@@ -85,12 +85,15 @@ def _shell() -> int:
 
 def _stop(pid: int) -> None:
     """Stop the kernel that was started here, whatever it is doing, and wait for its end."""
+    sys.stderr.write(f"stopping kernel {pid}\n")
+    sys.stderr.flush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    for number in (signal.SIGTERM, signal.SIGTERM):  # the second: at once
+    # The first gives running infers time, the second ends that. Two of a kind could become one.
+    for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(pid, number)
     daemon.wait_for_end(pidfd, 30.0)
     os.waitpid(pid, 0)

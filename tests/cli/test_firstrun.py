@@ -12,6 +12,7 @@ import pytest
 
 from drivers.models.store import default_root
 from tests.helpers.daemon import ROOT, eventually
+from userland import firstrun
 
 FIRSTRUN = (sys.executable, "-m", "userland.firstrun", "--kv-mem", "64M")
 
@@ -66,7 +67,7 @@ def test_a_script_from_nothing_to_an_answer(home: Path) -> None:
     ps, free = tables.split("DEVICE")
     assert ps.split()[:3] == ["PID", "PPID", "USER"] and "llmsh" in ps
     assert free.split()[0] == "MODEL" and "smollm2" in free
-    assert "loading" in done.stderr
+    assert "loading" in done.stderr and "stopping kernel" in done.stderr
     nothing_left(home)
 
 
@@ -97,6 +98,24 @@ def start(home: Path) -> "subprocess.Popen[str]":
     while "is up after" not in process.stderr.readline():
         assert process.poll() is None
     return process
+
+
+def test_a_kernel_that_is_busy_hears_both_signals(capfd: pytest.CaptureFixture[str]) -> None:
+    """Signals of a kind merge while they wait: the one that ends the grace would be lost."""
+    busy = (
+        "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, {2, 15}); print(flush=True)\n"
+        "while len(signal.sigpending()) < 2: os.sched_yield()"
+    )
+    before = signal.getsignal(signal.SIGINT)
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as kernel:
+        assert kernel.stdout is not None
+        kernel.stdout.readline()
+        try:
+            firstrun._stop(kernel.pid)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            kernel.kill()
+    assert capfd.readouterr().err == f"stopping kernel {kernel.pid}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

@@ -349,6 +349,25 @@ def test_ctrl_c_ends_a_script(slow: Daemon) -> None:
     check_no_tasks(slow)
 
 
+@pytest.mark.parametrize("end", ["kill", "shutdown"])
+def test_an_answer_that_is_cut_from_outside_says_so(tmp_path: Path, end: str) -> None:
+    with talking(tmp_path, step_us=20_000) as kernel, kernel.connect() as other:
+        shell = subprocess.Popen(
+            [*LLMSH, "-c", '"hello"\necho not reached'],
+            env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert shell.stdout and shell.stdout.read(2) == b" w"
+        if end == "kill":
+            other.kill(next(row.pid for row in other.ps() if row.name == "llmsh"), signal.SIGINT)
+        else:
+            other.shutdown(0.0)
+        out, err = shell.communicate(timeout=60)
+        assert shell.returncode == 130 and b"not reached" not in out
+        assert re.fullmatch(r"llmsh: cut after [\d,]+ tokens: cancelled by .*\n", err.decode())
+        if end == "shutdown":
+            kernel.process.wait(60)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_shell_that_is_killed_leaves_no_task(slow: Daemon, number: signal.Signals) -> None:
     home = slow.run_dir.parent

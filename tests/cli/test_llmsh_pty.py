@@ -107,6 +107,25 @@ def test_ctrl_c_ends_a_program_and_the_rest_of_the_line(person: Typist) -> None:
     assert not child.is_running()
 
 
+def descriptors(person: Typist) -> int:
+    return len(list(Path(f"/proc/{person.pid}/fd").iterdir()))
+
+
+@pytest.mark.parametrize("line", ["cat < fifo", '"hello" > fifo', "ps >> fifo"])
+def test_ctrl_c_gives_up_a_file_that_does_not_open(
+    person: Typist, tmp_path: Path, line: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    person.type(f"cd {tmp_path}\r")
+    person.prompt()
+    before = descriptors(person)
+    person.type(f"echo now; {line}\r")
+    person.see(re.compile("^now$", re.MULTILINE))
+    person.ctrl("c")
+    person.prompt(130)
+    assert descriptors(person) == before
+
+
 def test_ctrl_z_stops_nothing_yet(person: Typist) -> None:
     person.type("sleep 1000\r")
     person.runs("sleep")

@@ -32,6 +32,8 @@ def run(state: State, stages: Sequence[Stage]) -> int:
     alone = all(isinstance(stage.what, Host) for stage in stages)
     group = Group(state.terminal, alone, state.note)
     try:
+        for stage in stages:
+            stage.open()  # a FIFO may keep it waiting, so Ctrl-C has to reach it
         with Shield():
             _start(state, stages, group)
         _run_own(state, stages)
@@ -48,8 +50,6 @@ def run(state: State, stages: Sequence[Stage]) -> int:
 
 
 def _start(state: State, stages: Sequence[Stage], group: Group) -> None:
-    for stage in stages:
-        stage.open()
     for stage, following in pairwise(stages):
         stage.join(following)
     for stage in stages:

@@ -264,6 +264,31 @@ def test_exit_status(home: Path, script: str, status: int) -> None:
     assert llmsh(home, script).returncode == status
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("echo a\0b", 126), ("cat < a\0b", 1), ("echo > a\0b", 1), ("cd a\0b", 1),
+        ("ls a\0/*", 126), ("ls ~a\0b", 126), ("a\0b", 127), ("kill ²", 2), ("kill -² 1", 2),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_passed_on_is_an_error_like_any_other(
+    home: Path, line: str, status: int
+) -> None:
+    done = llmsh(home, f"{line}\necho $?\n")
+    assert (done.returncode, done.stdout) == (0, f"{status}\n"), done.stderr
+    assert done.stderr.startswith("llmsh: ") and "bug" not in done.stderr
+
+
+def test_a_directory_that_is_not_utf8(home: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(odd)  # noqa: PTH102  a name that is no text
+    done = subprocess.run(
+        [*LLMSH, "-c", "pwd"], cwd=odd, capture_output=True, timeout=100,
+        env=environment(home) | {"PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, odd + b"\n", b"")
+
+
 def test_an_unknown_command_starts_nothing_and_says_what_to_do(home: Path, tmp_path: Path) -> None:
     done = llmsh(home, "touch made | summarise\necho on\n", cwd=tmp_path)
     assert done.stderr == (

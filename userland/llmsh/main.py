@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from syscalls import KernelError
+from userland import bug
 from userland.exits import INTERRUPTED
 from userland.llmsh.ask import Interrupted, Sampling
 from userland.llmsh.builtins import Leave
@@ -70,6 +71,8 @@ def main(
     """
     if lines is not None and script is not None:
         raise click.UsageError("-c and a script exclude each other", context)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths are bytes, and are written as such
     interactive = lines is None and script is None and sys.stdin.isatty()
     sampling = PERSON if interactive else SCRIPT
     temperature = sampling.temp if temperature is None else temperature
@@ -162,6 +165,10 @@ def _turn(shell: Shell, prompt: "Prompt") -> None:
         shell.state.status = INTERRUPTED
         shell.state.err.write("\n")
         shell.state.err.flush()
+    except Leave:
+        raise
+    except Exception:  # noqa: BLE001  a bug must not take the contexts of a person with it
+        shell.state.status = bug.save("llmsh", shell.state.err)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Lines that nobody types: a file, stdin, or the argument of -c.
 
 A script is run as it is read, so a pipe can feed it slowly. It ends with its last line, `exit`, a
-line that cannot be parsed (2), Ctrl-C (130), or when nobody reads its answers any more (141).
+line that cannot be parsed (2), Ctrl-C (130), a bug (70), or when nobody reads its answers any more
+(141).
 """
 
 from collections.abc import Iterable
 
+from userland import bug
 from userland.exits import INTERRUPTED, Failure
 from userland.llmsh.ask import Interrupted
 from userland.llmsh.builtins import Leave
@@ -27,6 +29,8 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
         return INTERRUPTED
     except UnicodeDecodeError as error:
         return shell.state.report(Failure(f"the script is not text: {error.reason}"))
+    except Exception:  # noqa: BLE001  said like any other error, with the status of a bug
+        return bug.save("llmsh", shell.state.err)
     return shell.state.status
 
 

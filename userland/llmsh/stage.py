@@ -10,7 +10,7 @@ from io import FileIO
 from typing import TextIO
 
 from syscalls.shield import Shield
-from userland.exits import Failure
+from userland.exits import REFUSED, Failure, reason
 from userland.llmsh.host import Child
 from userland.llmsh.streams import Intake
 
@@ -102,5 +102,5 @@ class Stage:
 def _open(path: str, mode: str) -> FileIO:
     try:
         return FileIO(path, mode)
-    except OSError as error:
-        raise Failure(f"cannot open {path}: {error.strerror}") from None
+    except REFUSED as error:
+        raise Failure(f"cannot open {path}: {reason(error)}") from None

@@ -9,6 +9,7 @@ from importlib import import_module
 
 import click
 
+from userland import standard
 from userland.desk import Desk
 from userland.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, PipeClosed, report
 
@@ -81,6 +82,7 @@ def llmos(context: click.Context, host: str | None) -> None:
 
 def main() -> None:
     """Entry point of llmos."""
+    standard.fill()
     desk = Desk(sys.stdout, sys.stderr)
     sys.exit(run(desk, sys.argv[1:]))
 

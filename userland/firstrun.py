@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from userland import daemon
+from userland import daemon, standard
 from userland.bin.pull import fetch
 from userland.bin.up import boot_of, boot_options, start
 from userland.exits import EXPECTED, INTERRUPTED, Failure, report
@@ -22,6 +22,7 @@ from userland.models import installed
 
 def main() -> None:
     """Entry point: run, and turn what may go wrong into an exit code."""
+    standard.fill()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     # As in an activated .venv: the hints of this program say llmos, and it should be there.

@@ -83,6 +83,15 @@ def test_up_without_the_model_says_what_to_pull(tmp_path: Path) -> None:
     assert "llmos pull smollm2" in done.stderr
 
 
+def test_up_without_a_directory_for_its_log(furnished: Path) -> None:
+    (furnished / "state").touch()
+    done = llmos(furnished, "up")
+    assert (done.returncode, done.stdout) == (78, "")
+    log = furnished / "state" / "kernel.log"
+    assert done.stderr.startswith(f"llmos: cannot write the kernel's log {log}: ")
+    assert "try   set LLMOS_HOME" in done.stderr
+
+
 def test_pull_of_an_unknown_model(tmp_path: Path) -> None:
     done = llmos(tmp_path, "pull", "gpt-9")
     assert (done.returncode, done.stdout) == (3, "")
@@ -238,6 +247,17 @@ def test_output_into_a_closed_pipe_is_no_traceback(home: Path) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_dev_null(home: Path, closed: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *LLMOS, "ps"],
+        env=environment(home),
+        capture_output=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 # --- up and down on the real model --------------------------------------------------------------

@@ -352,6 +352,21 @@ def test_builtins_come_before_programs_and_a_backslash_after(home: Path, tmp_pat
     assert first == "the host" and header.split()[0] == "PID"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_dev_null(home: Path, tmp_path: Path, closed: str) -> None:
+    script = 'set max=3; "hello"; cat; pwd; echo on > made; readlink /proc/self/fd/1 >> made'
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *LLMSH, "-c", script],
+        env=environment(home), cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True,
+        timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert (tmp_path / "made").read_text() == f"on\n{tmp_path}/made\n"
+    bare = ["sh", "-c", f'exec "$@" {closed}', "sh", *LLMSH]
+    none = subprocess.run(bare, env=environment(home), stdin=subprocess.DEVNULL, timeout=100)
+    assert none.returncode == 0
+
+
 def test_directories(home: Path, tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     script = f"cd {tmp_path}\ncd 'a b' && pwd\necho $PWD\ncd - > /dev/null\npwd\ncd\npwd\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from syscalls import KernelError
-from userland import bug
+from userland import bug, standard
 from userland.exits import INTERRUPTED
 from userland.llmsh.ask import Interrupted, Sampling
 from userland.llmsh.builtins import Leave
@@ -69,6 +69,7 @@ def main(
     SCRIPT, -c or stdin, writes answers to stdout and everything else to stderr; its exit status
     is that of the last command.
     """
+    standard.fill()
     if lines is not None and script is not None:
         raise click.UsageError("-c and a script exclude each other", context)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -29,9 +29,9 @@ from syscalls.address import locate
 from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
 from syscalls.aiocontext import Stream as Stream
-from syscalls.channel import Channel, gone, pump
+from syscalls.channel import Channel, gone, no_answer, pump
 from syscalls.child import discard, spawn
-from syscalls.client import EXIT_S, HELLO_S, Raw, no_answer
+from syscalls.client import EXIT_S, HELLO_S, Raw
 from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
@@ -217,12 +217,12 @@ class Task:
     # --- waiting ------------------------------------------------------------------------------
 
     async def greet(self, name: str, ticket: bytes | None, durable: bool) -> None:
-        """Say hello; a kernel that does not answer is none."""
+        """Say hello; ETIMEDOUT if a kernel is there and does not answer."""
         limit = HELLO_S if self._timeout is None else self._timeout
         try:
             self.hello = await self.run_for(self.caller.hello(name, ticket, durable), limit)
         except ETIMEDOUT:
-            raise no_answer(self.address, limit) from None
+            raise no_answer(self._channel, limit) from None
         self.pid = self.hello.pid
         self._durable = durable
 

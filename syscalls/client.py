@@ -8,7 +8,8 @@
 
 Calls block until the kernel has answered, and raise the error of the call (`syscalls.errors`). A
 kernel that is not there, or goes away, is ECONNRESET: at once, in every call that waits, and there
-is no reconnect. Ctrl-C interrupts any wait and leaves the session in order.
+is no reconnect. One that is there and does not answer a `connect` is ETIMEDOUT. Ctrl-C interrupts
+any wait and leaves the session in order.
 
 A Task belongs to one thread, and to the host process that made it. Leaving the `with` block, or
 `close`, ends the task (status 1 after an exception) unless it is durable.
@@ -28,10 +29,10 @@ import zmq
 
 from syscalls import abi, ctxflow
 from syscalls.address import locate
-from syscalls.channel import Channel, gone, pump
+from syscalls.channel import Channel, gone, no_answer, pump
 from syscalls.child import Child, end_unattached, start
 from syscalls.context import Context
-from syscalls.errors import ECONNRESET, ENOTSUP, ETIMEDOUT, KernelError
+from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
 from syscalls.shield import Shield
@@ -73,11 +74,6 @@ def connect(
         task.abandon()
         raise
     return task
-
-
-def no_answer(where: str, limit: float) -> ECONNRESET:
-    """Return the error of a hello that got no answer."""
-    return ECONNRESET(f"the kernel at {where} did not answer within {limit:g} s", "llmos status")
 
 
 class Task:
@@ -245,12 +241,12 @@ class Task:
     # --- waiting ------------------------------------------------------------------------------
 
     def greet(self, name: str, ticket: bytes | None, durable: bool) -> None:
-        """Say hello; a kernel that does not answer is none."""
+        """Say hello; ETIMEDOUT if a kernel is there and does not answer."""
         limit = HELLO_S if self._timeout is None else self._timeout
         try:
             self.hello = self.run_for(self.caller.hello(name, ticket, durable), limit)
         except ETIMEDOUT:
-            raise no_answer(self.address, limit) from None
+            raise no_answer(self._channel, limit) from None
         self.pid = self.hello.pid
         self._durable = durable
 

@@ -81,7 +81,7 @@ class Boot:
 
 
 def running(address: str | None = None) -> syscalls.abi.KernelRow | None:
-    """Return the counters of the kernel that answers, None if there is none."""
+    """Return the counters of the kernel, None if there is none; ETIMEDOUT if it hangs."""
     try:
         with syscalls.connect("llmos", address=address) as task:
             return task.kernel()
@@ -139,7 +139,7 @@ def _wait_until_up(
 def _listening(boot: Boot) -> bool:
     try:
         syscalls.connect("llmos", address=boot.address).close()
-    except syscalls.ECONNRESET:
+    except (syscalls.ECONNRESET, syscalls.ETIMEDOUT):
         return False
     return True
 

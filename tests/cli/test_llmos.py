@@ -1,5 +1,6 @@
 """`llmos` from outside: what it writes, where, and how it ends."""
 
+import io
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import pytest
 
 from drivers.models.store import default_root
 from tests.helpers.daemon import ROOT, Daemon, daemon, eventually
-from userland.cli import COMMANDS
+from userland.cli import COMMANDS, run
+from userland.desk import Desk
 
 LLMOS = (sys.executable, "-m", "userland.cli")
 
@@ -232,6 +234,23 @@ def test_up_leaves_a_running_kernel_alone(kernel: Daemon, furnished: Path) -> No
     done = llmos(furnished, "--host", kernel.address, "up")
     assert done.returncode == 0
     assert f"kernel {kernel.process.pid} is up already" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["ps", "down", "up"])
+def test_a_kernel_that_hangs_is_not_taken_for_none(
+    kernel: Daemon, furnished: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syscalls.client.HELLO_S", 0.2)
+    monkeypatch.setenv("LLMOS_HOME", str(furnished))
+    err = io.StringIO()
+    kernel.process.send_signal(signal.SIGSTOP)
+    try:
+        code = run(Desk(io.StringIO(), err), ["--host", kernel.address, command])
+    finally:
+        kernel.process.send_signal(signal.SIGCONT)
+    assert code == 124
+    assert "did not answer within 0.2 s (ETIMEDOUT)" in err.getvalue()
+    assert f"kill -9 {kernel.process.pid} " in err.getvalue()
 
 
 def test_output_into_a_closed_pipe_is_no_traceback(home: Path) -> None:

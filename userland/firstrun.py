@@ -15,7 +15,7 @@ import click
 
 from userland import daemon, standard
 from userland.bin.pull import fetch
-from userland.bin.up import boot_of, boot_options, start
+from userland.bin.up import as_it_is, boot_of, boot_options, start
 from userland.exits import EXPECTED, INTERRUPTED, Failure, report
 from userland.models import installed
 
@@ -54,7 +54,11 @@ def first_run(model: str, **options: Any) -> int:
       make run ARGS="--dtype float32 --kv-mem 1G"
     """
     started = None
-    if daemon.running() is None:
+    there = daemon.running()
+    if there is not None:
+        sys.stderr.write(f"{as_it_is(there, None, model)}\n")
+        sys.stderr.flush()
+    else:
         boot = boot_of(_folder(model), None, model=model, **options)
         started = start(boot, sys.stderr, tied=True)
     try:

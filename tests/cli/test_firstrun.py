@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from drivers.models.store import default_root
-from tests.helpers.daemon import ROOT, eventually
+from tests.helpers.daemon import ROOT, daemon, eventually
 from userland import firstrun
 
 FIRSTRUN = (sys.executable, "-m", "userland.firstrun", "--kv-mem", "64M")
@@ -98,6 +98,15 @@ def start(home: Path) -> "subprocess.Popen[str]":
     while "is up after" not in process.stderr.readline():
         assert process.poll() is None
     return process
+
+
+def test_a_kernel_that_is_up_is_used_as_it_is_and_left(home: Path) -> None:
+    with daemon(home) as kernel:
+        done = run(home, "ps --no-headers -o name\n")
+        assert done.stdout.splitlines()[-1] == "llmsh"
+        said = f"kernel {kernel.process.pid} is up already, at {kernel.address}"
+        assert done.stderr.startswith(f"{said}; --kv-mem not applied (llmos down stops it)\n")
+        assert "stopping" not in done.stderr and kernel.process.poll() is None
 
 
 def test_a_kernel_that_is_busy_hears_both_signals(capfd: pytest.CaptureFixture[str]) -> None:

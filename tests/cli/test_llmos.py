@@ -253,6 +253,20 @@ def test_a_kernel_that_hangs_is_not_taken_for_none(
     assert f"kill -9 {kernel.process.pid} " in err.getvalue()
 
 
+def test_up_says_what_a_running_kernel_does_not_get(kernel: Daemon, furnished: Path) -> None:
+    done = llmos(furnished, "--host", kernel.address, "up", "--kv-mem", "1G", "--deterministic")
+    assert done.returncode == 0
+    assert "--deterministic, --kv-mem not applied (llmos down stops it)" in done.stderr
+    assert "not applied" not in llmos(furnished, "--host", kernel.address, "up").stderr
+
+
+def test_up_refuses_a_model_that_a_running_kernel_has_not(kernel: Daemon, furnished: Path) -> None:
+    done = llmos(furnished, "--host", kernel.address, "up", "-m", "smollm2")
+    assert done.returncode == 75
+    pid = kernel.process.pid
+    assert f"kernel {pid} is up already, with null and not smollm2 (EBUSY)" in done.stderr
+
+
 def test_output_into_a_closed_pipe_is_no_traceback(home: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

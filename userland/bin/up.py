@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import click
+from click.core import ParameterSource
 
+import syscalls
+from syscalls.abi import KernelRow
 from syscalls.address import runtime_dir, socket_path
 from userland import daemon
 from userland.daemon import Boot, Tell
@@ -90,11 +93,32 @@ def up(desk: Desk, /, model: str, foreground: bool, **options: Any) -> None:
         os.execv(sys.executable, boot.command)
     there = daemon.running(boot.address)
     if there is not None:
-        desk.note(f"kernel {there.pid} is up already, at {boot.address}")
+        desk.note(as_it_is(there, boot.address, model))
         return
     pid = start(boot, desk.err)
     desk.note(f"its socket is {boot.address}")
     desk.note(f"its log is {daemon.kernel_log()}, llmos down stops kernel {pid}")
+
+
+def as_it_is(kernel: KernelRow, address: str | None, model: str) -> str:
+    """Say of a kernel that is up already what was not applied; Failure if its model is another."""
+    context = click.get_current_context()
+    written = {
+        option.opts[-1]
+        for option in context.command.params
+        if context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    }
+    with syscalls.connect("llmos", address=address) as task:
+        where, loaded = task.address, [row.name for row in task.models()]
+    if "--model" in written and loaded and model not in loaded:
+        raise Failure(
+            f"kernel {kernel.pid} is up already, with {', '.join(loaded)} and not {model}",
+            "llmos down, and then again",
+            code="EBUSY",
+        )
+    said = f"kernel {kernel.pid} is up already, at {where}"
+    ignored = ", ".join(sorted(written - {"--model"}))
+    return f"{said}; {ignored} not applied (llmos down stops it)" if ignored else said
 
 
 def start(boot: Boot, err: TextIO, tied: bool = False) -> int:

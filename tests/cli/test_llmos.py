@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -312,7 +313,10 @@ def test_up_and_down(furnished: Path) -> None:
     up = llmos(furnished, "up", "--kv-mem", "64M", "--dtype", "float32")
     assert (up.returncode, up.stdout) == (0, ""), up.stderr
     try:
-        assert "is up after" in up.stderr
+        assert re.search(
+            r"is up after .* s: smollm2 on cpu0, KV pool 6[34]\.\d MiB \(--kv-mem changes it\)\n",
+            up.stderr,
+        )
         models = json.loads(llmos(furnished, "status", "--json").stdout)["data"]["models"]
         assert [(m["name"], m["dtype"]) for m in models] == [("smollm2", "float32")]
     finally:

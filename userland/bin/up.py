@@ -18,6 +18,7 @@ from userland import daemon
 from userland.daemon import Boot, Tell
 from userland.desk import Desk, pass_desk
 from userland.exits import Failure
+from userland.view import size
 
 DEFAULT_MODEL = "smollm2"
 
@@ -127,7 +128,12 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
     with telling(err) as tell:
         pid = daemon.start(boot, tell, tied)
     taken = time.monotonic() - before
-    err.write(f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n")
+    with syscalls.connect("llmos", address=boot.address) as task:
+        memory = size(sum(pool.total * pool.block_bytes for pool in task.pools()))
+    err.write(
+        f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}, "
+        f"KV pool {memory} (--kv-mem changes it)\n"
+    )
     err.flush()
     return pid
 
@@ -162,12 +168,12 @@ def parse_size(word: str) -> int:
     number = word.strip().upper().removesuffix("B").removesuffix("I")
     unit = number[-1:] if number[-1:] in units else ""
     try:
-        size = int(float(number.removesuffix(unit)) * units[unit])
+        found = int(float(number.removesuffix(unit)) * units[unit])
     except (ValueError, OverflowError):
-        size = 0
-    if not 0 < size < 1 << 60:
+        found = 0
+    if not 0 < found < 1 << 60:
         raise Failure(f"{word!r} is not a size", "sizes are like 720M, 1.5GiB or 1000000", 2)
-    return size
+    return found
 
 
 @contextmanager

@@ -176,6 +176,15 @@ def test_an_open_quote_goes_on(person: Typist) -> None:
     person.prompt()
 
 
+def test_a_line_that_is_wrapped_has_no_mark(person: Typist) -> None:
+    words = " ".join(f"word{number}" for number in range(20))
+    person.type(f"echo {words}")
+    shown = person.see(re.compile(r"word19$"))
+    assert "…" not in shown
+    person.type("\r")
+    person.see(re.compile(r"^word0 word1 ", re.MULTILINE))
+
+
 def test_output_without_a_newline_keeps_its_line(person: Typist) -> None:
     person.type("printf abc\r")
     person.see("\nabc⏎\nnull main")

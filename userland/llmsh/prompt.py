@@ -67,7 +67,7 @@ class Prompt:
             completer=Words(state),
             complete_while_typing=False,
             multiline=Condition(_goes_on),
-            prompt_continuation=_MORE,
+            prompt_continuation=lambda width, line, wrap: "" if wrap else _MORE,
             color_depth=ColorDepth.DEPTH_1_BIT if mono else ColorDepth.DEPTH_4_BIT,
             output=self._output,
         )

@@ -150,6 +150,11 @@ class Task:
         row: abi.TaskRow = self.run(self.caller.ask("stat_task", pid))
         return row
 
+    @property
+    def lost(self) -> KernelError | None:
+        """Why no call can succeed any more; None while the session lives."""
+        return self._session.lost
+
     def events(self) -> list[SessionEvent]:
         """Return what has happened to the task since the last time: signals, ended children."""
         with Shield():

@@ -11,8 +11,8 @@ kernel that is not there, or goes away, is ECONNRESET: at once, in every call th
 is no reconnect. One that is there and does not answer a `connect` is ETIMEDOUT. Ctrl-C interrupts
 any wait and leaves the session in order.
 
-A Task belongs to one thread, and to the host process that made it. Leaving the `with` block, or
-`close`, ends the task (status 1 after an exception) unless it is durable.
+A Task is for one thread at a time (EINVAL), and for the host process that made it. Leaving the
+`with` block, or `close`, ends the task (status 1 after an exception) unless it is durable.
 """
 
 import os
@@ -37,14 +37,14 @@ from syscalls.flow import Caller, Flow, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
 from syscalls.shield import Shield
 from syscalls.ticket import inherited
+from syscalls.turn import Turn
 
 if TYPE_CHECKING:
     from syscalls.text import TextModel
 
 T = TypeVar("T")
 
-HELLO_S = 10.0
-EXIT_S = 1.0
+HELLO_S, EXIT_S = 10.0, 1.0
 
 
 class Raw(NamedTuple):
@@ -87,6 +87,7 @@ class Task:
         self._timeout = timeout
         self._durable = False
         self._exited = False
+        self._turn = Turn()
         self._session = Session()
         self.caller = Caller(self._session, channel.send)
         self._poller = zmq.Poller()
@@ -157,7 +158,7 @@ class Task:
 
     def events(self) -> list[SessionEvent]:
         """Return what has happened to the task since the last time: signals, ended children."""
-        with Shield():
+        with self._turn, Shield():
             pump(self._channel, self._session)
             happened = list(self._session.events)
             self._session.events.clear()
@@ -197,18 +198,20 @@ class Task:
         self, name: str, *args: Any, ids: "Sequence[int] | array[int] | None" = None
     ) -> Raw:
         """Make any call of the table."""
-        call = self.caller.call(name, *args, ids=ids)
-        return Raw(self.run_for(finish(call), None), list(call.ids))
+        with self._turn:
+            call = self.caller.call(name, *args, ids=ids)
+            return Raw(self.run_for(finish(call), None), list(call.ids))
 
     def wait_beside(self, pid: int, process: "subprocess.Popen[bytes]") -> abi.WaitResult:
         """Wait for a child, and end its task if its process ends without becoming it."""
-        call = self.caller.waiting(pid)
-        try:
-            if not call.done and (process.poll() is not None or self._ends(call, process.pid)):
-                self.run_for(end_unattached(self.caller, pid), None)
-        finally:
-            self.caller.leave(pid, call)
-        return self.wait(pid)
+        with self._turn:
+            call = self.caller.waiting(pid)
+            try:
+                if not call.done and (process.poll() is not None or self._ends(call, process.pid)):
+                    self.run_for(end_unattached(self.caller, pid), None)
+            finally:
+                self.caller.leave(pid, call)
+            return self.wait(pid)
 
     def _ends(self, call: Pending, host_pid: int) -> bool:
         """Wait for a host process to end; False if the call has news before."""
@@ -263,10 +266,11 @@ class Task:
         """Step a flow to its end, waiting where it waits; ETIMEDOUT after `limit` seconds."""
         deadline = None if limit is None else time.monotonic() + limit
         try:
-            while True:
-                with Shield():
-                    pending = next(flow)
-                self._wait(pending, deadline)
+            with self._turn:
+                while True:
+                    with Shield():
+                        pending = next(flow)
+                    self._wait(pending, deadline)
         except StopIteration as end:
             value: T = end.value
             return value

@@ -154,6 +154,32 @@ def test_inspection(kernel: FakeKernel, task: Task) -> None:
         task.pools()
 
 
+def test_a_second_thread_is_refused_while_the_first_waits(kernel: FakeKernel, task: Task) -> None:
+    """It would take the first one's answer off the socket; between calls a Task is handed over."""
+    asked, answer = threading.Event(), threading.Event()
+    rows: list[abi.TaskRow] = []
+
+    def stat(request: wire.Request) -> Reply:
+        asked.set()
+        answer.wait()
+        return kernel._stat_task(request, b"")
+
+    kernel.replace["stat_task"] = stat
+    first = threading.Thread(target=lambda: rows.append(task.stat()))
+    first.start()
+    try:
+        asked.wait()
+        for call in (task.ps, task.events, task.wait, lambda: task.call_raw("list_models")):
+            with pytest.raises(EINVAL, match="another thread") as caught:
+                call()
+            assert "connect() in each thread" in caught.value.hint
+    finally:
+        answer.set()
+        first.join()
+    assert [row.pid for row in rows] == [41]
+    assert task.stat().pid == 41
+
+
 def test_a_snapshot_that_does_not_move_on(kernel: FakeKernel, task: Task) -> None:
     kernel.replace["snapshot"] = lambda request: Reply(abi.SnapshotResult(1, [], 5))
     with pytest.raises(EPROTO, match="does not move on"):

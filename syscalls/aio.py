@@ -29,11 +29,11 @@ from syscalls.address import locate
 from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
 from syscalls.aiocontext import Stream as Stream
-from syscalls.channel import Channel, gone, no_answer, pump
+from syscalls.channel import Channel, closed, no_answer, pump
 from syscalls.child import discard, spawn
-from syscalls.client import EXIT_S, HELLO_S, Raw
+from syscalls.client import EXIT_S, HELLO_S
 from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
-from syscalls.flow import Caller, Flow, finish, program_name
+from syscalls.flow import Caller, Flow, Raw, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
 from syscalls.ticket import inherited, launch
 
@@ -205,7 +205,7 @@ class Task:
 
     def abandon(self) -> None:
         """Close the connection without a word; the kernel sees the program's end by itself."""
-        self._wake(self._session.fail_all(gone("this Task is closed")))
+        self._wake(self._session.fail_all(closed()))
         if not self._channel.closed and self._channel.mine:
             for fd in self._fds:
                 self._loop.remove_reader(fd)

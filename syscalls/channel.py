@@ -129,6 +129,11 @@ def gone(why: str = "") -> ECONNRESET:
     return ECONNRESET(f"the kernel went away{detail}", "llmos status, llmos up")
 
 
+def closed() -> ECONNRESET:
+    """Return the error of a call whose Task was closed here."""
+    return ECONNRESET("this Task is closed", "connect() makes another one")
+
+
 def no_answer(channel: Channel, limit: float) -> ETIMEDOUT:
     """Return the error of a hello that got no answer: somebody listens, and is busy or hangs."""
     pid = channel.kernel_pid

@@ -23,17 +23,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import ceil
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
 from syscalls import abi, ctxflow
 from syscalls.address import locate
-from syscalls.channel import Channel, gone, no_answer, pump
-from syscalls.child import Child, end_unattached, start
+from syscalls.channel import Channel, closed, no_answer, pump
+from syscalls.child import Child, as_program_ended, end_unattached, start
 from syscalls.context import Context
 from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
-from syscalls.flow import Caller, Flow, finish, program_name
+from syscalls.flow import Caller, Flow, Raw, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
 from syscalls.shield import Shield
 from syscalls.ticket import inherited
@@ -45,13 +45,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HELLO_S, EXIT_S = 10.0, 1.0
-
-
-class Raw(NamedTuple):
-    """The result row and the ids of any call."""
-
-    result: Any
-    ids: list[int]
 
 
 def connect(
@@ -205,13 +198,14 @@ class Task:
     def wait_beside(self, pid: int, process: "subprocess.Popen[bytes]") -> abi.WaitResult:
         """Wait for a child, and end its task if its process ends without becoming it."""
         with self._turn:
-            call = self.caller.waiting(pid)
+            call, stranger = self.caller.waiting(pid), False
             try:
                 if not call.done and (process.poll() is not None or self._ends(call, process.pid)):
-                    self.run_for(end_unattached(self.caller, pid), None)
+                    stranger = self.run_for(end_unattached(self.caller, pid), None)
             finally:
                 self.caller.leave(pid, call)
-            return self.wait(pid)
+            result = self.wait(pid)
+        return as_program_ended(result, process) if stranger else result
 
     def _ends(self, call: Pending, host_pid: int) -> bool:
         """Wait for a host process to end; False if the call has news before."""
@@ -235,7 +229,7 @@ class Task:
 
     def abandon(self) -> None:
         """Close the connection without a word; the kernel sees the program's end by itself."""
-        self._session.fail_all(gone("this Task is closed"))
+        self._session.fail_all(closed())
         self._channel.close()
 
     def __enter__(self) -> "Task":

@@ -180,6 +180,13 @@ def test_a_second_thread_is_refused_while_the_first_waits(kernel: FakeKernel, ta
     assert task.stat().pid == 41
 
 
+def test_a_closed_task_is_not_a_kernel_that_went_away(task: Task) -> None:
+    task.close()
+    with pytest.raises(ECONNRESET, match=r"^this Task is closed") as caught:
+        task.ps()
+    assert "connect()" in caught.value.hint
+
+
 def test_a_snapshot_that_does_not_move_on(kernel: FakeKernel, task: Task) -> None:
     kernel.replace["snapshot"] = lambda request: Reply(abi.SnapshotResult(1, [], 5))
     with pytest.raises(EPROTO, match="does not move on"):
@@ -553,7 +560,7 @@ def test_ctrl_c_in_the_wait_for_a_process(kernel: FakeKernel, task: Task) -> Non
     assert child.process is not None and child.process.stdin is not None
     interrupted(child.wait)
     child.process.stdin.close()
-    assert child.wait() == (52, 137, "killed")
+    assert child.wait() == (52, 0, "its program ended")
     assert kernel.names().count("wait") == 1
 
 
@@ -630,6 +637,7 @@ def test_spawn_passes_the_ticket(kernel: FakeKernel, task: Task) -> None:
     assert child.ticket is None
     with child.process.stdout as out:
         assert out.read() == b"False 41\n"
+    kernel.host_pid = child.process.pid
     kernel.ended[child.pid] = (5, "exit")
     assert child.wait() == (52, 5, "exit")
     assert child.process.returncode == 0
@@ -677,14 +685,19 @@ def test_a_program_that_cannot_be_started(kernel: FakeKernel, task: Task, tmp_pa
 
 def test_a_program_that_dies_before_hello(kernel: FakeKernel, task: Task) -> None:
     child = task.spawn([sys.executable, "-c", "raise SystemExit(4)"])
-    assert child.wait() == (52, 137, "killed")
+    assert child.wait() == (52, 4, "its program ended")
     assert child.process is not None and child.process.returncode == 4
 
 
 def test_a_program_that_was_dead_and_buried_before_hello(kernel: FakeKernel, task: Task) -> None:
     child = task.spawn([sys.executable, "-c", "raise SystemExit(4)"])
     assert child.process is not None and child.process.wait() == 4
-    assert child.wait() == (52, 137, "killed")
+    assert child.wait() == (52, 4, "its program ended")
+
+
+def test_a_program_that_a_signal_ends_before_hello(kernel: FakeKernel, task: Task) -> None:
+    child = task.spawn(["sh", "-c", "kill -TERM $$"])
+    assert child.wait() == (52, 143, "its program ended")
 
 
 def test_a_program_that_the_kernel_knows_is_left_to_it(kernel: FakeKernel, task: Task) -> None:
@@ -693,12 +706,12 @@ def test_a_program_that_the_kernel_knows_is_left_to_it(kernel: FakeKernel, task:
     def end(request: wire.Request) -> Reply:
         """The kernel's pidfd tells it, after the client asked."""
         (peer, wait), *_ = kernel.waits
-        kernel._fin(peer, wait.call, Reply(abi.WaitResult(52, 4, "program ended")))
+        kernel._fin(peer, wait.call, Reply(abi.WaitResult(52, 129, "gone")))
         return kernel._stat_task(request, peer)
 
     kernel.replace["stat_task"] = end
     child = task.spawn([sys.executable, "-c", "raise SystemExit(4)"])
-    assert child.wait() == (52, 4, "program ended")
+    assert child.wait() == (52, 129, "gone")
     assert "kill" not in kernel.names()
 
 

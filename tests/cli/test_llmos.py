@@ -110,6 +110,14 @@ def test_a_typo_gets_a_proposal(tmp_path: Path) -> None:
     assert "did you mean status?" in done.stderr
 
 
+@pytest.mark.parametrize("address", ["foo", "ipc://relative", "tcp://host:1", ""])
+def test_an_address_that_is_none_is_a_usage_error(tmp_path: Path, address: str) -> None:
+    done = llmos(tmp_path, "-H", address, "ps")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "it is like ipc:///path/to/kernel.sock" in done.stderr
+    assert "LLMOS_HOST" not in done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_begins_with_purpose_and_examples(tmp_path: Path, name: str) -> None:
     done = llmos(tmp_path, name, "--help")
@@ -185,6 +193,17 @@ def test_ps_refuses_a_column_that_is_none(home: Path, words: list[str]) -> None:
     assert "bogus" in done.stderr and "pid,ppid" in done.stderr
 
 
+def test_ps_as_json_has_an_order_and_every_field(kernel: Daemon, home: Path) -> None:
+    with kernel.connect("aa"), kernel.connect("zz"):
+        found = json.loads(llmos(home, "ps", "--json", "--sort", "-name").stdout)["data"]
+        names = [row["name"] for row in found]
+        assert names == sorted(names, reverse=True)
+    refused = llmos(home, "ps", "--json", "-o", "pid")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "every field" in json.loads(refused.stderr)["error"]["message"]
+    assert llmos(home, "ps", "--json", "--sort", "bogus").returncode == 2
+
+
 def test_kill_ends_a_task(kernel: Daemon, home: Path) -> None:
     with kernel.connect("victim") as task:
         ctx = task.alloc_ctx()
@@ -210,6 +229,16 @@ def test_kill_refuses(home: Path, words: list[str], code: int, said: str) -> Non
     done = llmos(home, *words)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert said in done.stderr
+
+
+def test_kill_goes_on_after_a_task_that_is_not_there(kernel: Daemon, home: Path) -> None:
+    with kernel.connect("victim") as task:
+        done = llmos(home, "kill", "-KILL", "999998", str(task.pid), "999999")
+        assert done.returncode == 3
+        said = done.stderr.splitlines()
+        assert [line.startswith("llmos: ") for line in said if "99999" in line] == [True, True]
+        assert all(row["NAME"] != "victim" for row in rows(llmos(home, "ps")))
+        task.abandon()
 
 
 def test_free_draws_the_pool(home: Path) -> None:

@@ -2,9 +2,10 @@
 
 import click
 
+from syscalls import KernelError
 from syscalls.abi import Sig
 from userland.desk import Desk, pass_desk
-from userland.exits import Failure
+from userland.exits import Failure, report
 
 NAMES = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig)
 
@@ -56,5 +57,15 @@ def kill(desk: Desk, signal: str, words: tuple[str, ...]) -> None:
     for pid in pids:
         if not _is_number(pid) or len(pid) > 18:
             raise Failure(f"{pid!r} is not a pid", "ps lists them", 2)
+    errors: list[KernelError] = []
     for pid in pids:
-        desk.task.kill(int(pid), number)
+        try:
+            desk.task.kill(int(pid), number)
+        except KernelError as error:  # the others are to get theirs
+            errors.append(error)
+            if desk.task.lost:
+                break
+    for earlier in errors[:-1]:
+        report(earlier, desk.err, desk.name)
+    if errors:
+        raise errors[-1]

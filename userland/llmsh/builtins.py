@@ -108,7 +108,7 @@ def _command(name: str) -> Function:
 
     def run(state: State, args: list[str], out: TextIO) -> int:
         command: click.Command = getattr(import_module(f"userland.bin.{name}"), name)
-        desk = Desk(out, state.err, state.contexts.task())
+        desk = Desk(out, state.err, state.contexts.task(), name="llmsh")
         with redirect_stdout(out):  # --help, which click writes by itself
             result = command.main(args, name, standalone_mode=False, obj=desk)
         return result if isinstance(result, int) else 0

@@ -344,6 +344,47 @@ def test_programs_of_other_scripts_read_stdin(home: Path) -> None:
     assert say(home, "from stdin\n", "-c", "cat") == "from stdin\n"
 
 
+@pytest.mark.parametrize("script", ['cat | "sum up"', '"sum up" < /dev/stdin'])
+def test_a_prompt_reads_stdin_where_it_is_told_to(home: Path, script: str) -> None:
+    fed = llmsh(home, "some text", "--max-tokens", "5", "-c", script)
+    same = llmsh(home, 'set max=5\necho "some text" | "sum up"')
+    assert fed.stdout == same.stdout != llmsh(home, 'set max=5\n"sum up"').stdout
+    assert "no prompt has read stdin" not in fed.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "script", "said"),
+    [("doc", '"x"', True), ("doc", '"x"; cat', False), ("doc", "pwd", False),
+     ("/dev/null", '"x"', False)],
+)  # fmt: skip
+def test_a_file_that_no_prompt_reads_is_said(
+    home: Path, tmp_path: Path, source: str, script: str, said: bool
+) -> None:
+    (tmp_path / "doc").write_text("some text\n")
+    with (tmp_path / source).open() as stdin:
+        done = run(home, stdin.fileno(), script)
+    assert ("no prompt has read stdin" in done.stderr) == said
+
+
+@pytest.mark.parametrize("said", [b"", b"some text\n"])
+def test_a_prompt_does_not_wait_for_a_pipe_that_never_ends(home: Path, said: bytes) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, said)
+    done = run(home, reader, '"x"')
+    os.close(reader)
+    os.close(writer)
+    assert ("no prompt has read stdin" in done.stderr) == bool(said)
+
+
+def run(home: Path, stdin: int, script: str) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [*LLMSH, "--max-tokens", "3", "-c", script],
+        env=environment(home), stdin=stdin, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_builtins_come_before_programs_and_a_backslash_after(home: Path, tmp_path: Path) -> None:
     (tmp_path / "ps").write_text("#!/bin/sh\necho the host\n")
     (tmp_path / "ps").chmod(0o755)

@@ -17,6 +17,7 @@ from userland.llmsh.ask import Interrupted, Sampling
 from userland.llmsh.builtins import Leave
 from userland.llmsh.shell import Shell
 from userland.llmsh.state import State
+from userland.llmsh.streams import has_unread
 from userland.llmsh.terminal import controlling
 from userland.llmsh.variables import MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 
@@ -64,10 +65,12 @@ def main(
       llmsh
       llmsh -c 'git log -5 | "one line: what happened?"'
       printf '"Name a river."\\nps\\n' | llmsh
+      git diff | llmsh -c 'cat | "sum up"'
 
     On a terminal it is interactive, `help` lists what there is. Otherwise it reads lines from
     SCRIPT, -c or stdin, writes answers to stdout and everything else to stderr; its exit status
-    is that of the last command.
+    is that of the last command. A prompt reads what a pipe or < feeds it, and never stdin by
+    itself: with -c or SCRIPT, `cat | "..."` gives it stdin.
     """
     standard.fill()
     if lines is not None and script is not None:
@@ -108,11 +111,24 @@ def _run(state: State, lines: Iterable[str] | None) -> int:
             return _converse(state)
         from userland.llmsh.script import run_script
 
-        return run_script(Shell(state), lines)
+        status = run_script(Shell(state), lines)
+        if status == 0:
+            _mind_stdin(state, lines)
+        return status
     finally:
         state.contexts.close()
         if state.out_gone:
             sys.stdout = None  # the interpreter would complain about what is left in its buffer
+
+
+def _mind_stdin(state: State, lines: Iterable[str]) -> None:
+    """Say that input has been left alone, which somebody may have meant for a prompt.
+
+    No prompt reads stdin by itself: it may be a pipe that never ends, or the list of a loop around
+    this shell.
+    """
+    if lines is not sys.stdin and state.asked_alone and has_unread(0):
+        state.note('no prompt has read stdin: cat | "..." does; </dev/null if none is to')
 
 
 def _end(number: int, _: FrameType | None) -> None:

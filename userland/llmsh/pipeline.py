@@ -134,6 +134,7 @@ def _write(inner: Inner, out: TextIO) -> int:
 def _ask(state: State, stage: Stage, model: Model) -> int:
     sink = Sink(STDOUT if stage.stdout is None else stage.stdout)
     call = Ask(model.prompt, model.context, stage.intake, sink, state.note)
+    state.asked_alone |= stage.intake is None
     answer = call.run(state.contexts, state.sampling)
     state.answer = answer.text.strip()
     return answer.status

@@ -27,6 +27,8 @@ class State:
     """`$?`"""
     answer: str = ""
     """`$_`"""
+    asked_alone: bool = False
+    """A prompt has been asked that nothing was fed into."""
     out_gone: bool = False
     """Nobody reads the shell's stdout any more."""
     contexts: Contexts = field(init=False)

@@ -10,7 +10,7 @@ text.
 from typing import TYPE_CHECKING, Any
 
 from syscalls.child import Child
-from syscalls.client import Raw, Task, connect
+from syscalls.client import Task, connect
 from syscalls.context import Context, Stream
 from syscalls.conversation import Turn
 from syscalls.errors import (
@@ -41,6 +41,7 @@ from syscalls.errors import (
     Errno,
     KernelError,
 )
+from syscalls.flow import Raw
 from syscalls.output import Piece, Usage
 from syscalls.session import Exited, Signalled
 

@@ -29,11 +29,11 @@ from syscalls.address import locate
 from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
 from syscalls.aiocontext import Stream as Stream
-from syscalls.channel import Channel, gone, pump
+from syscalls.channel import Channel, closed, no_answer, pump
 from syscalls.child import discard, spawn
-from syscalls.client import EXIT_S, HELLO_S, Raw, no_answer
+from syscalls.client import EXIT_S, HELLO_S
 from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
-from syscalls.flow import Caller, Flow, finish, program_name
+from syscalls.flow import Caller, Flow, Raw, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
 from syscalls.ticket import inherited, launch
 
@@ -143,6 +143,11 @@ class Task:
         row: abi.TaskRow = await self.run(self.caller.ask("stat_task", pid))
         return row
 
+    @property
+    def lost(self) -> KernelError | None:
+        """Why no call can succeed any more; None while the session lives."""
+        return self._session.lost
+
     def events(self) -> list[SessionEvent]:
         """Return what has happened to the task since the last time: signals, ended children."""
         happened = list(self._session.events)
@@ -200,7 +205,7 @@ class Task:
 
     def abandon(self) -> None:
         """Close the connection without a word; the kernel sees the program's end by itself."""
-        self._wake(self._session.fail_all(gone("this Task is closed")))
+        self._wake(self._session.fail_all(closed()))
         if not self._channel.closed and self._channel.mine:
             for fd in self._fds:
                 self._loop.remove_reader(fd)
@@ -217,12 +222,12 @@ class Task:
     # --- waiting ------------------------------------------------------------------------------
 
     async def greet(self, name: str, ticket: bytes | None, durable: bool) -> None:
-        """Say hello; a kernel that does not answer is none."""
+        """Say hello; ETIMEDOUT if a kernel is there and does not answer."""
         limit = HELLO_S if self._timeout is None else self._timeout
         try:
             self.hello = await self.run_for(self.caller.hello(name, ticket, durable), limit)
         except ETIMEDOUT:
-            raise no_answer(self.address, limit) from None
+            raise no_answer(self._channel, limit) from None
         self.pid = self.hello.pid
         self._durable = durable
 

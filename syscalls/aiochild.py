@@ -6,7 +6,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from syscalls import abi
-from syscalls.child import end_unattached, reap
+from syscalls.child import as_program_ended, end_unattached, reap
 
 if TYPE_CHECKING:
     from syscalls.aio import Task
@@ -33,12 +33,12 @@ class Child:
             return await self._task.wait(self.pid)
         waiting = asyncio.ensure_future(self._task.wait(self.pid))
         try:
-            await self._watch(waiting, self.process)
+            stranger = await self._watch(waiting, self.process)
             result = await waiting
         finally:
             waiting.cancel()
         await asyncio.to_thread(reap, self.process)
-        return result
+        return as_program_ended(result, self.process) if stranger else result
 
     async def kill(self, sig: int = abi.Sig.TERM) -> None:
         """Send a signal to the task."""
@@ -46,12 +46,13 @@ class Child:
 
     async def _watch(
         self, waiting: "asyncio.Future[abi.WaitResult]", process: "subprocess.Popen[bytes]"
-    ) -> None:
-        """Wait for the task's end; end a task whose process ended before it said hello."""
+    ) -> bool:
+        """Wait for the task's end; end a task whose process ended before it said hello (True)."""
         if process.poll() is None and not await _ends_first(process.pid, waiting):
-            return
-        if not waiting.done():
-            await self._task.run_for(end_unattached(self._task.caller, self.pid), None)
+            return False
+        if waiting.done():
+            return False
+        return await self._task.run_for(end_unattached(self._task.caller, self.pid), None)
 
 
 async def _ends_first(pid: int, other: "asyncio.Future[Any]") -> bool:

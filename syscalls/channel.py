@@ -10,13 +10,17 @@ slow to read it, and the kernel must not lose a terminal event because of that.
 
 import os
 import socket
+import struct
 from contextlib import closing
 
 import zmq
 
 from syscalls.address import socket_path
-from syscalls.errors import ECONNRESET, EPERM, EPROTO, KernelError
+from syscalls.errors import ECONNRESET, EPERM, EPROTO, ETIMEDOUT, KernelError
 from syscalls.session import Pending, Session
+
+_UCRED = struct.Struct("3i")
+"""pid, uid, gid."""
 
 _ENDS = (
     zmq.EVENT_DISCONNECTED
@@ -35,7 +39,7 @@ class Channel:
     """Messages to and from one kernel."""
 
     def __init__(self, address: str) -> None:
-        probe(address)
+        self.kernel_pid = probe(address)
         self.address = address
         self._owner = os.getpid()
         self._context = zmq.Context()
@@ -125,8 +129,25 @@ def gone(why: str = "") -> ECONNRESET:
     return ECONNRESET(f"the kernel went away{detail}", "llmos status, llmos up")
 
 
-def probe(address: str) -> None:
-    """Raise unless somebody listens. ZeroMQ would wait for a listener without a word."""
+def closed() -> ECONNRESET:
+    """Return the error of a call whose Task was closed here."""
+    return ECONNRESET("this Task is closed", "connect() makes another one")
+
+
+def no_answer(channel: Channel, limit: float) -> ETIMEDOUT:
+    """Return the error of a hello that got no answer: somebody listens, and is busy or hangs."""
+    pid = channel.kernel_pid
+    return ETIMEDOUT(
+        f"the kernel at {channel.address} did not answer within {limit:g} s",
+        "it again" + (f"; kill -9 {pid} ends a kernel that hangs" if pid else ""),
+    )
+
+
+def probe(address: str) -> int:
+    """Return the pid of whoever listens, 0 if it cannot be known; raise if nobody does.
+
+    ZeroMQ would wait for a listener without a word.
+    """
     path = socket_path(address)
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as door:
         # A kernel whose queue of connections is full is there, and answers late.
@@ -134,9 +155,11 @@ def probe(address: str) -> None:
         try:
             door.connect(str(path))
         except BlockingIOError:
-            return
+            return 0
         except OSError as error:
             raise _no_kernel(error, str(path)) from None
+        peer = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(peer)[0])
 
 
 def _no_kernel(error: OSError, path: str) -> KernelError:

@@ -91,14 +91,25 @@ def discard(caller: Caller, pid: int) -> Flow[None]:
     yield from caller.ask("wait", pid)
 
 
-def end_unattached(caller: Caller, pid: int) -> Flow[None]:
-    """End a task whose process has ended, unless the kernel knows the process and sees it too."""
+def end_unattached(caller: Caller, pid: int) -> Flow[bool]:
+    """End a task whose process has ended, unless the kernel knows the process and sees it too.
+
+    Return whether it was ended here.
+    """
     try:
         row: abi.TaskRow = yield from caller.ask("stat_task", pid)
         if row.host_pid == 0:
             yield from caller.ask("kill", pid, int(abi.Sig.KILL))
+            return True
     except ESRCH:
         pass  # it has ended meanwhile
+    return False
+
+
+def as_program_ended(result: abi.WaitResult, process: "subprocess.Popen[bytes]") -> abi.WaitResult:
+    """Return how a program ended that never became its task: the kernel knows of our kill only."""
+    code = process.wait()
+    return result._replace(status=code if code >= 0 else 128 - code, reason="its program ended")
 
 
 def reap(process: "subprocess.Popen[bytes]") -> None:

@@ -8,10 +8,11 @@
 
 Calls block until the kernel has answered, and raise the error of the call (`syscalls.errors`). A
 kernel that is not there, or goes away, is ECONNRESET: at once, in every call that waits, and there
-is no reconnect. Ctrl-C interrupts any wait and leaves the session in order.
+is no reconnect. One that is there and does not answer a `connect` is ETIMEDOUT. Ctrl-C interrupts
+any wait and leaves the session in order.
 
-A Task belongs to one thread, and to the host process that made it. Leaving the `with` block, or
-`close`, ends the task (status 1 after an exception) unless it is durable.
+A Task is for one thread at a time (EINVAL), and for the host process that made it. Leaving the
+`with` block, or `close`, ends the task (status 1 after an exception) unless it is durable.
 """
 
 import os
@@ -22,35 +23,28 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import ceil
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
 from syscalls import abi, ctxflow
 from syscalls.address import locate
-from syscalls.channel import Channel, gone, pump
-from syscalls.child import Child, end_unattached, start
+from syscalls.channel import Channel, closed, no_answer, pump
+from syscalls.child import Child, as_program_ended, end_unattached, start
 from syscalls.context import Context
-from syscalls.errors import ECONNRESET, ENOTSUP, ETIMEDOUT, KernelError
-from syscalls.flow import Caller, Flow, finish, program_name
+from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
+from syscalls.flow import Caller, Flow, Raw, finish, program_name
 from syscalls.session import Pending, Session, SessionEvent
 from syscalls.shield import Shield
 from syscalls.ticket import inherited
+from syscalls.turn import Turn
 
 if TYPE_CHECKING:
     from syscalls.text import TextModel
 
 T = TypeVar("T")
 
-HELLO_S = 10.0
-EXIT_S = 1.0
-
-
-class Raw(NamedTuple):
-    """The result row and the ids of any call."""
-
-    result: Any
-    ids: list[int]
+HELLO_S, EXIT_S = 10.0, 1.0
 
 
 def connect(
@@ -75,11 +69,6 @@ def connect(
     return task
 
 
-def no_answer(where: str, limit: float) -> ECONNRESET:
-    """Return the error of a hello that got no answer."""
-    return ECONNRESET(f"the kernel at {where} did not answer within {limit:g} s", "llmos status")
-
-
 class Task:
     """This program, as the kernel sees it. Made by `connect`."""
 
@@ -91,6 +80,7 @@ class Task:
         self._timeout = timeout
         self._durable = False
         self._exited = False
+        self._turn = Turn()
         self._session = Session()
         self.caller = Caller(self._session, channel.send)
         self._poller = zmq.Poller()
@@ -154,9 +144,14 @@ class Task:
         row: abi.TaskRow = self.run(self.caller.ask("stat_task", pid))
         return row
 
+    @property
+    def lost(self) -> KernelError | None:
+        """Why no call can succeed any more; None while the session lives."""
+        return self._session.lost
+
     def events(self) -> list[SessionEvent]:
         """Return what has happened to the task since the last time: signals, ended children."""
-        with Shield():
+        with self._turn, Shield():
             pump(self._channel, self._session)
             happened = list(self._session.events)
             self._session.events.clear()
@@ -196,18 +191,21 @@ class Task:
         self, name: str, *args: Any, ids: "Sequence[int] | array[int] | None" = None
     ) -> Raw:
         """Make any call of the table."""
-        call = self.caller.call(name, *args, ids=ids)
-        return Raw(self.run_for(finish(call), None), list(call.ids))
+        with self._turn:
+            call = self.caller.call(name, *args, ids=ids)
+            return Raw(self.run_for(finish(call), None), list(call.ids))
 
     def wait_beside(self, pid: int, process: "subprocess.Popen[bytes]") -> abi.WaitResult:
         """Wait for a child, and end its task if its process ends without becoming it."""
-        call = self.caller.waiting(pid)
-        try:
-            if not call.done and (process.poll() is not None or self._ends(call, process.pid)):
-                self.run_for(end_unattached(self.caller, pid), None)
-        finally:
-            self.caller.leave(pid, call)
-        return self.wait(pid)
+        with self._turn:
+            call, stranger = self.caller.waiting(pid), False
+            try:
+                if not call.done and (process.poll() is not None or self._ends(call, process.pid)):
+                    stranger = self.run_for(end_unattached(self.caller, pid), None)
+            finally:
+                self.caller.leave(pid, call)
+            result = self.wait(pid)
+        return as_program_ended(result, process) if stranger else result
 
     def _ends(self, call: Pending, host_pid: int) -> bool:
         """Wait for a host process to end; False if the call has news before."""
@@ -231,7 +229,7 @@ class Task:
 
     def abandon(self) -> None:
         """Close the connection without a word; the kernel sees the program's end by itself."""
-        self._session.fail_all(gone("this Task is closed"))
+        self._session.fail_all(closed())
         self._channel.close()
 
     def __enter__(self) -> "Task":
@@ -245,12 +243,12 @@ class Task:
     # --- waiting ------------------------------------------------------------------------------
 
     def greet(self, name: str, ticket: bytes | None, durable: bool) -> None:
-        """Say hello; a kernel that does not answer is none."""
+        """Say hello; ETIMEDOUT if a kernel is there and does not answer."""
         limit = HELLO_S if self._timeout is None else self._timeout
         try:
             self.hello = self.run_for(self.caller.hello(name, ticket, durable), limit)
         except ETIMEDOUT:
-            raise no_answer(self.address, limit) from None
+            raise no_answer(self._channel, limit) from None
         self.pid = self.hello.pid
         self._durable = durable
 
@@ -262,10 +260,11 @@ class Task:
         """Step a flow to its end, waiting where it waits; ETIMEDOUT after `limit` seconds."""
         deadline = None if limit is None else time.monotonic() + limit
         try:
-            while True:
-                with Shield():
-                    pending = next(flow)
-                self._wait(pending, deadline)
+            with self._turn:
+                while True:
+                    with Shield():
+                        pending = next(flow)
+                    self._wait(pending, deadline)
         except StopIteration as end:
             value: T = end.value
             return value

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 ASSISTANT = "assistant"
 
 
+def encode(model: "TextModel", text: str) -> list[int]:
+    """Return the ids of text as it is; EINVAL if it is none."""
+    from syscalls.text import TextError
+
+    try:
+        return model.encode(text)
+    except TextError as error:
+        raise EINVAL(str(error)) from None
+
+
 class Turn(NamedTuple):
     """One message, and the length of the context at its end."""
 

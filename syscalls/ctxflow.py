@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from syscalls import abi
-from syscalls.conversation import Conversation, Turn
+from syscalls.conversation import Conversation, Turn, encode
 from syscalls.errors import EBUSY, EINVAL
 from syscalls.flow import Caller, Flow, finish
 from syscalls.generation import Generation
@@ -56,7 +56,7 @@ class ContextFlow:
         """Add text or ids; return the new length."""
         yield from self._idle()
         if isinstance(what, str):
-            ids: Sequence[int] | array[int] = (yield from self._text()).encode(what)
+            ids: Sequence[int] | array[int] = encode((yield from self._text()), what)
         else:
             ids = what
         if len(ids) == 0:

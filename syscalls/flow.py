@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from re import sub
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from syscalls import abi
 from syscalls.errors import ECORRUPT, EINVAL, ENOENT, EPROTO, KernelError
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Flow = Generator[Pending, None, T]
+
+
+class Raw(NamedTuple):
+    """The result row and the ids of any call."""
+
+    result: Any
+    ids: list[int]
 
 
 def finish(pending: Pending) -> Flow[Any]:

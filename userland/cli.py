@@ -9,6 +9,9 @@ from importlib import import_module
 
 import click
 
+from syscalls import KernelError
+from syscalls.address import socket_path
+from userland import standard
 from userland.desk import Desk
 from userland.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, PipeClosed, report
 
@@ -59,9 +62,25 @@ class Commands(click.Group):
                 formatter.write_dl(rows)
 
 
+def _address(_: click.Context, __: click.Parameter, host: str | None) -> str | None:
+    try:
+        if host is not None:
+            socket_path(host)
+    except KernelError as error:
+        form = "it is like ipc:///path/to/kernel.sock"
+        raise click.BadParameter(f"{error.message}; {form}") from None
+    return host
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="llmos-kernel", prog_name="llmos")
-@click.option("-H", "--host", metavar="ADDRESS", help="The kernel's socket, as ipc:///path.")
+@click.option(
+    "-H",
+    "--host",
+    metavar="ADDRESS",
+    callback=_address,
+    help="The kernel's socket, as ipc:///path.",
+)
 @click.pass_context
 def llmos(context: click.Context, host: str | None) -> None:
     """An operating-system kernel for language models.
@@ -81,6 +100,7 @@ def llmos(context: click.Context, host: str | None) -> None:
 
 def main() -> None:
     """Entry point of llmos."""
+    standard.fill()
     desk = Desk(sys.stdout, sys.stderr)
     sys.exit(run(desk, sys.argv[1:]))
 

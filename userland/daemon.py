@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import syscalls
 from syscalls.address import runtime_dir
@@ -39,10 +40,21 @@ def state_dir() -> Path:
 
 
 def kernel_log() -> Path:
-    """Return the log of kernels started here, its directory made."""
-    directory = state_dir()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory / "kernel.log"
+    """Return the log of kernels started here."""
+    return state_dir() / "kernel.log"
+
+
+def _open_log() -> BinaryIO:
+    log = kernel_log()
+    try:
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return log.open("ab")
+    except OSError as error:
+        raise Failure(
+            f"cannot write the kernel's log {log}: {error.strerror}",
+            "set LLMOS_HOME to a directory of your own",
+            BAD_SETUP,
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,7 @@ class Boot:
 
 
 def running(address: str | None = None) -> syscalls.abi.KernelRow | None:
-    """Return the counters of the kernel that answers, None if there is none."""
+    """Return the counters of the kernel, None if there is none; ETIMEDOUT if it hangs."""
     try:
         with syscalls.connect("llmos", address=address) as task:
             return task.kernel()
@@ -83,7 +95,7 @@ def start(boot: Boot, tell: Tell, tied: bool = False) -> int:
     Whatever interrupts the wait, no kernel is left behind.
     """
     log = kernel_log()
-    with log.open("ab") as out:
+    with _open_log() as out:
         begin = out.tell()
         process = subprocess.Popen(
             boot.command,
@@ -127,7 +139,7 @@ def _wait_until_up(
 def _listening(boot: Boot) -> bool:
     try:
         syscalls.connect("llmos", address=boot.address).close()
-    except syscalls.ECONNRESET:
+    except (syscalls.ECONNRESET, syscalls.ETIMEDOUT):
         return False
     return True
 

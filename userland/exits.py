@@ -16,6 +16,7 @@ from syscalls import KernelError
 FAILED = 1
 USAGE = 2
 NO_KERNEL = 69
+BUG = 70
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -46,6 +47,17 @@ class Failure(Exception):
         self.hint = hint
         self.code = code
         self.exit_code = _CODES.get(code, FAILED) if exit_code is None else exit_code
+
+
+REFUSED = (OSError, ValueError)
+"""What the system raises for a path or an argument; ValueError where it cannot even be passed."""
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Say why the system refused a path or an argument."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "it has a NUL or half a character in it"
 
 
 class PipeClosed(Exception):

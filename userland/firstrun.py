@@ -13,17 +13,21 @@ from typing import Any
 
 import click
 
-from userland import daemon
+from userland import daemon, standard
 from userland.bin.pull import fetch
-from userland.bin.up import boot_of, boot_options, start
+from userland.bin.up import as_it_is, boot_of, boot_options, start
 from userland.exits import EXPECTED, INTERRUPTED, Failure, report
 from userland.models import installed
 
 
 def main() -> None:
     """Entry point: run, and turn what may go wrong into an exit code."""
+    standard.fill()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    # As in an activated .venv: the hints of this program say llmos, and it should be there.
+    here, path = Path(sys.executable).parent, os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = f"{here}{os.pathsep}{path}"
     try:
         code = first_run.main(prog_name="make run", standalone_mode=False)
     except EXPECTED as error:
@@ -50,7 +54,11 @@ def first_run(model: str, **options: Any) -> int:
       make run ARGS="--dtype float32 --kv-mem 1G"
     """
     started = None
-    if daemon.running() is None:
+    there = daemon.running()
+    if there is not None:
+        sys.stderr.write(f"{as_it_is(there, None, model)}\n")
+        sys.stderr.flush()
+    else:
         boot = boot_of(_folder(model), None, model=model, **options)
         started = start(boot, sys.stderr, tied=True)
     try:
@@ -82,12 +90,15 @@ def _shell() -> int:
 
 def _stop(pid: int) -> None:
     """Stop the kernel that was started here, whatever it is doing, and wait for its end."""
+    sys.stderr.write(f"stopping kernel {pid}\n")
+    sys.stderr.flush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    for number in (signal.SIGTERM, signal.SIGTERM):  # the second: at once
+    # The first gives running infers time, the second ends that. Two of a kind could become one.
+    for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(pid, number)
     daemon.wait_for_end(pidfd, 30.0)
     os.waitpid(pid, 0)

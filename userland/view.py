@@ -12,6 +12,8 @@ from userland.exits import Failure
 
 Style = Callable[[Any], str]
 """A row's colour on a terminal, as rich names it."""
+_SHORTEST = 6
+"""What a word is cut to at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class Column:
     cell: Callable[[Any], str]
     left: bool = False
     sort: Callable[[Any], Any] | None = None
+    spare: bool = False
+    """Left out where a terminal is too narrow."""
 
 
 def choose(columns: Sequence[Column], keys: str) -> list[Column]:
@@ -45,45 +49,69 @@ def draw(
     desk: Desk, columns: Sequence[Column], rows: Sequence[Any], headers: bool, style: Style
 ) -> None:
     """Write rows to the desk."""
-    cells = [[column.cell(row) for column in columns] for row in rows]
+    lines = [[column.cell(row) for column in columns] for row in rows]
+    styles = [style(row) for row in rows]
+    if headers:
+        lines.insert(0, [column.title for column in columns])
+        styles.insert(0, "bold")
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if desk.out.isatty():
-        _draw_rich(desk, columns, cells, [style(row) for row in rows], headers)
+        _draw_rich(desk, columns, lines, widths, styles)
         return
-    titles = [[column.title for column in columns]] if headers else []
-    widths = [max(map(len, column)) for column in zip(*titles, *cells, strict=True)]
-    for line in titles + cells:
-        desk.say(" ".join(map(_pad, line, widths, columns)).rstrip())
+    for line in lines:
+        desk.say(_join(columns, line, widths))
 
 
-def _pad(cell: str, width: int, column: Column) -> str:
-    return cell.ljust(width) if column.left else cell.rjust(width)
+def fit(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
+    """Return the widths for a terminal, 0 for what is left out: spare columns, from the right.
+
+    After them words are cut. Numbers never are: a line that is still too long runs over.
+    """
+    fitted = list(widths)
+
+    def excess() -> int:
+        return sum(width + 1 for width in fitted if width) - 1 - room
+
+    for at in reversed(range(len(columns))):
+        if columns[at].spare and excess() > 0:
+            fitted[at] = 0
+    words = [at for at, column in enumerate(columns) if column.left and fitted[at] > _SHORTEST]
+    while words and excess() > 0:
+        widest = max(words, key=fitted.__getitem__)
+        fitted[widest] -= 1
+        words = [at for at in words if fitted[at] > _SHORTEST]
+    return fitted
 
 
 def _draw_rich(
     desk: Desk,
     columns: Sequence[Column],
-    cells: list[list[str]],
+    lines: list[list[str]],
+    widths: list[int],
     styles: list[str],
-    headers: bool,
 ) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=headers, header_style="bold", pad_edge=False)
-    for column in columns:
-        wide = column.left
-        table.add_column(
-            column.title,
-            justify="left" if wide else "right",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if wide else len(column.title),
-        )
-    for line, style in zip(cells, styles, strict=True):
-        table.add_row(*map(Text, line), style=style)
+    console = Console(file=desk.out, highlight=False)
+    fitted = fit(columns, widths, console.width)
     with desk.writing():
-        Console(file=desk.out, highlight=False).print(table)
+        for line, style in zip(lines, styles, strict=True):
+            console.print(Text(_join(columns, line, fitted), style), soft_wrap=True)
+    absent = [column.title for column, width in zip(columns, fitted, strict=True) if not width]
+    if absent:
+        desk.note(f"{console.width} columns are too few for {', '.join(absent)}; | cat has all")
+
+
+def _join(columns: Sequence[Column], line: Sequence[str], widths: Sequence[int]) -> str:
+    cells = zip(columns, line, widths, strict=True)
+    return " ".join(_pad(column, cell, width) for column, cell, width in cells if width).rstrip()
+
+
+def _pad(column: Column, cell: str, width: int) -> str:
+    if len(cell) > width:
+        cell = f"{cell[: width - 1]}…"
+    return cell.ljust(width) if column.left else cell.rjust(width)
 
 
 def count(number: float) -> str:

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from drivers.models.store import default_root
-from tests.helpers.daemon import ROOT, eventually
+from tests.helpers.daemon import ROOT, daemon, eventually
+from userland import firstrun
 
 FIRSTRUN = (sys.executable, "-m", "userland.firstrun", "--kv-mem", "64M")
 
@@ -66,7 +67,7 @@ def test_a_script_from_nothing_to_an_answer(home: Path) -> None:
     ps, free = tables.split("DEVICE")
     assert ps.split()[:3] == ["PID", "PPID", "USER"] and "llmsh" in ps
     assert free.split()[0] == "MODEL" and "smollm2" in free
-    assert "loading" in done.stderr
+    assert "loading" in done.stderr and "stopping kernel" in done.stderr
     nothing_left(home)
 
 
@@ -74,6 +75,12 @@ def test_the_script_decides_the_status(home: Path) -> None:
     done = run(home, "echo before\nexit 7\necho after\n")
     assert (done.returncode, done.stdout) == (7, "before\n")
     nothing_left(home)
+
+
+def test_hints_can_be_followed_in_its_shell(home: Path) -> None:
+    done = run(home, "llmos status\n")
+    assert done.returncode == 0, done.stderr
+    assert "cpu0 is up" in done.stdout
 
 
 def start(home: Path) -> "subprocess.Popen[str]":
@@ -91,6 +98,33 @@ def start(home: Path) -> "subprocess.Popen[str]":
     while "is up after" not in process.stderr.readline():
         assert process.poll() is None
     return process
+
+
+def test_a_kernel_that_is_up_is_used_as_it_is_and_left(home: Path) -> None:
+    with daemon(home) as kernel:
+        done = run(home, "ps --no-headers -o name\n")
+        assert done.stdout.splitlines()[-1] == "llmsh"
+        said = f"kernel {kernel.process.pid} is up already, at {kernel.address}"
+        assert done.stderr.startswith(f"{said}; --kv-mem not applied (llmos down stops it)\n")
+        assert "stopping" not in done.stderr and kernel.process.poll() is None
+
+
+def test_a_kernel_that_is_busy_hears_both_signals(capfd: pytest.CaptureFixture[str]) -> None:
+    """Signals of a kind merge while they wait: the one that ends the grace would be lost."""
+    busy = (
+        "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, {2, 15}); print(flush=True)\n"
+        "while len(signal.sigpending()) < 2: os.sched_yield()"
+    )
+    before = signal.getsignal(signal.SIGINT)
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as kernel:
+        assert kernel.stdout is not None
+        kernel.stdout.readline()
+        try:
+            firstrun._stop(kernel.pid)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            kernel.kill()
+    assert capfd.readouterr().err == f"stopping kernel {kernel.pid}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

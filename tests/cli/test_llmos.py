@@ -1,7 +1,9 @@
 """`llmos` from outside: what it writes, where, and how it ends."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import pytest
 
 from drivers.models.store import default_root
 from tests.helpers.daemon import ROOT, Daemon, daemon, eventually
-from userland.cli import COMMANDS
+from userland.cli import COMMANDS, run
+from userland.desk import Desk
 
 LLMOS = (sys.executable, "-m", "userland.cli")
 
@@ -83,6 +86,15 @@ def test_up_without_the_model_says_what_to_pull(tmp_path: Path) -> None:
     assert "llmos pull smollm2" in done.stderr
 
 
+def test_up_without_a_directory_for_its_log(furnished: Path) -> None:
+    (furnished / "state").touch()
+    done = llmos(furnished, "up")
+    assert (done.returncode, done.stdout) == (78, "")
+    log = furnished / "state" / "kernel.log"
+    assert done.stderr.startswith(f"llmos: cannot write the kernel's log {log}: ")
+    assert "try   set LLMOS_HOME" in done.stderr
+
+
 def test_pull_of_an_unknown_model(tmp_path: Path) -> None:
     done = llmos(tmp_path, "pull", "gpt-9")
     assert (done.returncode, done.stdout) == (3, "")
@@ -96,6 +108,14 @@ def test_a_typo_gets_a_proposal(tmp_path: Path) -> None:
     done = llmos(tmp_path, "stauts")
     assert done.returncode == 2
     assert "did you mean status?" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["foo", "ipc://relative", "tcp://host:1", ""])
+def test_an_address_that_is_none_is_a_usage_error(tmp_path: Path, address: str) -> None:
+    done = llmos(tmp_path, "-H", address, "ps")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "it is like ipc:///path/to/kernel.sock" in done.stderr
+    assert "LLMOS_HOST" not in done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -173,6 +193,17 @@ def test_ps_refuses_a_column_that_is_none(home: Path, words: list[str]) -> None:
     assert "bogus" in done.stderr and "pid,ppid" in done.stderr
 
 
+def test_ps_as_json_has_an_order_and_every_field(kernel: Daemon, home: Path) -> None:
+    with kernel.connect("aa"), kernel.connect("zz"):
+        found = json.loads(llmos(home, "ps", "--json", "--sort", "-name").stdout)["data"]
+        names = [row["name"] for row in found]
+        assert names == sorted(names, reverse=True)
+    refused = llmos(home, "ps", "--json", "-o", "pid")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "every field" in json.loads(refused.stderr)["error"]["message"]
+    assert llmos(home, "ps", "--json", "--sort", "bogus").returncode == 2
+
+
 def test_kill_ends_a_task(kernel: Daemon, home: Path) -> None:
     with kernel.connect("victim") as task:
         ctx = task.alloc_ctx()
@@ -200,6 +231,16 @@ def test_kill_refuses(home: Path, words: list[str], code: int, said: str) -> Non
     assert said in done.stderr
 
 
+def test_kill_goes_on_after_a_task_that_is_not_there(kernel: Daemon, home: Path) -> None:
+    with kernel.connect("victim") as task:
+        done = llmos(home, "kill", "-KILL", "999998", str(task.pid), "999999")
+        assert done.returncode == 3
+        said = done.stderr.splitlines()
+        assert [line.startswith("llmos: ") for line in said if "99999" in line] == [True, True]
+        assert all(row["NAME"] != "victim" for row in rows(llmos(home, "ps")))
+        task.abandon()
+
+
 def test_free_draws_the_pool(home: Path) -> None:
     done = llmos(home, "free")
     assert done.returncode == 0
@@ -225,6 +266,37 @@ def test_up_leaves_a_running_kernel_alone(kernel: Daemon, furnished: Path) -> No
     assert f"kernel {kernel.process.pid} is up already" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["ps", "down", "up"])
+def test_a_kernel_that_hangs_is_not_taken_for_none(
+    kernel: Daemon, furnished: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("syscalls.client.HELLO_S", 0.2)
+    monkeypatch.setenv("LLMOS_HOME", str(furnished))
+    err = io.StringIO()
+    kernel.process.send_signal(signal.SIGSTOP)
+    try:
+        code = run(Desk(io.StringIO(), err), ["--host", kernel.address, command])
+    finally:
+        kernel.process.send_signal(signal.SIGCONT)
+    assert code == 124
+    assert "did not answer within 0.2 s (ETIMEDOUT)" in err.getvalue()
+    assert f"kill -9 {kernel.process.pid} " in err.getvalue()
+
+
+def test_up_says_what_a_running_kernel_does_not_get(kernel: Daemon, furnished: Path) -> None:
+    done = llmos(furnished, "--host", kernel.address, "up", "--kv-mem", "1G", "--deterministic")
+    assert done.returncode == 0
+    assert "--deterministic, --kv-mem not applied (llmos down stops it)" in done.stderr
+    assert "not applied" not in llmos(furnished, "--host", kernel.address, "up").stderr
+
+
+def test_up_refuses_a_model_that_a_running_kernel_has_not(kernel: Daemon, furnished: Path) -> None:
+    done = llmos(furnished, "--host", kernel.address, "up", "-m", "smollm2")
+    assert done.returncode == 75
+    pid = kernel.process.pid
+    assert f"kernel {pid} is up already, with null and not smollm2 (EBUSY)" in done.stderr
+
+
 def test_output_into_a_closed_pipe_is_no_traceback(home: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -238,6 +310,17 @@ def test_output_into_a_closed_pipe_is_no_traceback(home: Path) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_dev_null(home: Path, closed: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *LLMOS, "ps"],
+        env=environment(home),
+        capture_output=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 # --- up and down on the real model --------------------------------------------------------------
@@ -259,7 +342,10 @@ def test_up_and_down(furnished: Path) -> None:
     up = llmos(furnished, "up", "--kv-mem", "64M", "--dtype", "float32")
     assert (up.returncode, up.stdout) == (0, ""), up.stderr
     try:
-        assert "is up after" in up.stderr
+        assert re.search(
+            r"is up after .* s: smollm2 on cpu0, KV pool 6[34]\.\d MiB \(--kv-mem changes it\)\n",
+            up.stderr,
+        )
         models = json.loads(llmos(furnished, "status", "--json").stdout)["data"]["models"]
         assert [(m["name"], m["dtype"]) for m in models] == [("smollm2", "float32")]
     finally:

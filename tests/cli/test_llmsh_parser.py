@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from userland.llmsh.mistakes import Incomplete, ParseError
+from userland.llmsh.mistakes import Incomplete, ParseError, open_quote
 from userland.llmsh.nodes import Call, Command, Joint, Pipeline
 from userland.llmsh.parser import is_incomplete, parse
 from userland.llmsh.words import arguments, text_of
@@ -160,7 +160,7 @@ def test_text_is_taken_literally_after_it_was_expanded(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "text",
     ['"open', "echo 'open", 'echo a"open', "a |", "a &&", "a ||  ", 'a | "b\n', "a \\", "a | # b",
-     '"ends in a backslash\\', '@a "open'],
+     '"ends in a backslash\\', '@a "open', "a |\n", "a &&\n\n# b", "a ||\r\n\r\n"],
 )  # fmt: skip
 def test_more_is_needed(text: str) -> None:
     assert is_incomplete(text)
@@ -171,6 +171,29 @@ def test_more_is_needed(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "a", "a;", '"a"', "? it's", "a | | b", "a <", "&& a", "( a"])
 def test_no_more_is_needed(text: str) -> None:
     assert not is_incomplete(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "after"),
+    [
+        ('"a', "b", '"'), ("'a", 'b "c"', "'"), ('"a', 'b"', ""), ('"a', 'b" c "', '"'),
+        ('"a', "b\" c 'd", "'"), ('"a', 'b\\" c', '"'), ("'a", "b\\' c", ""), ('"a', "\\", '"'),
+        ('"a', 'b" c \\" d', ""), ("'a", "b' c \"d' e\" 'f", "'"), ('"a', 'b" c\'d\'"e', '"'),
+    ],
+)  # fmt: skip
+def test_a_quote_is_followed_without_the_parser(text: str, line: str, after: str) -> None:
+    with pytest.raises(Incomplete) as caught:
+        parse(f"x {text}")
+    assert open_quote(caught.value.quote, f"\n{line}") == after
+    if after:
+        with pytest.raises(Incomplete) as caught:
+            parse(f"x {text}\n{line}")
+        assert caught.value.quote == after
+
+
+@pytest.mark.parametrize("line", ["b\" # it's", "b\"; ? it's", "b\" c?'", 'b" c \\'])
+def test_only_the_parser_tells_a_quote_from_an_apostrophe(line: str) -> None:
+    assert open_quote('"', line) == ""
 
 
 # --- what makes no sense --------------------------------------------------------------------------

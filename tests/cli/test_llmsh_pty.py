@@ -107,6 +107,25 @@ def test_ctrl_c_ends_a_program_and_the_rest_of_the_line(person: Typist) -> None:
     assert not child.is_running()
 
 
+def descriptors(person: Typist) -> int:
+    return len(list(Path(f"/proc/{person.pid}/fd").iterdir()))
+
+
+@pytest.mark.parametrize("line", ["cat < fifo", '"hello" > fifo', "ps >> fifo"])
+def test_ctrl_c_gives_up_a_file_that_does_not_open(
+    person: Typist, tmp_path: Path, line: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    person.type(f"cd {tmp_path}\r")
+    person.prompt()
+    before = descriptors(person)
+    person.type(f"set; {line}\r")  # a builtin: from its words on, the keys are the shell's
+    person.see("temp=0.2 max=512")
+    person.ctrl("c")
+    person.prompt(130)
+    assert descriptors(person) == before
+
+
 def test_ctrl_z_stops_nothing_yet(person: Typist) -> None:
     person.type("sleep 1000\r")
     person.runs("sleep")
@@ -157,6 +176,15 @@ def test_an_open_quote_goes_on(person: Typist) -> None:
     person.prompt()
 
 
+def test_a_line_that_is_wrapped_has_no_mark(person: Typist) -> None:
+    words = " ".join(f"word{number}" for number in range(20))
+    person.type(f"echo {words}")
+    shown = person.see(re.compile(r"word19$"))
+    assert "…" not in shown
+    person.type("\r")
+    person.see(re.compile(r"^word0 word1 ", re.MULTILINE))
+
+
 def test_output_without_a_newline_keeps_its_line(person: Typist) -> None:
     person.type("printf abc\r")
     person.see("\nabc⏎\nnull main")
@@ -172,7 +200,10 @@ def test_tab_completes(person: Typist, home: Path) -> None:
     person.see("cat a\\ file")
     person.type("\r")
     person.see("found it")
-    person.type("ctx use m\t")
+    (home / "userland").mkdir()
+    person.type("ctx u\t")
+    person.see("ctx use")
+    person.type(" m\t")
     person.see("ctx use main")
     person.type("\r")
     person.see(re.compile(r"null main·0/8k \$$"))

@@ -1,5 +1,6 @@
 """llmsh without a terminal: what is written where, how it ends, and that nothing stays behind."""
 
+import io
 import os
 import re
 import signal
@@ -12,6 +13,11 @@ import pytest
 
 from tests.helpers.daemon import Daemon, daemon, eventually
 from tests.helpers.shell import LLMSH, check_no_tasks, environment, llmsh, talking
+from userland.llmsh import script
+from userland.llmsh.ask import Sampling
+from userland.llmsh.parser import parse
+from userland.llmsh.shell import Shell
+from userland.llmsh.state import State
 
 ANSWER = re.compile(r"( w\d+|[\x00-\x7f�])*")
 
@@ -258,6 +264,31 @@ def test_exit_status(home: Path, script: str, status: int) -> None:
     assert llmsh(home, script).returncode == status
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("echo a\0b", 126), ("cat < a\0b", 1), ("echo > a\0b", 1), ("cd a\0b", 1),
+        ("ls a\0/*", 126), ("ls ~a\0b", 126), ("a\0b", 127), ("kill ²", 2), ("kill -² 1", 2),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_passed_on_is_an_error_like_any_other(
+    home: Path, line: str, status: int
+) -> None:
+    done = llmsh(home, f"{line}\necho $?\n")
+    assert (done.returncode, done.stdout) == (0, f"{status}\n"), done.stderr
+    assert done.stderr.startswith("llmsh: ") and "bug" not in done.stderr
+
+
+def test_a_directory_that_is_not_utf8(home: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(odd)  # noqa: PTH102  a name that is no text
+    done = subprocess.run(
+        [*LLMSH, "-c", "pwd"], cwd=odd, capture_output=True, timeout=100,
+        env=environment(home) | {"PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, odd + b"\n", b"")
+
+
 def test_an_unknown_command_starts_nothing_and_says_what_to_do(home: Path, tmp_path: Path) -> None:
     done = llmsh(home, "touch made | summarise\necho on\n", cwd=tmp_path)
     assert done.stderr == (
@@ -275,6 +306,30 @@ def test_a_line_that_cannot_be_read_ends_the_script(home: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("form", ["stdin", "file", "-c"])
+def test_a_line_that_goes_on_is_one_line(home: Path, tmp_path: Path, form: str) -> None:
+    script = (
+        "echo a \\\n  b\necho c |\n\n  # on the next line\n  tr c C\ntrue &&\n  echo d\n"
+        "false ||  # or\n  echo e\necho 'f\ng \"h' |\\\n  cat"
+    )
+    (tmp_path / "script").write_text(script)
+    options = {"stdin": (), "file": (str(tmp_path / "script"),), "-c": ("-c", script)}[form]
+    assert say(home, script, *options) == 'a b\nC\nd\ne\nf\ng "h\n'
+
+
+def test_a_long_text_in_quotes_is_not_parsed_at_each_of_its_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(script, "parse", lambda text: (parsed.append(text), parse(text))[1])
+    said = io.StringIO()
+    shell = Shell(State(Sampling(0.0), io.StringIO(), said))
+    text = ['pwd "one\n', *(f'two "line {number}"\n' for number in range(500)), '"\n']
+    assert script.run_script(shell, text) == 2
+    assert said.getvalue() == "llmsh: pwd takes no arguments\n"
+    assert parsed == [text[0].rstrip(), "".join(text).rstrip()]
+
+
 def test_a_quote_that_is_never_closed_is_pointed_at(home: Path) -> None:
     done = llmsh(home, 'echo one\necho "two\nthree\n')
     assert done.stdout == "one\n"
@@ -289,12 +344,68 @@ def test_programs_of_other_scripts_read_stdin(home: Path) -> None:
     assert say(home, "from stdin\n", "-c", "cat") == "from stdin\n"
 
 
+@pytest.mark.parametrize("script", ['cat | "sum up"', '"sum up" < /dev/stdin'])
+def test_a_prompt_reads_stdin_where_it_is_told_to(home: Path, script: str) -> None:
+    fed = llmsh(home, "some text", "--max-tokens", "5", "-c", script)
+    same = llmsh(home, 'set max=5\necho "some text" | "sum up"')
+    assert fed.stdout == same.stdout != llmsh(home, 'set max=5\n"sum up"').stdout
+    assert "no prompt has read stdin" not in fed.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "script", "said"),
+    [("doc", '"x"', True), ("doc", '"x"; cat', False), ("doc", "pwd", False),
+     ("/dev/null", '"x"', False)],
+)  # fmt: skip
+def test_a_file_that_no_prompt_reads_is_said(
+    home: Path, tmp_path: Path, source: str, script: str, said: bool
+) -> None:
+    (tmp_path / "doc").write_text("some text\n")
+    with (tmp_path / source).open() as stdin:
+        done = run(home, stdin.fileno(), script)
+    assert ("no prompt has read stdin" in done.stderr) == said
+
+
+@pytest.mark.parametrize("said", [b"", b"some text\n"])
+def test_a_prompt_does_not_wait_for_a_pipe_that_never_ends(home: Path, said: bytes) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, said)
+    done = run(home, reader, '"x"')
+    os.close(reader)
+    os.close(writer)
+    assert ("no prompt has read stdin" in done.stderr) == bool(said)
+
+
+def run(home: Path, stdin: int, script: str) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [*LLMSH, "--max-tokens", "3", "-c", script],
+        env=environment(home), stdin=stdin, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_builtins_come_before_programs_and_a_backslash_after(home: Path, tmp_path: Path) -> None:
     (tmp_path / "ps").write_text("#!/bin/sh\necho the host\n")
     (tmp_path / "ps").chmod(0o755)
     script = f"env PATH={tmp_path}:$PATH {sys.executable} -m userland.llmsh.main -c '\\ps; ps'\n"
     first, header, *_ = say(home, script).splitlines()
     assert first == "the host" and header.split()[0] == "PID"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_dev_null(home: Path, tmp_path: Path, closed: str) -> None:
+    script = 'set max=3; "hello"; cat; pwd; echo on > made; readlink /proc/self/fd/1 >> made'
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *LLMSH, "-c", script],
+        env=environment(home), cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True,
+        timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert (tmp_path / "made").read_text() == f"on\n{tmp_path}/made\n"
+    bare = ["sh", "-c", f'exec "$@" {closed}', "sh", *LLMSH]
+    none = subprocess.run(bare, env=environment(home), stdin=subprocess.DEVNULL, timeout=100)
+    assert none.returncode == 0
 
 
 def test_directories(home: Path, tmp_path: Path) -> None:
@@ -317,6 +428,25 @@ def test_ctrl_c_ends_a_script(slow: Daemon) -> None:
     assert shell.returncode == 130 and err == b""
     assert first == b" w" and b"not reached" not in rest and rest.endswith(b"\n")
     check_no_tasks(slow)
+
+
+@pytest.mark.parametrize("end", ["kill", "shutdown"])
+def test_an_answer_that_is_cut_from_outside_says_so(tmp_path: Path, end: str) -> None:
+    with talking(tmp_path, step_us=20_000) as kernel, kernel.connect() as other:
+        shell = subprocess.Popen(
+            [*LLMSH, "-c", '"hello"\necho not reached'],
+            env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert shell.stdout and shell.stdout.read(2) == b" w"
+        if end == "kill":
+            other.kill(next(row.pid for row in other.ps() if row.name == "llmsh"), signal.SIGINT)
+        else:
+            other.shutdown(0.0)
+        out, err = shell.communicate(timeout=60)
+        assert shell.returncode == 130 and b"not reached" not in out
+        assert re.fullmatch(r"llmsh: cut after [\d,]+ tokens: cancelled by .*\n", err.decode())
+        if end == "shutdown":
+            kernel.process.wait(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

@@ -146,11 +146,13 @@ class Typist:
         return self.screen().rsplit("\n", 1)[-1]
 
     def runs(self, program: str) -> psutil.Process:
-        """Wait until a program runs that was started here; return it."""
+        """Wait until a program runs here and hears of the keys; return it."""
 
         def found() -> psutil.Process | None:
             below = psutil.Process(self.pid).children(recursive=True)
-            return next((child for child in below if child.name() == program), None)
+            group = os.tcgetpgrp(self._child.fileno())
+            named = (child for child in below if child.name() == program)
+            return next((child for child in named if os.getpgid(child.pid) == group), None)
 
         process: psutil.Process = eventually(found, f"{program} started")
         return process

@@ -94,8 +94,9 @@ def test_a_listener_that_says_nothing(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "kernel.sock"))
         mute.listen()
-        with pytest.raises(ECONNRESET, match="did not answer"):
+        with pytest.raises(ETIMEDOUT, match="did not answer") as caught:
             connect(address=f"ipc://{tmp_path}/kernel.sock", timeout=0.05)
+    assert f"kill -9 {os.getpid()} " in caught.value.hint
 
 
 def test_a_listener_that_hangs_up(tmp_path: Path) -> None:
@@ -151,6 +152,39 @@ def test_inspection(kernel: FakeKernel, task: Task) -> None:
     assert task.stat(7).pid == 7
     with pytest.raises(ENOTSUP):
         task.pools()
+
+
+def test_a_second_thread_is_refused_while_the_first_waits(kernel: FakeKernel, task: Task) -> None:
+    """It would take the first one's answer off the socket; between calls a Task is handed over."""
+    asked, answer = threading.Event(), threading.Event()
+    rows: list[abi.TaskRow] = []
+
+    def stat(request: wire.Request) -> Reply:
+        asked.set()
+        answer.wait()
+        return kernel._stat_task(request, b"")
+
+    kernel.replace["stat_task"] = stat
+    first = threading.Thread(target=lambda: rows.append(task.stat()))
+    first.start()
+    try:
+        asked.wait()
+        for call in (task.ps, task.events, task.wait, lambda: task.call_raw("list_models")):
+            with pytest.raises(EINVAL, match="another thread") as caught:
+                call()
+            assert "connect() in each thread" in caught.value.hint
+    finally:
+        answer.set()
+        first.join()
+    assert [row.pid for row in rows] == [41]
+    assert task.stat().pid == 41
+
+
+def test_a_closed_task_is_not_a_kernel_that_went_away(task: Task) -> None:
+    task.close()
+    with pytest.raises(ECONNRESET, match=r"^this Task is closed") as caught:
+        task.ps()
+    assert "connect()" in caught.value.hint
 
 
 def test_a_snapshot_that_does_not_move_on(kernel: FakeKernel, task: Task) -> None:
@@ -526,7 +560,7 @@ def test_ctrl_c_in_the_wait_for_a_process(kernel: FakeKernel, task: Task) -> Non
     assert child.process is not None and child.process.stdin is not None
     interrupted(child.wait)
     child.process.stdin.close()
-    assert child.wait() == (52, 137, "killed")
+    assert child.wait() == (52, 0, "its program ended")
     assert kernel.names().count("wait") == 1
 
 
@@ -603,6 +637,7 @@ def test_spawn_passes_the_ticket(kernel: FakeKernel, task: Task) -> None:
     assert child.ticket is None
     with child.process.stdout as out:
         assert out.read() == b"False 41\n"
+    kernel.host_pid = child.process.pid
     kernel.ended[child.pid] = (5, "exit")
     assert child.wait() == (52, 5, "exit")
     assert child.process.returncode == 0
@@ -650,14 +685,19 @@ def test_a_program_that_cannot_be_started(kernel: FakeKernel, task: Task, tmp_pa
 
 def test_a_program_that_dies_before_hello(kernel: FakeKernel, task: Task) -> None:
     child = task.spawn([sys.executable, "-c", "raise SystemExit(4)"])
-    assert child.wait() == (52, 137, "killed")
+    assert child.wait() == (52, 4, "its program ended")
     assert child.process is not None and child.process.returncode == 4
 
 
 def test_a_program_that_was_dead_and_buried_before_hello(kernel: FakeKernel, task: Task) -> None:
     child = task.spawn([sys.executable, "-c", "raise SystemExit(4)"])
     assert child.process is not None and child.process.wait() == 4
-    assert child.wait() == (52, 137, "killed")
+    assert child.wait() == (52, 4, "its program ended")
+
+
+def test_a_program_that_a_signal_ends_before_hello(kernel: FakeKernel, task: Task) -> None:
+    child = task.spawn(["sh", "-c", "kill -TERM $$"])
+    assert child.wait() == (52, 143, "its program ended")
 
 
 def test_a_program_that_the_kernel_knows_is_left_to_it(kernel: FakeKernel, task: Task) -> None:
@@ -666,12 +706,12 @@ def test_a_program_that_the_kernel_knows_is_left_to_it(kernel: FakeKernel, task:
     def end(request: wire.Request) -> Reply:
         """The kernel's pidfd tells it, after the client asked."""
         (peer, wait), *_ = kernel.waits
-        kernel._fin(peer, wait.call, Reply(abi.WaitResult(52, 4, "program ended")))
+        kernel._fin(peer, wait.call, Reply(abi.WaitResult(52, 129, "gone")))
         return kernel._stat_task(request, peer)
 
     kernel.replace["stat_task"] = end
     child = task.spawn([sys.executable, "-c", "raise SystemExit(4)"])
-    assert child.wait() == (52, 4, "program ended")
+    assert child.wait() == (52, 129, "gone")
     assert "kill" not in kernel.names()
 
 

@@ -110,6 +110,14 @@ def test_a_template_that_refuses(kernel: FakeKernel, task: Task) -> None:
     assert ctx.turns == ()
 
 
+def test_text_that_is_none_is_refused_by_each_way_in(task: Task) -> None:
+    ctx = task.alloc_ctx()
+    for way in (ctx.append, ctx.user, ctx.system):
+        with pytest.raises(EINVAL, match="lone surrogate"):
+            way("a\ud800")
+    assert ctx.length == 0
+
+
 def test_a_tokenizer_of_another_kind(kernel: FakeKernel, task: Task) -> None:
     kernel.parts["tokenizer.json"] = json.dumps({"decoder": {"type": "Metaspace"}}).encode()
     ctx = task.alloc_ctx()

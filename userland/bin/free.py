@@ -20,13 +20,19 @@ def _amount(key: str, in_bytes: bool) -> Callable[[PoolRow], str]:
 
 def columns(in_bytes: bool) -> list[Column]:
     """Return the columns, amounts in blocks or in bytes."""
-    amounts = ("total", "used", "cached", "free", "limbo", "reserved", "shared", "saved")
+    parts = ("total", "used", "cached", "free", "limbo", "reserved")
+    sharing = ("shared", "saved")
+
+    def block(row: PoolRow) -> str:
+        return f"{row.block_size} tok = {view.size(row.block_bytes)}"
+
     return [
         Column("device", "DEVICE", lambda p: p.device, left=True),
         Column("model", "MODEL", lambda p: p.model, left=True),
         Column("tier", "TIER", lambda p: p.tier, left=True),
-        *(Column(key, key.upper(), _amount(key, in_bytes)) for key in amounts),
-        Column("block", "BLOCK", lambda p: f"{p.block_size} tok = {view.size(p.block_bytes)}"),
+        *(Column(key, key.upper(), _amount(key, in_bytes)) for key in parts),
+        *(Column(key, key.upper(), _amount(key, in_bytes), spare=True) for key in sharing),
+        Column("block", "BLOCK", block, spare=True),
     ]
 
 

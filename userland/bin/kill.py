@@ -2,9 +2,10 @@
 
 import click
 
+from syscalls import KernelError
 from syscalls.abi import Sig
 from userland.desk import Desk, pass_desk
-from userland.exits import Failure
+from userland.exits import Failure, report
 
 NAMES = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig)
 
@@ -14,9 +15,13 @@ def parse_signal(word: str) -> int:
     name = word.upper().removeprefix("SIG")
     if name in Sig.__members__:
         return int(Sig[name])
-    if name.isdigit() and len(name) < 10:
+    if _is_number(name) and len(name) < 10:
         return int(name)
     raise Failure(f"there is no signal {word!r}", f"signals are {NAMES}", 2)
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdecimal()
 
 
 def _split(words: tuple[str, ...], signal: str) -> tuple[int, list[str]]:
@@ -50,7 +55,17 @@ def kill(desk: Desk, signal: str, words: tuple[str, ...]) -> None:
     if not pids:
         raise Failure("which task? kill needs a pid", "ps lists them", 2)
     for pid in pids:
-        if not pid.isdigit() or len(pid) > 18:
+        if not _is_number(pid) or len(pid) > 18:
             raise Failure(f"{pid!r} is not a pid", "ps lists them", 2)
+    errors: list[KernelError] = []
     for pid in pids:
-        desk.task.kill(int(pid), number)
+        try:
+            desk.task.kill(int(pid), number)
+        except KernelError as error:  # the others are to get theirs
+            errors.append(error)
+            if desk.task.lost:
+                break
+    for earlier in errors[:-1]:
+        report(earlier, desk.err, desk.name)
+    if errors:
+        raise errors[-1]

@@ -8,6 +8,7 @@ import click
 from syscalls.abi import TaskRow
 from userland import view
 from userland.desk import Desk, json_option, pass_desk
+from userland.exits import USAGE, Failure
 from userland.view import Column, count
 
 COLORS = {"R": "green", "P": "green", "Q": "yellow", "D": "yellow", "T": "blue", "Z": "dim"}
@@ -43,12 +44,12 @@ DEFAULT = "pid,ppid,user,s,wait,ctx,tok,blocks,shr,in,out,age,name"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-o", "keys", default=DEFAULT, metavar="COLUMNS", help="Columns, comma-separated.")
+@click.option("-o", "keys", metavar="COLUMNS", help="Columns, comma-separated.")
 @click.option("--sort", metavar="COLUMN", help="Sort by a column; -COLUMN is descending.")
 @click.option("--no-headers", is_flag=True, help="Rows only.")
 @json_option
 @pass_desk
-def ps(desk: Desk, keys: str, sort: str | None, no_headers: bool, as_json: bool) -> None:
+def ps(desk: Desk, keys: str | None, sort: str | None, no_headers: bool, as_json: bool) -> None:
     """List the tasks of the kernel.
 
     \b
@@ -63,11 +64,13 @@ def ps(desk: Desk, keys: str, sort: str | None, no_headers: bool, as_json: bool)
     IN OUT tokens computed and sampled so far
     Further columns for -o: ni, hpid (the program's pid on the host).
     """
+    if as_json and keys:
+        raise Failure("-o is for the table; --json has every field", "ps --json", USAGE)
+    columns = view.choose(COLUMNS, keys or DEFAULT)
     rows: list[TaskRow] = desk.task.ps()
+    if sort:
+        rows = view.ordered(COLUMNS, rows, sort)
     if as_json:
         desk.say_json("ps", [row._asdict() for row in rows])
         return
-    columns = view.choose(COLUMNS, keys)
-    if sort:
-        rows = view.ordered(COLUMNS, rows, sort)
     view.draw(desk, columns, rows, not no_headers, lambda t: COLORS.get(t.state, ""))

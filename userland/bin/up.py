@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import click
+from click.core import ParameterSource
 
+import syscalls
+from syscalls.abi import KernelRow
 from syscalls.address import runtime_dir, socket_path
 from userland import daemon
 from userland.daemon import Boot, Tell
 from userland.desk import Desk, pass_desk
 from userland.exits import Failure
+from userland.view import size
 
 DEFAULT_MODEL = "smollm2"
 
@@ -90,11 +94,32 @@ def up(desk: Desk, /, model: str, foreground: bool, **options: Any) -> None:
         os.execv(sys.executable, boot.command)
     there = daemon.running(boot.address)
     if there is not None:
-        desk.note(f"kernel {there.pid} is up already, at {boot.address}")
+        desk.note(as_it_is(there, boot.address, model))
         return
     pid = start(boot, desk.err)
     desk.note(f"its socket is {boot.address}")
     desk.note(f"its log is {daemon.kernel_log()}, llmos down stops kernel {pid}")
+
+
+def as_it_is(kernel: KernelRow, address: str | None, model: str) -> str:
+    """Say of a kernel that is up already what was not applied; Failure if its model is another."""
+    context = click.get_current_context()
+    written = {
+        option.opts[-1]
+        for option in context.command.params
+        if context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    }
+    with syscalls.connect("llmos", address=address) as task:
+        where, loaded = task.address, [row.name for row in task.models()]
+    if "--model" in written and loaded and model not in loaded:
+        raise Failure(
+            f"kernel {kernel.pid} is up already, with {', '.join(loaded)} and not {model}",
+            "llmos down, and then again",
+            code="EBUSY",
+        )
+    said = f"kernel {kernel.pid} is up already, at {where}"
+    ignored = ", ".join(sorted(written - {"--model"}))
+    return f"{said}; {ignored} not applied (llmos down stops it)" if ignored else said
 
 
 def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
@@ -103,7 +128,12 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
     with telling(err) as tell:
         pid = daemon.start(boot, tell, tied)
     taken = time.monotonic() - before
-    err.write(f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n")
+    with syscalls.connect("llmos", address=boot.address) as task:
+        memory = size(sum(pool.total * pool.block_bytes for pool in task.pools()))
+    err.write(
+        f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}, "
+        f"KV pool {memory} (--kv-mem changes it)\n"
+    )
     err.flush()
     return pid
 
@@ -138,12 +168,12 @@ def parse_size(word: str) -> int:
     number = word.strip().upper().removesuffix("B").removesuffix("I")
     unit = number[-1:] if number[-1:] in units else ""
     try:
-        size = int(float(number.removesuffix(unit)) * units[unit])
+        found = int(float(number.removesuffix(unit)) * units[unit])
     except (ValueError, OverflowError):
-        size = 0
-    if not 0 < size < 1 << 60:
+        found = 0
+    if not 0 < found < 1 << 60:
         raise Failure(f"{word!r} is not a size", "sizes are like 720M, 1.5GiB or 1000000", 2)
-    return size
+    return found
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Ask:
                 raise Interrupted from None
             self.sink.end_line()
             raise
-        if answer.status != INTERRUPTED or not self.sink.tty:  # there, ^C comes next
+        if answer.cut or answer.status != INTERRUPTED or not self.sink.tty:  # there, ^C comes next
             self.sink.end_line()
         if answer.pieces or not answer.status:
             named.turns += (before,)
@@ -98,7 +98,10 @@ class Ask:
     def _tell(self, answer: "Answer", named: Named, sampling: Sampling) -> None:
         """Say how the answer ended, if it did not end by itself."""
         context = named.context
-        if answer.stream.finish == "length" and context.length >= context.max_ctx:
+        if answer.cut:
+            how = "cancelled by a signal or by the kernel's shutdown"
+            self.note(f"cut after {answer.pieces:,} tokens: {how}")
+        elif answer.stream.finish == "length" and context.length >= context.max_ctx:
             self.note(f"cut: @{named.name} is full, {context.max_ctx:,} tokens; undo, or ctx new")
         elif answer.stream.finish == "length":
             self.note(f"cut after {sampling.max:,} tokens; set max=N allows more")
@@ -113,6 +116,8 @@ class Answer:
         self.stream = stream
         self.status = 0
         self.pieces = 0
+        self.cut = False
+        """Ended by somebody else: kill -INT, or a kernel that stops."""
         self._sink = sink
 
     @property
@@ -130,5 +135,6 @@ class Answer:
             self.status = INTERRUPTED if isinstance(end, KeyboardInterrupt) else PIPE_CLOSED
             self.stream.cancel(self.pieces)
         else:
-            if self.stream.finish == "cancelled":  # by kill -INT
+            self.cut = self.stream.finish == "cancelled"
+            if self.cut:
                 self.status = INTERRUPTED

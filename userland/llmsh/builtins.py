@@ -10,7 +10,7 @@ from typing import TextIO
 import click
 
 from userland.desk import Desk
-from userland.exits import USAGE, Failure
+from userland.exits import REFUSED, USAGE, Failure, reason
 from userland.llmsh import ctx
 from userland.llmsh.history import history_path
 from userland.llmsh.manual import MANUAL
@@ -41,8 +41,8 @@ def cd(state: State, args: list[str], out: TextIO) -> int:
     before = _here()
     try:
         os.chdir(Path(target).expanduser() if target == "~" else target)
-    except OSError as error:
-        raise Failure(f"cd: {target}: {error.strerror}") from None
+    except REFUSED as error:
+        raise Failure(f"cd: {target}: {reason(error)}") from None
     os.environ["OLDPWD"], os.environ["PWD"] = before, _here()
     return 0
 
@@ -108,7 +108,7 @@ def _command(name: str) -> Function:
 
     def run(state: State, args: list[str], out: TextIO) -> int:
         command: click.Command = getattr(import_module(f"userland.bin.{name}"), name)
-        desk = Desk(out, state.err, state.contexts.task())
+        desk = Desk(out, state.err, state.contexts.task(), name="llmsh")
         with redirect_stdout(out):  # --help, which click writes by itself
             result = command.main(args, name, standalone_mode=False, obj=desk)
         return result if isinstance(result, int) else 0

@@ -1,4 +1,8 @@
-"""Tab: builtins and programs where a command begins, contexts after @ and `ctx`, else paths."""
+"""Tab: what a word could become.
+
+Builtins and programs where a command begins, the verbs of `ctx`, contexts after those and @, paths
+anywhere else.
+"""
 
 import os
 import re
@@ -10,10 +14,12 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from userland.llmsh.builtins import BUILTINS
+from userland.llmsh.ctx import VERBS
 from userland.llmsh.state import State
 
 _WORD = re.compile(r"(?:[^\s|&;<>\\]|\\.)*$")
 _BEGINS = re.compile(r"(?:^|[|;&]|\n)\s*$")
+_VERB = re.compile(r"(?:^|[|;&]|\n)\s*ctx\s+$")
 _CONTEXT = re.compile(r"\bctx\s+(?:use|rm)\s.*$")
 _SPECIAL = re.compile(r"([\s|&;<>()`'\"\\$#*?\[\]])")
 _LIMIT = 500
@@ -39,7 +45,9 @@ class Words(Completer):
 
     def _offers(self, before: str, word: str) -> Iterator[str]:
         contexts = self._state.contexts.names()
-        if _CONTEXT.search(before):
+        if _VERB.search(before):
+            yield from (verb for verb in VERBS if verb.startswith(word))
+        elif _CONTEXT.search(before):
             yield from (name for name in contexts if name.startswith(word))
         elif _BEGINS.search(before) and word.startswith("@"):
             yield from (f"@{name}" for name in contexts if name.startswith(word[1:]))

@@ -1,6 +1,6 @@
 """The shell's task of the kernel, and its contexts by name.
 
-    no task --task()--> task --the kernel goes away--> no task       contexts are gone with the task
+    no task --task()--> task --the session is lost--> no task        contexts are gone with the task
 
 A `Named` context knows where each turn (a prompt with its answer) begins, so that `undo` can trim
 it. `main` is made when it is first used; every other name has to be made by `ctx new` or `fork`.
@@ -53,23 +53,27 @@ class Contexts:
         if self._task is not None:
             try:
                 self._task.stat()
-            except ECONNRESET:
-                self.drop()
+            except KernelError as error:
+                if not self.drop(error):
+                    raise
         if self._task is None:
             self._task = syscalls.connect("llmsh")
         return self._task
 
-    def drop(self) -> None:
-        """Forget a task that has ended, and say which contexts went with it."""
-        if self._task is None:
-            return
+    def drop(self, error: KernelError) -> bool:
+        """Forget a task whose session is lost, be it by this error, and say what went with it."""
+        gone = isinstance(error, ECONNRESET)
+        if self._task is None or not (gone or self._task.lost):
+            return False
         self._task.abandon()
         self._task = self._loaded = None
         if self._named:
             names = ", ".join(f"@{name}" for name in self._named)
-            self._note(f"{names}: gone with the kernel; the next prompt begins anew in @main")
+            what = "kernel" if gone else "session"
+            self._note(f"{names}: gone with the {what}; the next prompt begins anew in @main")
         self._named = {}
         self.current = MAIN
+        return True
 
     def killed(self) -> int | None:
         """Return the status with which somebody has ended the task, None if nobody has."""

@@ -15,9 +15,9 @@ def run(state: State, args: list[str], out: TextIO) -> int:
     if verb in ("-h", "--help"):
         out.write(f"{_USAGE}\n")
         return 0
-    if verb not in _VERBS:
+    if verb not in VERBS:
         raise Failure(f"ctx has no {verb!r} in this version", _USAGE, USAGE)
-    _VERBS[verb](state, rest, out)
+    VERBS[verb](state, rest, out)
     return 0
 
 
@@ -76,7 +76,7 @@ def _name(word: str) -> str:
     return word.removeprefix("@")
 
 
-_VERBS: dict[str, Callable[[State, list[str], TextIO], None]] = {
+VERBS: dict[str, Callable[[State, list[str], TextIO], None]] = {
     "ls": _ls,
     "new": _new,
     "use": _use,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from userland.exits import Failure
+from userland.exits import REFUSED, Failure, reason
 from userland.llmsh.terminal import Terminal
 
 NOT_EXECUTABLE = 126
@@ -64,8 +64,8 @@ class Group:
                 words, executable=path, stdin=stdin, stdout=stdout,
                 process_group=self._leader if self._own else None,
             )  # fmt: skip
-        except OSError as error:
-            raise Failure(f"cannot run {words[0]}: {error.strerror}", "", NOT_EXECUTABLE) from None
+        except REFUSED as error:
+            raise Failure(f"cannot run {words[0]}: {reason(error)}", "", NOT_EXECUTABLE) from None
         if self._own and not self._leader:
             self._leader = process.pid
             self._give()

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from syscalls import KernelError
+from userland import bug, standard
 from userland.exits import INTERRUPTED
 from userland.llmsh.ask import Interrupted, Sampling
 from userland.llmsh.builtins import Leave
 from userland.llmsh.shell import Shell
 from userland.llmsh.state import State
+from userland.llmsh.streams import has_unread
 from userland.llmsh.terminal import controlling
 from userland.llmsh.variables import MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 
@@ -63,13 +65,18 @@ def main(
       llmsh
       llmsh -c 'git log -5 | "one line: what happened?"'
       printf '"Name a river."\\nps\\n' | llmsh
+      git diff | llmsh -c 'cat | "sum up"'
 
     On a terminal it is interactive, `help` lists what there is. Otherwise it reads lines from
     SCRIPT, -c or stdin, writes answers to stdout and everything else to stderr; its exit status
-    is that of the last command.
+    is that of the last command. A prompt reads what a pipe or < feeds it, and never stdin by
+    itself: with -c or SCRIPT, `cat | "..."` gives it stdin.
     """
+    standard.fill()
     if lines is not None and script is not None:
         raise click.UsageError("-c and a script exclude each other", context)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths are bytes, and are written as such
     interactive = lines is None and script is None and sys.stdin.isatty()
     sampling = PERSON if interactive else SCRIPT
     temperature = sampling.temp if temperature is None else temperature
@@ -88,7 +95,7 @@ def _source(state: State, lines: str | None, script: TextIO | None) -> Iterable[
     if state.interactive:
         return None
     if lines is not None:
-        return io.StringIO(lines)
+        return io.StringIO(lines, newline=None)
     if script is None:
         # A program that read stdin would take lines of the script.
         state.host_stdin = subprocess.DEVNULL
@@ -104,11 +111,24 @@ def _run(state: State, lines: Iterable[str] | None) -> int:
             return _converse(state)
         from userland.llmsh.script import run_script
 
-        return run_script(Shell(state), lines)
+        status = run_script(Shell(state), lines)
+        if status == 0:
+            _mind_stdin(state, lines)
+        return status
     finally:
         state.contexts.close()
         if state.out_gone:
             sys.stdout = None  # the interpreter would complain about what is left in its buffer
+
+
+def _mind_stdin(state: State, lines: Iterable[str]) -> None:
+    """Say that input has been left alone, which somebody may have meant for a prompt.
+
+    No prompt reads stdin by itself: it may be a pipe that never ends, or the list of a loop around
+    this shell.
+    """
+    if lines is not sys.stdin and state.asked_alone and has_unread(0):
+        state.note('no prompt has read stdin: cat | "..." does; </dev/null if none is to')
 
 
 def _end(number: int, _: FrameType | None) -> None:
@@ -162,6 +182,10 @@ def _turn(shell: Shell, prompt: "Prompt") -> None:
         shell.state.status = INTERRUPTED
         shell.state.err.write("\n")
         shell.state.err.flush()
+    except Leave:
+        raise
+    except Exception:  # noqa: BLE001  a bug must not take the contexts of a person with it
+        shell.state.status = bug.save("llmsh", shell.state.err)
 
 
 if __name__ == "__main__":

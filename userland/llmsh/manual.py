@@ -34,6 +34,7 @@ Variables  $? status of the last command   $_ last answer   $NAME environment
 Keys       Ctrl-C stops an answer (what was written stays) or a program; Ctrl-D leaves
 Scripts    llmsh FILE, llmsh -c LINES, or lines on stdin: temperature 0, answers on stdout.
            A program in a script on stdin reads nothing, unless a pipe or < feeds it.
+           A prompt reads what a pipe or < feeds it; cat | "..." gives it stdin, with -c or FILE.
 History    {history}; lines that begin with a blank are
            not kept. LLMSH_HISTORY=PATH puts it elsewhere, LLMSH_HISTORY= keeps none.
 """

@@ -20,6 +20,9 @@ _UNBUILT = (
     (r"[()]", "( ) (sub-shells)"),
 )
 
+_CLOSED = re.compile(r"""(?:'[^']*'|"(?:[^"\\]|\\.)*"|\\.|[^'"\\#?])*""", re.DOTALL)
+"""As far as every quote is closed. What follows # or ? may be no quote at all."""
+
 
 class ParseError(Exception):
     """The text makes no sense at a column."""
@@ -39,14 +42,24 @@ class ParseError(Exception):
 
 
 class Incomplete(ParseError):
-    """More lines could make sense of it."""
+    """More lines could make sense of it; those that close the quote, if one is open."""
+
+    def __init__(self, message: str, text: str, at: int, quote: str = "") -> None:
+        super().__init__(message, text, at)
+        self.quote = quote
+
+
+def open_quote(quote: str, line: str) -> str:
+    """Return which quote is open after one more line; nothing if only the parser can tell."""
+    rest = _CLOSED.sub("", quote + line, count=1)
+    return rest[0] if rest.startswith(("'", '"')) else ""
 
 
 def at_character(text: str, at: int) -> ParseError:
     """Explain a character with which no token begins."""
     rest = text[at:]
     if rest[0] in "'\"":
-        return Incomplete(f"{rest[0]} is not closed", text, at)
+        return Incomplete(f"{rest[0]} is not closed", text, at, rest[0])
     if rest.rstrip("\r\n") == "\\":
         return Incomplete("a backslash at the end", text, at)
     return unbuilt(text, at) or ParseError(f"{rest[0]!r} makes no sense here", text, at)
@@ -64,7 +77,8 @@ def at_token(text: str, error: UnexpectedToken) -> ParseError:
         return ParseError("after @name comes a quoted prompt, or ? and text", text, at)
     if "WORD" in error.accepts and "FREE" not in error.accepts:
         return ParseError("a file name is missing", text, at)
-    if ended and text.startswith(("|", "&&"), last):
+    if ended and ("_NEWLINE" in error.accepts or text.startswith(("\r", "\n"), last)):
+        # After | && || a line may end, the text may not.
         return Incomplete("a command is missing at the end", text, at)
     if ended or token.type == "_NEWLINE":
         return ParseError("a command is missing at the end of the line", text, at)

@@ -32,6 +32,8 @@ def run(state: State, stages: Sequence[Stage]) -> int:
     alone = all(isinstance(stage.what, Host) for stage in stages)
     group = Group(state.terminal, alone, state.note)
     try:
+        for stage in stages:
+            stage.open()  # a FIFO may keep it waiting, so Ctrl-C has to reach it
         with Shield():
             _start(state, stages, group)
         _run_own(state, stages)
@@ -48,8 +50,6 @@ def run(state: State, stages: Sequence[Stage]) -> int:
 
 
 def _start(state: State, stages: Sequence[Stage], group: Group) -> None:
-    for stage in stages:
-        stage.open()
     for stage, following in pairwise(stages):
         stage.join(following)
     for stage in stages:
@@ -134,6 +134,7 @@ def _write(inner: Inner, out: TextIO) -> int:
 def _ask(state: State, stage: Stage, model: Model) -> int:
     sink = Sink(STDOUT if stage.stdout is None else stage.stdout)
     call = Ask(model.prompt, model.context, stage.intake, sink, state.note)
+    state.asked_alone |= stage.intake is None
     answer = call.run(state.contexts, state.sampling)
     state.answer = answer.text.strip()
     return answer.status

@@ -14,6 +14,7 @@ from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.output import ColorDepth, create_output
 
+from userland.exits import REFUSED, reason
 from userland.llmsh.completion import Words
 from userland.llmsh.history import history_path, make_private
 from userland.llmsh.state import State
@@ -48,8 +49,8 @@ class _File(FileHistory):
             return
         try:
             super().store_string(string)
-        except OSError as error:
-            self._note(f"this line is not in the history: {error.strerror}")
+        except REFUSED as error:
+            self._note(f"this line is not in the history: {reason(error)}")
 
 
 class Prompt:
@@ -66,7 +67,7 @@ class Prompt:
             completer=Words(state),
             complete_while_typing=False,
             multiline=Condition(_goes_on),
-            prompt_continuation=_MORE,
+            prompt_continuation=lambda width, line, wrap: "" if wrap else _MORE,
             color_depth=ColorDepth.DEPTH_1_BIT if mono else ColorDepth.DEPTH_4_BIT,
             output=self._output,
         )

@@ -6,14 +6,17 @@ A stage owns the file descriptors that it has been given, until it hands them to
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from typing import TextIO
 
-from userland.exits import Failure
+from syscalls.shield import Shield
+from userland.exits import REFUSED, Failure, reason
 from userland.llmsh.host import Child
 from userland.llmsh.streams import Intake
 
 Builtin = Callable[[list[str], TextIO], int]
 """Takes its arguments and where to write; returns its status."""
+_MODES = {"<": "r", ">": "w", ">>": "a"}
 
 
 @dataclass
@@ -55,11 +58,13 @@ class Stage:
     def open(self) -> None:
         """Open the files; of several for one stream the last counts."""
         for operator, path in self.redirects:
-            if operator == "<":
-                self._replace_stdin(_open(path, os.O_RDONLY))
-            else:
-                end = os.O_APPEND if operator == ">>" else os.O_TRUNC
-                self._replace_stdout(_open(path, os.O_WRONLY | os.O_CREAT | end))
+            # An interrupt that comes right after the open closes the file with its object.
+            with _open(path, _MODES[operator]) as file, Shield():
+                fd = os.dup(file.fileno())
+                if operator == "<":
+                    self._replace_stdin(fd)
+                else:
+                    self._replace_stdout(fd)
 
     def join(self, following: "Stage") -> None:
         """Connect to the next stage by a pipe, except where a file takes its place."""
@@ -94,8 +99,8 @@ class Stage:
         self.stdin = self.stdout = None
 
 
-def _open(path: str, flags: int) -> int:
+def _open(path: str, mode: str) -> FileIO:
     try:
-        return os.open(path, flags, 0o666)
-    except OSError as error:
-        raise Failure(f"cannot open {path}: {error.strerror}") from None
+        return FileIO(path, mode)
+    except REFUSED as error:
+        raise Failure(f"cannot open {path}: {reason(error)}") from None

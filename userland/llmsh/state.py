@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from syscalls import ECONNRESET
+from syscalls import KernelError
 from userland.exits import Expected, report
 from userland.llmsh.ask import Sampling
 from userland.llmsh.contexts import Contexts
@@ -27,6 +27,8 @@ class State:
     """`$?`"""
     answer: str = ""
     """`$_`"""
+    asked_alone: bool = False
+    """A prompt has been asked that nothing was fed into."""
     out_gone: bool = False
     """Nobody reads the shell's stdout any more."""
     contexts: Contexts = field(init=False)
@@ -49,8 +51,8 @@ class State:
         self.err.flush()
 
     def report(self, error: Expected) -> int:
-        """Say what went wrong; return its exit code. Without a kernel there are no contexts."""
+        """Say what went wrong; return its exit code. Without a session there are no contexts."""
         code = report(error, self.err, "llmsh")
-        if isinstance(error, ECONNRESET):
-            self.contexts.drop()
+        if isinstance(error, KernelError):
+            self.contexts.drop(error)
         return code

@@ -5,8 +5,12 @@ still be writing another stage. So an `Intake` reads in a thread of its own from
 pipeline starts: no stage ever waits for the shell to come and empty a pipe.
 """
 
+import fcntl
 import os
 import select
+import stat
+import sys
+import termios
 import threading
 from contextlib import suppress
 
@@ -72,6 +76,16 @@ class Intake:
             self._thread.join()
             os.close(self._stop)
             self._stop = -1
+
+
+def has_unread(fd: int) -> bool:
+    """Return whether a pipe or a file has bytes that nobody has read; never waits."""
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode):
+        return os.lseek(fd, 0, os.SEEK_CUR) < status.st_size
+    if not stat.S_ISFIFO(status.st_mode):
+        return False
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder) > 0
 
 
 # A model's words must not move the cursor, change the title or worse.

@@ -126,12 +126,14 @@ def _home(word: Word, text: str) -> str:
     name, slash, rest = text.partition("/")
     try:
         return f"{Path(name).expanduser()}{slash}{rest}"
-    except RuntimeError:  # no such user
+    except (RuntimeError, ValueError):  # no such user, no such name
         return text
 
 
 def _paths(text: str, pattern: str) -> list[str]:
     if _PATTERN.search(pattern.replace("[*]", "").replace("[?]", "").replace("[[]", "")):
-        found = glob(pattern)  # noqa: PTH207  words are text: ./a and a differ
-        return sorted(found) or [text]
+        try:
+            return sorted(glob(pattern)) or [text]  # noqa: PTH207  words are text: ./a and a differ
+        except ValueError:  # a NUL is in no path
+            return [text]
     return [text]

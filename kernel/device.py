@@ -24,7 +24,7 @@ from kernel.request import Request, Token
 from kernel.sched import Scheduler
 from kernel.step import Entry, step_limits, step_ops
 from kernel.watch import Patience, Watch
-from syscalls.errors import EIO, ENODEV, KernelError
+from syscalls.errors import EAGAIN, EIO, ENODEV, KernelError
 
 log = logging.getLogger(__name__)
 
@@ -86,21 +86,21 @@ class Device:
 
     @property
     def pool(self) -> BlockPool:
-        """The block pool; ENODEV before the model was loaded for the first time."""
+        """The block pool; EAGAIN, ENODEV before the model was loaded for the first time."""
         if self._pool is None:
             raise self._unavailable()
         return self._pool
 
     @property
     def sched(self) -> Scheduler:
-        """The scheduler; ENODEV before the model was loaded for the first time."""
+        """The scheduler; likewise."""
         if self._sched is None:
             raise self._unavailable()
         return self._sched
 
     @property
     def desc(self) -> base.Loaded:
-        """The loaded model; ENODEV before it was loaded for the first time."""
+        """The loaded model; likewise."""
         if self.loaded is None:
             raise self._unavailable()
         return self.loaded
@@ -109,12 +109,13 @@ class Device:
     def requests(self) -> list[Request]:
         return list(self._sched.requests.values()) if self._sched else []
 
-    def _unavailable(self) -> ENODEV:
+    def _unavailable(self) -> KernelError:
         why = f": {self.note}" if self.note else ""
-        return ENODEV(f"device {self.name} is {self.state.value}{why}", "llmos status shows it")
+        error = ENODEV if self.state is DeviceState.FAILED else EAGAIN
+        return error(f"device {self.name} is {self.state.value}{why}", "llmos status shows it")
 
     def require(self) -> None:
-        """Raise ENODEV if the device will not serve requests."""
+        """Raise ENODEV if the device will not serve requests, EAGAIN if not yet."""
         if self.state is DeviceState.FAILED or self.loaded is None:
             raise self._unavailable()
 

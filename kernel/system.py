@@ -76,7 +76,7 @@ class System:
         return ctx
 
     def model_device(self, model: str | None) -> Device:
-        """Return the device that has the model, ready to serve; ENOENT, ENODEV."""
+        """Return the device that has the model, ready to serve; ENOENT, ENODEV, EAGAIN."""
         if model is not None and model != self.device.spec.name:
             raise ENOENT(
                 f"model {model} is not loaded; loaded is {self.device.spec.name}",

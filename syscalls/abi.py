@@ -467,7 +467,7 @@ CALLS: tuple[Call, ...] = (
          "Make a context that shares every block of another.", "EBADCTX EINVAL EEXIST EAGAIN"),
     Call(34, "append", Append, LengthResult, _T, False, False,
          "Add the ids of frame 2 to a context; prefill follows.",
-         "EBADCTX EBUSY E2BIG ENOMEM EINVAL", ids=True),
+         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN", ids=True),
     Call(35, "trim_ctx", TrimCtx, LengthResult, _T, True, False,
          "Drop ids from the end.", "EBADCTX EBUSY EINVAL"),
     Call(36, "free_ctx", FreeCtx, Nothing, _T, False, False,
@@ -490,7 +490,7 @@ CALLS: tuple[Call, ...] = (
     # inference
     Call(64, "infer", Infer, InferResult, _T, False, False,
          "Generate: TOKEN events, then FIN.",
-         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EIO ECANCELED", ids=True),
+         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED", ids=True),
     Call(65, "cancel", Cancel, LengthResult, _T, True, False,
          "End an infer of this session, keeping some of its output.", "ESRCH EINVAL"),
     _reserved(66, "score", _T, "Return the probability of given ids.", ids=True),

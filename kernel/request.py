@@ -52,6 +52,7 @@ class Request:
         self.output = 0
         self.overrun = 0
         self.stop_ids: frozenset[int] = frozenset()
+        self.start = 0  # where the next step begins, as its plan has found it
         self.slot: int | None = None
         self.generation = 0
         self.deaths = 0  # epochs that ended while this was in flight
@@ -88,7 +89,7 @@ class Request:
     @property
     def decoding(self) -> bool:
         """One position away from its next id, which it has sampled from before."""
-        return self.output > 0 and self.ctx.planned >= self.ctx.length - 1
+        return self.output > 0 and self.start >= self.ctx.length - 1
 
     def take(self, token: int, max_ctx: int) -> Finish | None:
         """Commit a sampled id; return why the request ends with it, if it does.

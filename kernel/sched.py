@@ -68,6 +68,8 @@ class Scheduler:
         copies: list[tuple[int, int]] = []
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
         runnable = [r for r in self.requests.values() if not r.held]
+        for request in runnable:
+            request.start = request.ctx.planned
         decodes = sum(r.decoding for r in runnable)
         chunk = self._chunk(decodes)
         for item in self.policy.order(runnable):
@@ -109,7 +111,9 @@ class Scheduler:
         A span ends where a later block is filled already (its neighbour had lost its KV).
         """
         ctx, size = request.ctx, self.pool.block_size
-        start, target = ctx.planned, request.target
+        start, target = request.start, request.target
+        if start < ctx.length and ctx.blocks[start // size].refs > 1:
+            start = ctx.planned  # a sharer may have its part of this very step
         if start >= target:
             return (target - 1, target) if request.infer else (target, target)
         end = min(target, start + budget)

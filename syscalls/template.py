@@ -4,42 +4,59 @@ A template gets messages and gives text. jinja2's immutable sandbox keeps it awa
 internals, but not from the machine: it lets a template loop for ever and fill all memory. So, on
 top of it,
 
-- there are only the functions, filters and methods of plain values that chats need;
-- everything costs: a round of a loop, a call, and every value made, by its size and before it is
-  made where it could be large. A rendering may cost MAX_COST: a second or three, and 100 MB or so.
+- there are only the functions, filters, tests and methods of plain values that chats need;
+- no text is longer than what may be written, no number has more than MAX_BITS, no list is nested
+  more than MAX_DEPTH deep, no dictionary has more than MAX_KEYS: no single operation goes far
+  beyond what was paid for it;
+- everything costs, and is paid for before it is done where it could be large. The unit is a byte
+  of a value, in all its depth, that is made or looked at, or what takes about as long as some. A
+  rendering may cost MAX_COST: seconds, and 200 MB, in the worst case.
 
-Rendering the longest chat that templates in use are for costs a hundredth of that. Whatever goes
+Rendering the longest chat that templates in use are for costs a third of that. Whatever goes
 wrong, in compiling or in rendering, is a ValueError that says so.
 
 Imports jinja2; text.py imports this module when the first template is there.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from sys import getsizeof
 from threading import Lock
 from typing import Any
 
-from jinja2 import Undefined, nodes, pass_environment
+from jinja2 import Undefined
 from jinja2.filters import FILTERS
-from jinja2.runtime import Context
+from jinja2.runtime import BlockReference, Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.tests import TESTS
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
+
+from syscalls import chatfilters
+from syscalls.pricer import Excess, priced
 
 MAX_SOURCE = 256 << 10
 MAX_RENDERED = 4 << 20
 MAX_COST = 1 << 27
-ITEM = 16  # a round of a loop, an item of a list; a character costs 1
-CALL = 512
+ITEM = 16  # a round of a loop, an argument
+CALL = 128
+PIECE = 64  # per character, of what cuts a text into a list
 MAX_BITS = 4096
-MAX_INDENT = 8
+MAX_DEPTH = 32
+MAX_KEYS = 128  # of a dictionary: keys can be made to collide, and a look-up then reads them all
 
 CHAT_FILTERS = (
     "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items",
-    "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse",
-    "round", "select", "selectattr", "sort", "title", "trim", "unique", "upper",
+    "last", "length", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select",
+    "selectattr", "upper",
 )  # fmt: skip
+SHALLOW_FILTERS = frozenset(["count", "d", "default", "first", "last", "length"])
+SHALLOW_TESTS = frozenset([
+    "boolean", "callable", "defined", "false", "float", "integer", "iterable", "mapping", "none",
+    "number", "sameas", "sequence", "string", "true", "undefined",
+])  # fmt: skip
+"""What looks at nothing inside a value."""
+CUTTING = frozenset(["rsplit", "split", "splitlines", "title"])
+HOLDERS: Any = (list, tuple, set, dict, type({}.keys()), type({}.values()), type({}.items()))
 METHODS: dict[type, frozenset[str]] = {
     str: frozenset([
         "capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit",
@@ -85,10 +102,6 @@ class ChatTemplate:
                 raise ValueError(f"it fails: {_reason(error)}") from None
 
 
-class Excess(Exception):
-    """The template says no, or wants more than it may have."""
-
-
 class Sandbox(ImmutableSandboxedEnvironment):
     """An environment in which everything costs."""
 
@@ -99,43 +112,63 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=self.text
         )  # unoptimized: nothing of the template runs while it is compiled
-        own: dict[str, Callable[..., Any]] = {
-            "concat": self.concat, "join": _join, "replace": _replace, "rounds": self.rounds,
-            "safe": lambda value: value, "sized": self.sized, "string": self.text,
-            "tojson": _tojson,
+        own: dict[str, Any] = {
+            "concat": self.concat, "paid": self.spend, "rounds": self.rounds, "sized": self.sized,
+            "join": chatfilters.join, "list": chatfilters.list_of, "replace": chatfilters.replace,
+            "round": chatfilters.round_to, "safe": lambda value: value, "sort": chatfilters.sort,
+            "string": self.text, "title": chatfilters.title, "tojson": chatfilters.tojson,
+            "trim": chatfilters.trim, "unique": chatfilters.unique,
         }  # fmt: skip
-        self.filters = {name: self._priced(FILTERS[name]) for name in CHAT_FILTERS} | own
+        filters = {name: FILTERS[name] for name in CHAT_FILTERS}
+        self.filters = self._priced(filters, SHALLOW_FILTERS) | own
+        self.tests = self._priced(TESTS, SHALLOW_TESTS)
         self.globals = {
-            "range": safe_range, "namespace": Namespace, "raise_exception": _raise,
+            "range": safe_range, "namespace": Namespace, "raise_exception": chatfilters.refuse,
         }  # fmt: skip
 
     # --- what things cost ---------------------------------------------------------------------
 
     def spend(self, cost: int) -> None:
+        """Pay, or stop; a template may name this, and gains nothing by odd prices."""
+        if not 0 <= cost <= self.left:
+            raise Excess(f"it does too much: more than {MAX_COST} steps or bytes")
         self.left -= cost
-        if self.left < 0:
-            raise Excess(f"it does too much: more than {MAX_COST} steps or characters")
 
-    def sized(self, value: Any) -> Any:
+    def sized(self, value: Any, depth: int = 0) -> Any:
         """Pay for a value and all in it."""
-        todo = [value]
-        while todo:
-            part = todo.pop()
-            if isinstance(part, str):
-                self.spend(len(part))
-            elif isinstance(part, int) and part.bit_length() > MAX_BITS:
+        self.spend(getsizeof(value))
+        if isinstance(value, str):
+            if len(value) > MAX_RENDERED:
+                raise Excess(f"it makes a text of more than {MAX_RENDERED} characters")
+        elif isinstance(value, int):
+            if value.bit_length() > MAX_BITS:
                 raise Excess(f"it makes a number of more than {MAX_BITS} bits")
-            elif isinstance(part, (list, tuple, set, dict)):
-                self.spend(ITEM * (1 + len(part)))
-                todo += part
-                if isinstance(part, dict):
-                    todo += part.values()
+        elif isinstance(value, range):
+            self.spend(ITEM * len(value))
+        elif isinstance(value, HOLDERS):
+            if depth == MAX_DEPTH:
+                raise Excess(f"it nests lists more than {MAX_DEPTH} deep")
+            for part in value:
+                self.sized(part, depth + 1)
+            if isinstance(value, dict):
+                if len(value) > MAX_KEYS:
+                    raise Excess(f"it makes a dictionary of more than {MAX_KEYS} keys")
+                for part in value.values():
+                    self.sized(part, depth + 1)
+        elif isinstance(value, Namespace) and depth:
+            raise Excess("it puts a Namespace into another value")
         return value
 
-    def rounds(self, items: Iterable[Any]) -> Iterator[Any]:
+    def scanned(self, name: str, text: str, args: Iterable[Any]) -> None:
+        """Pay for a method of a text: some compare all of it with all of an argument."""
+        width = sum(len(arg) for arg in args if isinstance(arg, str))
+        self.spend(len(text) * (1 + width + (PIECE if name in CUTTING else 0)))
+
+    def rounds(self, items: Iterable[Any], price: int) -> Iterator[Any]:
         """Pay for each round of a loop."""
         for item in items:
             self.spend(ITEM)
+            self.spend(price)
             yield item
 
     def text(self, value: Any) -> str:
@@ -161,14 +194,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
             shown.append(piece)
         return "".join(shown)
 
-    def _priced(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def priced_filter(*args: Any, **kwargs: Any) -> Any:
-            self.spend(CALL)
-            self.sized(list(args))
-            return self.sized(function(*args, **kwargs))
+    def _priced(self, functions: Mapping[str, Any], shallow: frozenset[str]) -> dict[str, Any]:
+        """Make filters or tests pay: for the call, and if they are not shallow, by size."""
 
-        return priced_filter
+        def price(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def paying(*args: Any, **kwargs: Any) -> Any:
+                self.spend(CALL)
+                if name in shallow:
+                    return function(*args, **kwargs)
+                given = [*args, *kwargs.values()]
+                self.spend(ITEM * sum(len(value) for value in given if isinstance(value, str)))
+                self.sized(given)
+                return self.sized(function(*args, **kwargs))
+
+            return paying
+
+        return {name: price(name, function) for name, function in functions.items()}
 
     # --- what jinja2's sandbox asks -----------------------------------------------------------
 
@@ -181,13 +223,26 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def wrap_str_format(self, value: Any) -> None:
         """Leave str.format to is_safe_attribute: a width in it makes any size."""
 
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Pay for the key: filters walk along paths of any length, and tuples are hashed."""
+        self.sized(argument)
+        return super().getitem(obj, argument)
+
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        __self.spend(CALL)
+        named = {name: kwargs[name] for name in kwargs.keys() - {"_loop_vars", "_block_vars"}}
+        given = [*args, *named.values()]  # without jinja2's own
+        __self.spend(CALL + ITEM * len(given))
+        if isinstance(__obj, Macro | BlockReference):  # its body pays
+            return super().call(__context, __obj, *args, **kwargs)
+        __self.sized(given)
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str) and __obj.__name__ in ("replace", "join"):
-            names = kwargs.keys() - {"_loop_vars", "_block_vars"}  # jinja2's own
-            growing = _replace if __obj.__name__ == "replace" else _join_with
-            return growing(__self, owner, *args, **{name: kwargs[name] for name in names})
+        if isinstance(owner, str):
+            growing = chatfilters.GROWING.get(__obj.__name__)
+            if growing is not None:
+                return growing(__self, owner, *args, **named)
+            __self.scanned(__obj.__name__, owner, given)
+        elif not isinstance(owner, dict):
+            __self.sized(owner)
         return __self.sized(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -202,83 +257,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 if isinstance(value, (str, list, tuple)) and isinstance(times, int):
                     self.spend(ITEM * len(value) * max(times, 0))
         return super().call_binop(context, operator, left, right)
-
-
-@pass_environment
-def _replace(sandbox: Any, text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    text, old, new = sandbox.text(text), sandbox.text(old), sandbox.text(new)
-    times = text.count(old)
-    if count is not None and count >= 0:
-        times = min(count, times)
-    sandbox.spend(len(text) + len(new) * times)
-    return str(text.replace(old, new, times))
-
-
-@pass_environment
-def _join(sandbox: Any, items: Any, separator: Any = "", attribute: Any = None) -> str:
-    if attribute is not None:
-        items = [sandbox.getitem(item, attribute) for item in items]
-    texts = [sandbox.text(item) for item in items]
-    separator = sandbox.text(separator)
-    sandbox.spend(len(separator) * len(texts))
-    return str(separator.join(texts))
-
-
-def _join_with(sandbox: Any, separator: str, items: Any) -> str:
-    return _join(sandbox, items, separator)
-
-
-@pass_environment
-def _tojson(sandbox: Any, value: Any, indent: int | None = None) -> str:
-    if indent is not None and not 0 <= indent <= MAX_INDENT:
-        raise Excess(f"it indents JSON by {indent}, the limit is {MAX_INDENT}")
-    sandbox.sized(value)
-    return str(sandbox.sized(json.dumps(value, ensure_ascii=False, indent=indent)))
-
-
-def _raise(message: str) -> None:
-    raise Excess(f"it refuses this chat: {message}")
-
-
-def priced(tree: nodes.Template) -> nodes.Template:
-    """Make loops, literals, slices and ~ pay."""
-    for loop in tree.find_all(nodes.For):
-        if loop.recursive:
-            raise Excess("it has a recursive loop, which is not built")
-    return _Pricer().visit(tree)  # type: ignore[no-any-return]
-
-
-class _Pricer(NodeTransformer):
-    """Sends what jinja2's sandbox is not asked about through a filter."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.iter = _through("rounds", node.iter)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        operands = nodes.List(node.nodes, lineno=node.lineno, environment=node.environment)
-        return _through("concat", operands)
-
-    def visit_List(self, node: nodes.Node) -> nodes.Node:
-        self.generic_visit(node)
-        return _through("sized", node)
-
-    visit_Dict = visit_List
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        return self.visit_List(node) if node.ctx == "load" else node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        return _through("sized", node) if isinstance(node.arg, nodes.Slice) else node
-
-
-def _through(name: str, node: nodes.Node) -> nodes.Filter:
-    return nodes.Filter(
-        node, name, [], [], None, None, lineno=node.lineno, environment=node.environment
-    )
 
 
 def _reason(error: Exception) -> str:

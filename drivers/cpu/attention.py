@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from drivers.base import NULL_BLOCK
-from drivers.pool import KvPool
+from drivers.pool import KvPool, PoolShape
 
 MAX_TILE = 128  # a power of two, as its halves are: tiles of other sizes are a fifth slower
 MIN_TILE = 16
@@ -91,11 +91,13 @@ class DecodeGroup:
         for row, part in zip(table, parts, strict=True):
             row[: len(part.blocks)] = part.blocks
         self._spans = pool.key_spans(torch.from_numpy(table).view(-1))
-        beyond = np.arange(length) >= np.array([part.kv_len for part in parts])[:, None]
+        lengths = np.array([part.kv_len for part in parts])
+        self._shortest = int(lengths.min())
+        beyond = np.arange(length) >= lengths[:, None]
         tail = torch.from_numpy(np.flatnonzero(beyond))
         self._tail = torch.cat([tail, tail + batch * length])
-        self._bias = torch.zeros((batch, 1, length), dtype=pool.shape.dtype)
-        self._bias.masked_fill_(torch.from_numpy(beyond)[:, None], -math.inf)
+        late = torch.from_numpy(beyond[:, None, self._shortest :])
+        self._bias = torch.zeros(late.shape, dtype=pool.shape.dtype).masked_fill_(late, -math.inf)
         self._rows = torch.tensor([part.start for part in parts])
         first = parts[0].start
         adjacent = all(part.start == first + i for i, part in enumerate(parts))
@@ -110,6 +112,7 @@ class DecodeGroup:
         keys, values = self._kv.view(2, batch, length, dim)
         self._keys, self._values = keys.transpose(1, 2), values
         self._scores = arena.take("scores", batch, h.heads, length)
+        self._late = self._scores[..., self._shortest :]
         # zero but for the diagonal, the only part ever written, which lies the same in every group
         self._queries = arena.take("queries", batch, h.heads, dim)
         self._diagonal = self._by_head(self._queries)
@@ -132,7 +135,7 @@ class DecodeGroup:
         mine = queries.index_select(0, self._rows) if rows is None else queries[rows]
         torch.mul(mine.view(shape), self._heads.scale, out=self._diagonal)
         torch.bmm(self._queries, self._keys, out=self._scores)
-        self._scores += self._bias
+        self._late += self._bias
         torch.softmax(self._scores, -1, out=self._scores)
         torch.bmm(self._scores, self._values, out=self._sums)
         if rows is None:
@@ -152,6 +155,8 @@ class Prefill:
         self._kv = arena.take("kv", 2, blocks.numel() * pool.shape.block_size, self._dim)
         self._tiles = list(self._cut(part))
         longest = self._tiles[0][1] - self._tiles[0][0]
+        # at once: growing from tile to tile, it would leave a hole of every size behind
+        arena.take("scores", scores_numel(heads, part.kv_len, pool.shape.dtype))
         self._mask = torch.full((longest, longest), -math.inf, dtype=pool.shape.dtype).triu_(1)
 
     def _cut(self, part: Part) -> Iterator[tuple[int, int, int]]:
@@ -168,9 +173,10 @@ class Prefill:
         """Attend for this sequence's rows of queries and out, both [T, heads * head_dim]."""
         h = self._heads
         kv = self._pool.gather(layer, self._spans, self._kv)[:, : self._part.kv_len]
-        keys, values = kv.view(2, -1, h.kv_heads, h.head_dim).transpose(1, 2)
-        if len(self._tiles) > 1:
-            keys = self._arena.take("keys", *keys.shape).copy_(keys)
+        kv = kv.view(2, -1, h.kv_heads, h.head_dim).transpose(1, 2)
+        if len(self._tiles) > 1 or kv.dtype == torch.bfloat16:
+            kv = self._arena.take("heads", *kv.shape).copy_(kv)
+        keys, values = kv
         for first, end, length in self._tiles:
             self._tile(queries[first:end], keys[:, :length], values[:, :length], out[first:end])
 
@@ -180,12 +186,15 @@ class Prefill:
         mine = self._arena.take("tile", h.kv_heads, h.group, count, h.head_dim)
         torch.mul(queries.view(shape).permute(1, 2, 0, 3), h.scale, out=mine)
         scores = self._arena.take("scores", h.kv_heads, h.group * count, length)
-        torch.bmm(mine.view(h.kv_heads, -1, h.head_dim), keys.transpose(1, 2), out=scores)
+        # head by head: in bfloat16 a bmm copies whatever is not one piece, at every tile anew
+        for head, query in enumerate(mine.view(h.kv_heads, -1, h.head_dim)):
+            torch.mm(query, keys[head].T, out=scores[head])
         square = scores.view(h.kv_heads, h.group, count, length)[..., length - count :]
         square += self._mask[:count, :count]
         torch.softmax(scores, -1, out=scores)
         sums = self._arena.take("sums", h.kv_heads, h.group * count, h.head_dim)
-        torch.bmm(scores, values, out=sums)
+        for head, value in enumerate(values):
+            torch.mm(scores[head], value, out=sums[head])
         out.view(shape).copy_(sums.view(h.kv_heads, h.group, count, -1).permute(2, 0, 1, 3))
 
 
@@ -207,6 +216,18 @@ class Attention:
         ]
         self._work += (Prefill(pool, arena, heads, part) for part in parts if part.count > 1)
 
+    @staticmethod
+    def work_bytes(heads: Heads, shape: PoolShape, max_ctx: int, max_seqs: int) -> int:
+        """Return what any step takes at most, of an arena and beside it."""
+        length = -(-max_ctx // shape.block_size) * shape.block_size
+        dim = heads.kv_heads * heads.head_dim
+        gathered = max(length, GATHER_BYTES // (2 * dim * shape.dtype.itemsize))
+        scores = max(scores_numel(heads, length, shape.dtype), gathered * heads.heads)
+        wide = min(max_seqs, gathered // shape.block_size) * heads.heads * dim
+        tiles = MAX_TILE * heads.heads * heads.head_dim
+        elements = 2 * (gathered + length) * dim + scores + 2 * (wide + tiles)
+        return elements * shape.dtype.itemsize
+
     def run(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Store keys and values [T, kv_heads * D], then attend for queries [T, heads * D]."""
         self._pool.store(layer, self._rows, keys, values)
@@ -214,6 +235,11 @@ class Attention:
         for work in self._work:
             work.run(layer, queries, out)
         return out
+
+
+def scores_numel(heads: Heads, kv_len: int, dtype: torch.dtype) -> int:
+    """Return how many scores a tile of a prefill has at most."""
+    return max(SCORES_BYTES // dtype.itemsize, MIN_TILE * heads.heads * kv_len)
 
 
 def blocks_at_once(pool: KvPool) -> int:

@@ -40,7 +40,7 @@ class CpuModel:
         source = weights.open_source(load.path)
         config = source.config
         max_ctx = _check(load, config)
-        shape, weights_bytes = _fit(load, config, emit)
+        shape, weights_bytes = _fit(load, config, max_ctx, emit)
         machine.set_threads(load.threads, load.deterministic)
 
         def progress(done: int) -> None:
@@ -52,9 +52,7 @@ class CpuModel:
         self.pool = KvPool(shape)
         self._heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
         self._arena = Arena(shape.dtype)
-        self._attention: Callable[..., Attention | OrderedAttention] = (
-            OrderedAttention if load.deterministic else Attention
-        )
+        self._attention: Callable[..., Attention | OrderedAttention] = _attention(load)
         self._warm_up(max_ctx)
         group = base.KvGroup(
             config.num_layers, "full", 0, config.num_kv_heads, config.head_dim, load.dtype
@@ -134,28 +132,43 @@ def _check(load: base.Load, config: ModelConfig) -> int:
     return load.max_ctx or config.max_ctx
 
 
-def work_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+def _attention(load: base.Load) -> type[Attention] | type[OrderedAttention]:
+    return OrderedAttention if load.deterministic else Attention
+
+
+def work_bytes(config: ModelConfig, load: base.Load, max_ctx: int) -> int:
     """Return the memory for temporaries, of loading or of a step, whichever needs more."""
-    largest = max(config.vocab_size, config.intermediate_size) * config.hidden_size
-    loading = largest * (2 * 4 + dtype.itemsize)  # read, turned to float32, and in our type
-    row = 4 * config.intermediate_size + 2 * config.hidden_size
-    logits = (MAX_SEQS * dtype.itemsize + ROWS_AT_ONCE * 32) * config.vocab_size
-    return (64 << 20) + max(loading, MAX_TOKENS * row * dtype.itemsize + logits)
+    shape = _pool_shape(config, load, 1)
+    size, hidden, ffn = shape.dtype.itemsize, config.hidden_size, config.intermediate_size
+    largest = max(config.vocab_size, ffn) * hidden
+    loading = largest * (2 * 4 + size)  # read, turned to float32, and in our type
+    angles = 2 * max_ctx * config.head_dim  # while the table of positions is made
+    heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
+    queries, keys = heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim
+    # queries and keys are turned as complex numbers of float32
+    before = (3 * hidden + queries + 2 * keys) * size + (queries + keys) * (2 * 4 + size)
+    after = (4 * ffn + 2 * hidden) * size
+    logits = (MAX_SEQS * size + ROWS_AT_ONCE * 32) * config.vocab_size
+    attention = _attention(load).work_bytes(heads, shape, max_ctx, MAX_SEQS)
+    step = MAX_TOKENS * max(before, after) + logits + attention
+    return (64 << 20) + angles + max(loading, step)
 
 
-def _fit(load: base.Load, config: ModelConfig, emit: base.Emit) -> tuple[PoolShape, int]:
+def _pool_shape(config: ModelConfig, load: base.Load, num_blocks: int) -> PoolShape:
+    return PoolShape(
+        num_blocks, config.num_layers, load.block_size, config.num_kv_heads, config.head_dim,
+        DTYPES[load.dtype],
+    )  # fmt: skip
+
+
+def _fit(
+    load: base.Load, config: ModelConfig, max_ctx: int, emit: base.Emit
+) -> tuple[PoolShape, int]:
     """Emit and log the Estimate; return the pool that fits, or refuse."""
     dtype, free = DTYPES[load.dtype], machine.memory_free()
-    work = work_bytes(config, dtype)
-    weights_bytes, places = measured = weights.measure(config, dtype, free - work)
-
-    def shape(num_blocks: int) -> PoolShape:
-        return PoolShape(
-            num_blocks, config.num_layers, load.block_size, config.num_kv_heads, config.head_dim,
-            dtype,
-        )  # fmt: skip
-
-    block_bytes = shape(1).block_bytes
+    work = work_bytes(config, load, max_ctx)
+    weights_bytes, places = measured = weights.measure(config, dtype, max_ctx, free - work)
+    block_bytes = _pool_shape(config, load, 1).block_bytes
     num_blocks = load.num_blocks or load.kv_bytes // block_bytes
     emit(base.Estimate(load.model, weights_bytes, block_bytes, num_blocks, free))
     needs = (
@@ -165,17 +178,19 @@ def _fit(load: base.Load, config: ModelConfig, emit: base.Emit) -> tuple[PoolSha
     log.info("estimate: %s; modules placed: %s", needs, dict(places))
     room = max(free - work - weights_bytes, 0) if measured.fits else 0
     if num_blocks < 2 or num_blocks * block_bytes > room:
-        raise DriverFault(
-            FaultKind.OOM, f"the model does not fit: {needs}; {_advice(room, shape(2))}"
-        )
-    return shape(num_blocks), weights_bytes
+        advice = _advice(room, block_bytes, max_ctx)
+        raise DriverFault(FaultKind.OOM, f"the model does not fit: {needs}; {advice}")
+    return _pool_shape(config, load, num_blocks), weights_bytes
 
 
-def _advice(room: int, least: PoolShape) -> str:
-    need = 2 * least.block_bytes
+def _advice(room: int, block_bytes: int, max_ctx: int) -> str:
+    need = 2 * block_bytes
     if room < need:
-        return f"{_mib(need)} for 2 blocks is the least; free some memory or take a smaller model"
-    return f"kv_bytes can be {need} to {room}, that is 2 to {room // least.block_bytes} blocks"
+        return (
+            f"{_mib(need)} for 2 blocks is the least; free some memory, take a smaller model, or "
+            f"a max_ctx below {max_ctx}"
+        )
+    return f"kv_bytes can be {need} to {room}, that is 2 to {room // block_bytes} blocks"
 
 
 def _mib(size: int) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drivers.base import NULL_BLOCK
 from drivers.cpu.attention import Arena, Heads, Part
-from drivers.pool import KvPool
+from drivers.pool import KvPool, PoolShape
 
 TILE = 16
 SPAN_BLOCKS = 4
@@ -28,7 +28,14 @@ class OrderedTile:
     """The rows of one sequence that lie within one tile of positions."""
 
     def __init__(
-        self, pool: KvPool, arena: Arena, heads: Heads, part: Part, first: int, end: int
+        self,
+        pool: KvPool,
+        arena: Arena,
+        heads: Heads,
+        mask: Tensor,
+        part: Part,
+        first: int,
+        end: int,
     ) -> None:
         self._pool, self._arena, self._heads = pool, arena, heads
         size, start = pool.shape.block_size, part.kv_len - part.count
@@ -41,9 +48,7 @@ class OrderedTile:
         self._spans = pool.key_spans(torch.from_numpy(blocks))
         self._rows = slice(part.start + first - start, part.start + end - start)
         self._inside, self._stored = slice(first - base, end - base), end
-        positions = torch.arange(base, base + TILE)[:, None]
-        mask = torch.zeros(TILE, self._length, dtype=pool.shape.dtype)
-        self._mask = mask.masked_fill_(torch.arange(self._length) > positions, -math.inf)
+        self._base, self._mask = base, mask[:, : self._length - base]
 
     def run(self, layer: int, queries: Tensor, out: Tensor) -> None:
         """Attend for this tile's rows of queries and out, both [T, heads * head_dim]."""
@@ -57,7 +62,8 @@ class OrderedTile:
         torch.mul(mine, h.scale, out=tile[:, :, self._inside])
         scores = take("scores", h.kv_heads, h.group * TILE, self._length)
         torch.bmm(tile.view(h.kv_heads, -1, h.head_dim), keys.transpose(1, 2), out=scores)
-        scores.view(h.kv_heads, h.group, TILE, -1).add_(self._mask)
+        square = scores.view(h.kv_heads, h.group, TILE, -1)[..., self._base :]
+        square += self._mask
         torch.softmax(scores, -1, out=scores)
         sums = take("sums", h.kv_heads, h.group * TILE, h.head_dim)
         torch.bmm(scores, values, out=sums)
@@ -73,11 +79,22 @@ class OrderedAttention:
     ) -> None:
         self._pool = pool
         self._rows = pool.key_slots(slots)
+        # what lies before a tile is seen by all of it, so that one mask serves them all
+        widest = TILE + pool.shape.block_size * SPAN_BLOCKS
+        mask = torch.full((TILE, widest), -math.inf, dtype=pool.shape.dtype).triu_(1)
         self._tiles = [
-            OrderedTile(pool, arena, heads, part, first, end)
+            OrderedTile(pool, arena, heads, mask, part, first, end)
             for part in parts
             for first, end in _cut(part.kv_len - part.count, part.kv_len)
         ]
+
+    @staticmethod
+    def work_bytes(heads: Heads, shape: PoolShape, max_ctx: int, max_seqs: int) -> int:
+        """Return what any step takes at most, of an arena and beside it."""
+        length = max_ctx + TILE + shape.block_size * SPAN_BLOCKS
+        dim = heads.kv_heads * heads.head_dim
+        # matmuls may copy keys and values, which do not lie head by head
+        return length * (4 * dim + TILE * heads.heads) * shape.dtype.itemsize
 
     def run(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Store keys and values [T, kv_heads * D], then attend for queries [T, heads * D]."""

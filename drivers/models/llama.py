@@ -125,7 +125,7 @@ class Llama(nn.Module):
         if factors is not None:
             speed = speed / factors
         angle = torch.outer(torch.arange(max_ctx, dtype=torch.float32), speed)
-        self._turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+        self._turn = torch.polar(torch.ones(()).expand_as(angle), angle)[:, None]
         self._walk = [layer for layer in self.layers if isinstance(layer, LlamaLayer)]
         self.tile = tile
 

@@ -159,12 +159,12 @@ class Measure(NamedTuple):
         return set(self.places) <= {"cpu"}
 
 
-def measure(config: ModelConfig, dtype: torch.dtype, budget: int) -> Measure:
+def measure(config: ModelConfig, dtype: torch.dtype, max_ctx: int, budget: int) -> Measure:
     """Size the weights, and place them within `budget` bytes of this device."""
     with init_empty_weights():
         model = Llama(config, dtype)
     # the table of positions is no weight, but as large as some
-    turn_bytes = config.max_ctx * config.head_dim * 4
+    turn_bytes = max_ctx * config.head_dim * 4
     places = infer_auto_device_map(
         model,
         max_memory={"cpu": max(budget - turn_bytes, 0)},

@@ -86,7 +86,8 @@ def _sample(logits: Tensor, draws: Draws) -> Sampled:
 
 def draw(logits: Tensor, rows: Rows) -> Tensor:
     """Return an id per row, all temperatures above 0."""
-    scaled = logits / rows.temperature[:, None]
+    # below the best, which stays finite however small the temperature is
+    scaled = (logits - logits.amax(-1, keepdim=True)) / rows.temperature[:, None]
     best, first = scaled.max(-1)
     certain = best.double() + noise(rows.seed, rows.position, first)
     floor = torch.maximum(thresholds(scaled, rows), certain - NOISE_MAX)

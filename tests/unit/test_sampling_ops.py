@@ -91,6 +91,15 @@ def test_greedy_is_the_first_of_equal_maxima() -> None:
     assert ids_of(sample(rows, draws(2, temperature=0.0))) == [90, 3]
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-30])
+def test_a_tiny_temperature_draws_the_best(temperature: float) -> None:
+    for logits in ([5.0, 30.0, 1.0, 20.0], [-50.0, -3.0, -90.0, -4.0]):
+        row = torch.tensor(logits)
+        for how in ({}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}):
+            assert set(drawn(row, 20, temperature=temperature, **how)) == {1}
+    assert set(drawn(torch.tensor([1.0, 2.0, 2.0]), 60, temperature=temperature)) == {1, 2}
+
+
 def test_top_k_keeps_the_k_best_and_what_equals_the_last() -> None:
     row = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
     assert set(drawn(row, 400, top_k=2, temperature=5.0)) == {1, 2, 3}

@@ -37,7 +37,6 @@ class ModelConfig:
         if arch not in ARCHS:
             what = f"{file.path.name} has architecture {short(arch)}, which is not built"
             raise ModelError("ENOTSUP", what, f"built are: {', '.join(ARCHS)}")
-        eos = read.token("tokenizer.ggml.eos_token_id")
         heads = read.number(f"{arch}.attention.head_count", 1, 1024)
         hidden = read.number(f"{arch}.embedding_length", 1, 1 << 20)
         config = cls(
@@ -54,9 +53,16 @@ class ModelConfig:
             read.real(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5),
             "output.weight" not in file.tensors,
             read.token("tokenizer.ggml.bos_token_id"),
-            () if eos is None else (eos,),
+            read.ends(),
         )  # fmt: skip
-        read.refuse(f"{arch}.rope.scaling.type", ("none",))
+        read.refuse(f"{arch}.rope.scaling.type", "none")
+        for factor in ("rope.scaling.factor", "rope.scale_linear"):
+            read.refuse(f"{arch}.{factor}", 1.0)
+        read.refuse(f"{arch}.rope.dimension_count", config.head_dim)
+        read.refuse(f"{arch}.attention.value_length", config.head_dim)
+        if config.head_dim % 2:
+            what = f"{file.path.name}: heads of {config.head_dim} elements, rotated in pairs"
+            raise ModelError("ENOTSUP", what, "built are even head sizes")
         if config.num_heads % config.num_kv_heads:
             raise ModelError(
                 "ECORRUPT",
@@ -71,7 +77,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
-        """Return the configuration that `to_json` wrote."""
+        """Return the configuration that `to_json` wrote, of this version or another."""
         fields = json.loads(text)
         return cls(**(fields | {"eos_ids": tuple(fields["eos_ids"])}))
 
@@ -114,8 +120,14 @@ class _Reader:
             raise self._corrupt(key, value, f"an id below {vocab_size(self._file)}")
         return value
 
-    def refuse(self, key: str, harmless: tuple[str, ...]) -> None:
+    def ends(self) -> tuple[int, ...]:
+        """Return the ids that end an answer: of the text, the turn, the message."""
+        ids = [self.token(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+        return tuple(dict.fromkeys(id for id in ids if id is not None))
+
+    def refuse(self, key: str, built: object) -> None:
+        """Refuse a setting that would change what the model computes."""
         value = self._file.metadata.get(key)
-        if value is not None and value not in harmless:
+        if value is not None and value != built:
             what = f"{self._file.path.name}: {key} {short(value)} is not built"
-            raise ModelError("ENOTSUP", what, f"built are: {', '.join(harmless)}")
+            raise ModelError("ENOTSUP", what, f"built is {built}")

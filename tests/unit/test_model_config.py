@@ -67,6 +67,12 @@ def test_the_real_model(smollm2: Path) -> None:
         (text("tokenizer.ggml.bos_token_id", "1"), "ECORRUPT", "'1'"),
         (text("llama.rope.scaling.type", "yarn"), "ENOTSUP", "'yarn'"),
         (array("llama.rope.scaling.type", STRING, 0, b""), "ENOTSUP", "[]"),
+        (f32("llama.rope.scaling.factor", 4.0), "ENOTSUP", "rope.scaling.factor 4.0"),
+        (f32("llama.rope.scale_linear", 4.0), "ENOTSUP", "rope.scale_linear 4.0"),
+        (u32("llama.rope.dimension_count", 2), "ENOTSUP", "rope.dimension_count 2"),
+        (u32("llama.attention.value_length", 8), "ENOTSUP", "attention.value_length 8"),
+        (u32("llama.attention.key_length", 3), "ENOTSUP", "heads of 3 elements"),
+        (u32("tokenizer.ggml.eot_token_id", 260), "ECORRUPT", "an id below 260"),
     ],
 )
 def test_a_number_that_cannot_be(
@@ -76,6 +82,22 @@ def test_a_number_that_cannot_be(
         config(change)
     assert caught.value.code == code and caught.value.hint
     assert said in caught.value.message
+
+
+def test_settings_that_change_nothing(config: Callable[..., ModelConfig]) -> None:
+    same = [
+        text("llama.rope.scaling.type", "none"), f32("llama.rope.scaling.factor", 1.0),
+        f32("llama.rope.scale_linear", 1.0), u32("llama.rope.dimension_count", 4),
+        u32("llama.attention.value_length", 4),
+    ]  # fmt: skip
+    assert config(*same) == config()
+
+
+def test_all_ids_that_end_an_answer(config: Callable[..., ModelConfig]) -> None:
+    eot, eom = u32("tokenizer.ggml.eot_token_id", 7), u32("tokenizer.ggml.eom_token_id", 5)
+    assert config(eot, eom).eos_ids == (1, 7, 5)
+    assert config(u32("tokenizer.ggml.eot_token_id", 1)).eos_ids == (1,)
+    assert config(eot, without="tokenizer.ggml.eos_token_id").eos_ids == (7,)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from accelerate.utils import compute_module_sizes, infer_auto_device_map
 from torch import Tensor
 
 from drivers.models.config import ModelConfig
-from drivers.models.errors import ModelError
+from drivers.models.errors import FETCH, ModelError
 from drivers.models.gguf import GgufFile
 from drivers.models.llama import Linear, Llama, LlamaLayer
 
@@ -126,6 +126,10 @@ def _check_tensors(source: Source) -> None:
         found = source.shapes.get(name)
         if found != shape:
             raise ModelError("ECORRUPT", f"tensor {name} should have shape {shape}, it has {found}")
+    factors, pairs = source.shapes.get(ROPE_FACTORS), source.config.head_dim // 2
+    if factors not in (None, (pairs,)):
+        what = f"tensor {ROPE_FACTORS} should have shape {(pairs,)}, it has {factors}"
+        raise ModelError("ECORRUPT", what, FETCH)
     extra = sorted(source.shapes.keys() - wanted.keys() - {ROPE_FACTORS})
     if extra:
         raise ModelError("ENOTSUP", f"{len(extra)} tensors that are not built, such as {extra[0]}")
@@ -188,9 +192,22 @@ def load(
         _fill_layer(layer, tensors, f"blk.{index}.")
         progress(index + 1)
     _fill_norm(model.norm, tensors.one("output_norm.weight"))
-    factors = source.tensor(ROPE_FACTORS) if ROPE_FACTORS in source.shapes else None
-    model.prepare(max_ctx, factors, tile)
+    model.prepare(max_ctx, _rope_factors(source), tile)
     return model.eval()
+
+
+def _rope_factors(source: Source) -> Tensor | None:
+    """Return what divides the frequencies of positions, if there is something."""
+    if ROPE_FACTORS not in source.shapes:
+        return None
+    factors = source.tensor(ROPE_FACTORS)
+    wrong = factors[~(factors.isfinite() & (factors > 0))]
+    if wrong.numel():
+        what = (
+            f"tensor {ROPE_FACTORS} has {wrong.numel()} factors such as {wrong[0]:g}, not above 0"
+        )
+        raise ModelError("ECORRUPT", what, FETCH)
+    return factors
 
 
 class _Reader:

@@ -98,6 +98,24 @@ def test_a_file_with_other_tensors_is_refused(
     assert told in refused(path, FaultKind.MODEL_LOAD)
 
 
+@pytest.mark.parametrize(
+    ("factors", "told"),
+    [
+        ([1.0] * 5, "should have shape (8,), it has (5,)"),
+        ([9.0], "should have shape (8,), it has (1,)"),
+        ([1.0] * 7 + [0.0], "1 factors such as 0, not above 0"),
+        ([math.nan] + [1.0] * 7, "1 factors such as nan"),
+        ([math.inf, -1.0] + [1.0] * 6, "2 factors such as inf"),
+    ],
+)
+def test_rope_factors_that_cannot_be(tmp_path: Path, factors: list[float], told: str) -> None:
+    weights = tiny_model.values(tiny_model.shapes())
+    wrong = {**weights, "rope_freqs.weight": np.array(factors, "f4")}
+    path = tiny_model.write(tmp_path / "model.gguf", wrong)
+    message = refused(path, FaultKind.MODEL_LOAD)
+    assert told in message and "ECORRUPT" in message
+
+
 def test_a_broken_file_is_refused_and_the_driver_lives(tmp_path: Path) -> None:
     path = tiny_model.write(tmp_path / "model.gguf")
     path.write_bytes(path.read_bytes()[:-1000])

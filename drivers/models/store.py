@@ -15,7 +15,6 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,14 +120,17 @@ class ModelStore:
             raise ModelError("ENOENT", f"there is no model {name} to pull", f"known are: {known}")
         with _os_errors(f"install {wanted.name} in {self.root}"), self._locked(wanted.name):
             target = self.root / wanted.name / wanted.tag
-            prefix = f".pull-{wanted.name}-"
-            for left_behind in self.root.glob(f"{prefix}*"):  # nobody's: the lock is ours
-                shutil.rmtree(left_behind)
+            scratch = self.root / f".pull-{wanted.name}"
+            if scratch.exists():  # left behind by nobody who still lives: the lock is ours
+                shutil.rmtree(scratch)
             if target.exists():
                 return self._again(wanted, read_installed(target), progress), False
             self._check_disk(wanted)
-            with tempfile.TemporaryDirectory(prefix=prefix, dir=self.root) as scratch:
-                self._install(wanted, Path(scratch), target, progress)
+            scratch.mkdir(mode=0o700)
+            try:
+                self._install(wanted, scratch, target, progress)
+            finally:
+                shutil.rmtree(scratch)
             return read_installed(target), True
 
     def _again(

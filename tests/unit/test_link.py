@@ -94,3 +94,33 @@ def test_a_host_that_cannot_be_started_is_down(
         link.start()
     link.kill()
     assert link.fileno() is None
+
+
+def test_sockets_too_small_for_a_message_are_told_at_the_start(
+    links: list[HostLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where net.core.wmem_max is small."""
+    real = socket.socket.setsockopt
+
+    def capped(self: socket.socket, level: int, name: int, value: int) -> None:
+        real(self, level, name, min(value, 50_000))
+
+    link = RawLink(COMPLETE)
+    links.append(link)
+    monkeypatch.setattr(socket.socket, "setsockopt", capped)
+    told = r"holds 100000 bytes, a message may have 196608; .* net\.core\.wmem_max=196608"
+    with pytest.raises(LinkDown, match=told):
+        link.start()
+    assert link.host_pid == 0 and link.fileno() is None
+
+
+def test_a_message_that_the_socket_refuses_ends_the_host(links: list[HostLink]) -> None:
+    link = RawLink(COMPLETE)
+    links.append(link)
+    link.start()
+    assert link._socket is not None
+    link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    load = base.Load(0, "x" * 100_000, "float32", 16, 2, 0, 0, False, 0)
+    with pytest.raises(LinkDown, match=r"cannot be sent 1000\d\d bytes \(Message too long\)"):
+        link.send(load)
+    assert link.host_pid == 0 and link.spawned.returncode == -signal.SIGKILL

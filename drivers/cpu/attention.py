@@ -173,10 +173,8 @@ class Prefill:
         """Attend for this sequence's rows of queries and out, both [T, heads * head_dim]."""
         h = self._heads
         kv = self._pool.gather(layer, self._spans, self._kv)[:, : self._part.kv_len]
-        kv = kv.view(2, -1, h.kv_heads, h.head_dim).transpose(1, 2)
-        if len(self._tiles) > 1 or kv.dtype == torch.bfloat16:
-            kv = self._arena.take("heads", *kv.shape).copy_(kv)
-        keys, values = kv
+        keys, values = kv.view(2, -1, h.kv_heads, h.head_dim).transpose(1, 2)
+        values = self._arena.take("values", *values.shape).copy_(values)
         for first, end, length in self._tiles:
             self._tile(queries[first:end], keys[:, :length], values[:, :length], out[first:end])
 
@@ -186,15 +184,14 @@ class Prefill:
         mine = self._arena.take("tile", h.kv_heads, h.group, count, h.head_dim)
         torch.mul(queries.view(shape).permute(1, 2, 0, 3), h.scale, out=mine)
         scores = self._arena.take("scores", h.kv_heads, h.group * count, length)
-        # head by head: in bfloat16 a bmm copies whatever is not one piece, at every tile anew
-        for head, query in enumerate(mine.view(h.kv_heads, -1, h.head_dim)):
-            torch.mm(query, keys[head].T, out=scores[head])
+        # In one piece: else a matmul would copy them itself, into memory that nobody has counted.
+        keys = self._arena.take("keys", *keys.shape).copy_(keys)
+        torch.bmm(mine.view(h.kv_heads, -1, h.head_dim), keys.transpose(1, 2), out=scores)
         square = scores.view(h.kv_heads, h.group, count, length)[..., length - count :]
         square += self._mask[:count, :count]
         torch.softmax(scores, -1, out=scores)
         sums = self._arena.take("sums", h.kv_heads, h.group * count, h.head_dim)
-        for head, value in enumerate(values):
-            torch.mm(scores[head], value, out=sums[head])
+        torch.bmm(scores, values, out=sums)
         out.view(shape).copy_(sums.view(h.kv_heads, h.group, count, -1).permute(2, 0, 1, 3))
 
 

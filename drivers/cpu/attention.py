@@ -157,6 +157,7 @@ class Prefill:
         longest = self._tiles[0][1] - self._tiles[0][0]
         # at once: growing from tile to tile, it would leave a hole of every size behind
         arena.take("scores", scores_numel(heads, part.kv_len, pool.shape.dtype))
+        arena.take("keys", self._dim * part.kv_len)
         self._mask = torch.full((longest, longest), -math.inf, dtype=pool.shape.dtype).triu_(1)
 
     def _cut(self, part: Part) -> Iterator[tuple[int, int, int]]:

@@ -153,7 +153,7 @@ def test_scores_do_not_grow_from_tile_to_tile(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "zeros", counted)
     arena = Arena(torch.float32)
     attend(Attention, arena, parts)
-    assert len(made) == len(arena._buffers) == 5
+    assert len(made) == len(arena._buffers) == 6
 
 
 def test_masks_are_small_however_long_the_contexts_are() -> None:

@@ -30,21 +30,24 @@ class Jobs:
     """What is not done yet, in turns."""
 
     def __init__(self) -> None:
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[Job] = deque()  # of calls, in turns
+        self._own: deque[Job] = deque()  # of the kernel: it goes on in each turn
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs) + len(self._own)
 
     def start(self, work: Work, session: Session | None = None, call: int = 0) -> Done | Pending:
         """Do a slice of new work; return what its call is answered. KernelError if it cannot be."""
         done = _slice(work)
         if done is not PENDING:
             return done
-        self._jobs.append(Job(work, session, call))
+        (self._own if session is None else self._jobs).append(Job(work, session, call))
         return PENDING
 
     def go_on(self) -> None:
-        """Do a slice of the job whose turn it is."""
+        """Do a slice of the kernel's own work, and one of the job whose turn it is."""
+        if self._own and _slice(self._own[0].work) is not PENDING:
+            self._own.popleft()
         if not self._jobs:
             return
         job = self._jobs.popleft()

@@ -48,6 +48,7 @@ class Kernel:
         self.front = front
         self.stopped = False
         self._tick = 0.0
+        self._asked = -TICK_S  # when all sessions were last asked for a connection
         self._more = False  # something happened that an earlier verb of the turn would take up
 
     # --- the loop -----------------------------------------------------------------------------
@@ -125,7 +126,9 @@ class Kernel:
         they are looked for when a new one comes.
         """
         k = self.system
-        full = len(k.sessions) >= k.config.max_sessions
+        full = len(k.sessions) >= k.config.max_sessions and k.clock() >= self._asked + TICK_S
+        if full:
+            self._asked = k.clock()
         for session in list(k.sessions.values()):
             if (full or session.host_pid == pid) and not self.front.alive(session.route):
                 self._close(session, "its program closed the connection")
@@ -209,7 +212,8 @@ class Kernel:
                 self._send(session)
         while k.closing:
             session, error = k.closing.popleft()
-            self._close(session, "it broke the protocol", error)
+            if k.sessions.get(session.route) is session:  # not closed since, its route not taken
+                self._close(session, "it broke the protocol", error)
 
     def _send(self, session: Session) -> None:
         try:

@@ -60,9 +60,10 @@ def _take_handle(k: System, caller: Caller, handle: int) -> None:
         raise EEXIST(f"handle {handle} is in use")
     if handle <= session.last_handle:
         raise EINVAL(f"handle {handle} does not rise: the last was {session.last_handle}")
-    if k.num_contexts >= k.config.max_contexts:
+    exist = k.num_contexts + len(k.graves)  # a context counts until its blocks are given back
+    if exist >= k.config.max_contexts:
         raise EAGAIN(
-            f"{k.num_contexts} contexts exist, the limit is {k.config.max_contexts}",
+            f"{exist} contexts exist, the limit is {k.config.max_contexts}",
             "free some contexts",
         )
 
@@ -146,7 +147,7 @@ def _bury(k: System) -> Work:
         ctx.trim(min(ctx.length, keep * ctx.pool.block_size))
         if keep == 0:
             k.graves.popleft()
-        yield dropped
+        yield 1 + dropped
     return None
 
 
@@ -171,17 +172,18 @@ def sys_stat_ctx(k: System, caller: Caller, args: StatCtx) -> Work:
 
 def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
     """Return a context as the inspection tools show it."""
+    length, computed, busy = ctx.length, ctx.computed, ctx.busy  # as of the call
     sums = yield from tally([ctx.blocks], ctx.pool.block_size)
     return CtxRow(
         ctx.handle,
         ctx.pid,
         ctx.name,
         ctx.model,
-        ctx.length,
-        ctx.computed,
+        length,
+        computed,
         k.device.desc.max_ctx,
         sums.blocks,
         sums.shared,
         sums.share,
-        ctx.busy,
+        busy,
     )

@@ -36,6 +36,8 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
         raise E2BIG(f"the context is full: {length} ids, the limit is {length}", "trim it")
     if max(args.stop_ids, default=0) >= k.device.desc.vocab:
         raise EINVAL(f"stop ids are below {k.device.desc.vocab}, the model's vocabulary")
+    if (args.logprobs or 0) > k.device.desc.vocab:
+        raise EINVAL(f"{args.logprobs} best ids of a vocabulary of {k.device.desc.vocab}")
     cached = min(ctx.computed, length - 1)
     if ids:
         ctx.append(ids)

@@ -29,5 +29,5 @@ def tally(tables: Iterable[Sequence[Block]], block_size: int) -> Generator[int, 
             shared += refs > 1
             saved += refs - 1
             waste += block_size - len(block.ids)
-        yield len(table)
+        yield 1 + len(table)  # a table costs something even when it is empty
     return Tally(count, share, shared, saved, waste)

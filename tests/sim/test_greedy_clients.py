@@ -124,6 +124,7 @@ def test_sessions_without_a_connection_make_room_at_the_limit() -> None:
     sim.turn()
     assert [event[2] for event in refused.session_events] == [Errno.EAGAIN]
     sim.front.closed.update(client.route for client in gone)
+    sim.clock.now += 2  # they are asked about once a second
     assert sim.client(hello=False).ask("hello", "now").errno == 0
     assert len(sim.system.sessions) == 2
 
@@ -138,3 +139,49 @@ def test_a_routing_id_is_no_identity(sim: Sim) -> None:
     reply = thief.ask("read_ctx", 1)
     assert reply.errno == Errno.EPERM and not reply.ids
     assert len(sim.system.tasks) == 1, "the victim's task ended with its session"
+
+
+def test_who_takes_the_route_of_a_session_that_is_being_closed_keeps_it(sim: Sim) -> None:
+    """Three messages of no ABI, and another program with the same id in the same turn."""
+    rude = sim.client()
+    other = sim.client(hello=False)
+    sim.clients.remove(rude)
+    other.route = rude.route
+    for _ in range(3):
+        rude.send_raw([b"\xc1"])
+    other.send("hello", "other")
+    alloc = other.send("alloc_ctx", 1)
+    sim.turn()
+    assert alloc.done and len(sim.system.sessions) == 1
+    assert [task.name for task in sim.system.tasks] == ["init", "other"]
+    sim.front.dead.add(other.route)
+    sim.turn()
+    sim.check_empty()
+
+
+def test_at_the_limit_connections_are_looked_at_once_in_a_while() -> None:
+    sim = Sim(max_sessions=3)
+    for _ in range(3):
+        sim.client()
+    asked = 0
+    alive = sim.front.alive
+
+    def counted(route: bytes) -> bool:
+        nonlocal asked
+        asked += 1
+        return alive(route)
+
+    sim.front.alive = counted  # type: ignore[method-assign]
+    for _ in range(50):
+        sim.client(hello=False).send("hello", "one too many")
+        sim.turn()
+    assert asked <= 6
+
+
+def test_more_best_ids_than_there_are_ids() -> None:
+    sim = Sim(path="null:vocab=8")
+    client = started(sim)
+    refused = client.ask("infer", 1, 3, 0.0, 0, 1.0, 0.0, None, [], True, 9)
+    assert refused.errno == Errno.EINVAL and "8" in refused.message
+    assert client.ask("infer", 1, 3, 0.0, 0, 1.0, 0.0, None, [], True, 8).errno == 0
+    assert sim.system.device.epoch == 1

@@ -103,3 +103,44 @@ def test_a_second_task_that_ends_meanwhile_is_not_forgotten() -> None:
     assert late.ask("stat_ctx", 1).errno == Errno.EBADCTX
     sim.front.dead.add(late.route)
     sim.check_empty()
+
+
+def test_the_end_of_a_task_does_not_wait_behind_the_calls_of_others() -> None:
+    sim = roomy()
+    leaving, other = forked(sim), sim.client()
+    pid = leaving.ask("stat_task").result.pid
+    rows = [other.send("stat_task", pid) for _ in range(40)]
+    leaving.send("exit")
+    sim.turn()
+    assert sim.system.graves and not rows[-1].done
+    assert turns(sim, lambda: not sim.system.graves) <= 10
+    assert not rows[-1].done
+
+
+def test_contexts_count_until_their_blocks_are_given_back() -> None:
+    sim = Sim(num_blocks=600, prefill_chunk=2048, max_contexts=FORKS + 1)
+    client, other = forked(sim), sim.client()
+    client.send("exit")
+    sim.turn()
+    assert len(sim.system.graves) > 1
+    handle = other.new_handle()
+    assert other.ask("alloc_ctx", handle).errno == 0
+    sim.turn()
+    refused = [other.send("fork_ctx", handle, other.new_handle()) for _ in range(FORKS)]
+    sim.until(lambda: all(reply.done for reply in refused))
+    assert Errno.EAGAIN in {reply.errno for reply in refused}
+    sim.until(lambda: not sim.system.graves)
+    assert other.ask("fork_ctx", handle, other.new_handle()).errno in (0, Errno.EAGAIN)
+
+
+def test_a_row_is_of_the_moment_of_its_call() -> None:
+    """A table that one slice does not reach the end of, and a free behind the question."""
+    blocks = SLICE + 800
+    path = f"null:vocab=251,max_ctx={4 * blocks}"
+    sim = Sim(path=path, num_blocks=blocks + 10, block_size=4)
+    client = sim.client()
+    client.send("alloc_ctx", 1)
+    client.send("append", 1, ids=[1] * (4 * blocks))
+    row, freed = client.send("stat_ctx", 1), client.send("free_ctx", 1)
+    sim.until(lambda: row.done and freed.done)
+    assert (row.result.length, row.result.computed) == (4 * blocks, 0)

@@ -143,9 +143,9 @@ class HostLink:
 
     def _reap(self) -> str:
         assert self._process is not None and self._socket is not None
+        self._process.kill()  # before its end of file, at which it would end as it likes
         self._socket.close()
         self._socket = None
-        self._process.kill()
         code = self._process.wait()
         self._process = None
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"

@@ -59,7 +59,7 @@ def run(home: Path, script: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_script_from_nothing_to_an_answer(home: Path) -> None:
-    """Done-when 1 of the first issue, less `make install`."""
+    """What the README promises, the installation aside."""
     done = run(home, '"What is the capital of France? One word."\nps\nfree\n')
     assert done.returncode == 0, done.stderr
     answer, tables = done.stdout.split("\n", 1)

@@ -12,7 +12,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -166,20 +166,10 @@ def _greedy(sequences: list[Seq]) -> base.Sample:
     )  # fmt: skip
 
 
-@contextmanager
-def bare() -> Iterator[Bare]:
-    """Run a driver host."""
-    host = Bare()
-    try:
-        yield host
-    finally:
-        host.close()
-
-
 def run() -> Iterator[Result]:
     """Compare the driver with the linear layers that it must compute."""
     linears = Linears()
-    with bare() as host:
+    with closing(Bare()) as host:
         yield compare_prefill("driver prefill", host, linears, "bare linear layers")
         for batch in BATCHES:
             yield compare("driver decode", host, linears, "bare linear layers", batch)

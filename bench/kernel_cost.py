@@ -8,9 +8,10 @@ The processor time that kernel and client spend on a step is exact even on a loa
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from statistics import median
 
-from bench.driver import Bare, bare
+from bench.driver import Bare
 from bench.engine import LATE, Served, served
 from bench.pairs import BATCHES, in_turns, steps_of
 from bench.record import Result
@@ -21,7 +22,7 @@ ROUNDS = 10
 
 def run() -> Iterator[Result]:
     """Measure batches of several sizes."""
-    with served() as engine, bare() as host:
+    with served() as engine, closing(Bare()) as host:
         for batch in BATCHES:
             yield cost(engine, host, batch)
 

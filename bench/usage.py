@@ -1,4 +1,4 @@
-"""What a process has used, from /proc: processor time and wake-ups of all its threads, memory.
+"""What a process has used, from /proc: processor time and wake-ups of all its threads.
 
 Times are those of the scheduler, in nanoseconds: the clock ticks of `times` are too coarse for a
 step. A wake-up is counted where a thread has given the processor up by itself.
@@ -27,16 +27,3 @@ def usage(pid: int) -> Usage:
             if line.startswith("voluntary_ctxt_switches:"):
                 wakeups += int(line.split()[1])
     return Usage(cpu_ns / 1e9, wakeups)
-
-
-def rss_mib(pid: int) -> float:
-    """Return the resident memory of a process, in MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def open_fds(pid: int) -> int:
-    """Return the number of a process's open files."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))

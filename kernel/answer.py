@@ -1,7 +1,7 @@
 """Answer: what a driver says, and whether it may be believed.
 
 A driver is a process of its own that can be wrong. Its messages have the types that the ABI
-declares (drivers/base.py sees to that); here their values are compared with what was asked. What
+declares (drivers/wire.py sees to that); here their values are compared with what was asked. What
 does not fit is a `Lie`: the driver is replaced, and nothing of the message has had an effect. Ids
 that leave this module are in the model's vocabulary, logprobs are numbers.
 """

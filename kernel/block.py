@@ -104,10 +104,6 @@ class BlockPool:
 
     # --- references ---------------------------------------------------------------------------
 
-    def ref(self, block: Block) -> None:
-        """Note that one more table names the block."""
-        block.refs += 1
-
     def unref(self, block: Block) -> None:
         """Note that one table fewer names the block; the last one gives its KV up."""
         check(block.refs > 0, f"block {block.id} freed twice")

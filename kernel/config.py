@@ -59,7 +59,3 @@ class Config:
             if isinstance(value, int | float) and not value >= least:  # also NaN
                 option = "--" + key.name.replace("_", "-")
                 raise ValueError(f"{option} is {value}, the least is {least}")
-
-    def describe(self) -> list[tuple[str, str]]:
-        """Return every key with its value."""
-        return [(field.name, str(getattr(self, field.name))) for field in fields(self)]

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from kernel.block import NOT_RESIDENT, Block, BlockPool
+from kernel.block import Block, BlockPool
 from kernel.panic import check
 
 
@@ -93,7 +93,7 @@ class Context:
         child = Context(handle, pid, name, self.model, self.pool)
         child.blocks = self.blocks.copy()
         for block in child.blocks:
-            block.refs += 1  # pool.ref, inlined: this is all that a fork costs
+            block.refs += 1  # this is all that a fork costs
         child.length = self.length
         child._seen, child._settled = self._seen, self._settled
         child._table = self._table[:]
@@ -153,7 +153,3 @@ class Context:
         if count <= self._settled:
             return self._table[:count]
         return self._table + array("i", (b.id for b in self.blocks[self._settled : count]))
-
-    def resident_blocks(self) -> int:
-        """Blocks of this context that have a place on the device."""
-        return sum(1 for block in self.blocks if block.id != NOT_RESIDENT)

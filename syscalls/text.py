@@ -103,10 +103,6 @@ class TextModel:
 
     # --- chats --------------------------------------------------------------------------------
 
-    @property
-    def has_template(self) -> bool:
-        return self._template is not None
-
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
         """Return the ids of a whole chat."""
         marks = _Marks(len(messages))

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from drivers.models.store import default_root
-from tests.helpers.daemon import ROOT, daemon, eventually
+from tests.helpers.daemon import ROOT, daemon, eventually, processes_of
 from userland import firstrun
 
 FIRSTRUN = (sys.executable, "-m", "userland.firstrun", "--kv-mem", "64M")
@@ -31,19 +30,8 @@ def environment(home: Path) -> dict[str, str]:
     return kept | ours
 
 
-def processes(home: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("LLMOS_HOME") == str(home):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def nothing_left(home: Path) -> None:
-    eventually(lambda: not processes(home), "every process gone")
+    eventually(lambda: not processes_of(home), "every process gone")
     assert not (home / "run" / "kernel.sock").exists()
 
 

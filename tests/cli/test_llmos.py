@@ -10,11 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from drivers.models.store import default_root
-from tests.helpers.daemon import ROOT, Daemon, daemon, eventually
+from tests.helpers.daemon import ROOT, Daemon, daemon, eventually, processes_of
 from userland.cli import COMMANDS, run
 from userland.desk import Desk
 
@@ -326,18 +325,6 @@ def test_closed_streams_are_as_good_as_dev_null(home: Path, closed: str) -> None
 # --- up and down on the real model --------------------------------------------------------------
 
 
-def kernels(home: Path) -> list[psutil.Process]:
-    """Processes that belong to kernels of this home."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("LLMOS_HOME") == str(home):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def test_up_and_down(furnished: Path) -> None:
     up = llmos(furnished, "up", "--kv-mem", "64M", "--dtype", "float32")
     assert (up.returncode, up.stdout) == (0, ""), up.stderr
@@ -352,7 +339,7 @@ def test_up_and_down(furnished: Path) -> None:
         down = llmos(furnished, "down")
     assert (down.returncode, down.stdout) == (0, "")
     assert "has stopped" in down.stderr
-    eventually(lambda: not kernels(furnished), "every process gone")
+    eventually(lambda: not processes_of(furnished), "every process gone")
     assert not (furnished / "run" / "kernel.sock").exists()
 
 
@@ -370,7 +357,7 @@ def test_ctrl_c_while_the_kernel_comes_up_leaves_nothing(furnished: Path) -> Non
     up.send_signal(signal.SIGINT)
     assert up.wait(60) == 130
     up.stderr.close()
-    eventually(lambda: not kernels(furnished), "every process gone")
+    eventually(lambda: not processes_of(furnished), "every process gone")
     assert not (furnished / "run" / "kernel.sock").exists()
 
 
@@ -379,7 +366,7 @@ def test_up_says_why_a_kernel_ended(furnished: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "does not fit" in done.stderr and "(OOM)" in done.stderr
     assert "Traceback" not in done.stderr
-    eventually(lambda: not kernels(furnished), "every process gone")
+    eventually(lambda: not processes_of(furnished), "every process gone")
 
 
 @pytest.mark.parametrize("size", ["-1", "0", "1T", "12Q", "nan", "inf", "1e400"])

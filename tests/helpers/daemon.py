@@ -103,6 +103,18 @@ def daemon(
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Processes that were started with this LLMOS_HOME."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("LLMOS_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
 def session_members(session: int) -> list[psutil.Process]:
     """Processes of the session that the kernel leads (its driver hosts)."""
     members = []

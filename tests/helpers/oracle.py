@@ -4,6 +4,9 @@ from functools import lru_cache
 
 from drivers.null import SLOT, draw, slot_digest
 
+VOCAB = 251
+"""Of the null model that the tests use."""
+
 
 @lru_cache(maxsize=200_000)
 def _history(ids: tuple[int, ...]) -> bytes:
@@ -24,3 +27,11 @@ def _fold(ids: tuple[int, ...]) -> bytes:
 def next_id(ids: list[int], temperature: float, seed: int, vocab: int) -> int:
     """Return the id that follows `ids`."""
     return draw(_history(tuple(ids)), temperature, seed, len(ids), vocab)
+
+
+def expected(ids: list[int], count: int) -> list[int]:
+    """Return the `count` greedy ids that follow `ids`."""
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(next_id(ids, 0.0, 0, VOCAB))
+    return ids[-count:]

@@ -17,9 +17,8 @@ from pathlib import Path
 import pexpect
 import psutil
 import pyte
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from syscalls.text import byte_alphabet
+from tests.helpers.byte_tokenizer import byte_tokenizer
 from tests.helpers.daemon import ROOT, Daemon, daemon, eventually
 
 LLMSH = (sys.executable, "-m", "userland.llmsh.main")
@@ -29,20 +28,6 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def tokenizer_json() -> str:
-    """A byte-level tokenizer: each byte is an id, further ids are words, two are markup."""
-    vocab = {char: byte for byte, char in enumerate(byte_alphabet())}
-    vocab |= {f"Ġw{number}": 256 + number for number in range(WORDS)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)]
-    )
-    text: str = tokenizer.to_str()
-    return text
 
 
 @contextmanager
@@ -55,7 +40,7 @@ def talking(home: Path, step_us: int = 0) -> Iterator[Daemon]:
     builtin = f"null:vocab={END + 1},eos={END},max_ctx=8192,step_us={step_us}"
     folder = home / builtin
     folder.mkdir()
-    (folder / "tokenizer.json").write_text(tokenizer_json())
+    (folder / "tokenizer.json").write_text(byte_tokenizer(WORDS))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "config.json").write_text("{}")
     with daemon(home, builtin=builtin, cwd=home) as running:

@@ -139,6 +139,14 @@ class SimClient:
         self.handle += 1
         return self.handle
 
+    def context(self, ids: list[int]) -> int:
+        """Return a new context that holds `ids`."""
+        handle = self.new_handle()
+        assert self.ask("alloc_ctx", handle).errno == 0
+        if ids:
+            assert self.ask("append", handle, ids=ids).errno == 0
+        return handle
+
     def take(self) -> list[list[Any]]:
         """Return the events since the last take, in order."""
         self.read()
@@ -283,6 +291,13 @@ class Sim:
             return
         for block in list(self.pool._free):
             assert not any(driver.pool[driver.block(block)]), f"free block {block} is not zero"
+
+    def leave(self) -> None:
+        """Every program dies; nothing may be left."""
+        self.front.blocked.clear()
+        self.front.dead.update(client.route for client in self.clients)
+        self.turn()
+        self.check_empty()
 
     def check_empty(self) -> None:
         """Nothing is left: no block, no task but init, no open call."""

@@ -6,19 +6,11 @@ whose ids only the right KV gives.
 
 import pytest
 
-from tests.helpers.oracle import next_id
+from tests.helpers.oracle import expected
 from tests.helpers.sim import Sim, SimClient
 
-VOCAB = 251
 PARENT, CHILD = 1, 2
 PROMPT = [1, 2, 3, 4, 5, 6]
-
-
-def expected(ids: list[int], count: int) -> list[int]:
-    ids = list(ids)
-    for _ in range(count):
-        ids.append(next_id(ids, 0.0, 0, VOCAB))
-    return ids[-count:]
 
 
 def claim(client: SimClient) -> None:

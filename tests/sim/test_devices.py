@@ -10,17 +10,8 @@ from kernel.device import DeviceState
 from kernel.link import LinkDown, LoopbackLink
 from syscalls.errors import Errno
 from tests.helpers.liar import LyingLink
-from tests.helpers.oracle import next_id
+from tests.helpers.oracle import VOCAB, expected
 from tests.helpers.sim import Sim, SimClient
-
-VOCAB = 251
-
-
-def expected(ids: list[int], count: int) -> list[int]:
-    ids = list(ids)
-    for _ in range(count):
-        ids.append(next_id(ids, 0.0, 0, VOCAB))
-    return ids[-count:]
 
 
 def begin(client: SimClient, ids: list[int]) -> int:

@@ -13,18 +13,10 @@ from drivers import base, wire
 from kernel.device import DeviceState
 from syscalls.errors import Errno
 from tests.helpers.liar import Lie, LyingLink, number_of, raw, retyped
-from tests.helpers.oracle import next_id
+from tests.helpers.oracle import VOCAB, expected
 from tests.helpers.sim import Sim
 
-VOCAB = 251
 FOR_EVER = 1 << 30
-
-
-def expected(ids: list[int], count: int) -> list[int]:
-    ids = list(ids)
-    for _ in range(count):
-        ids.append(next_id(ids, 0.0, 0, VOCAB))
-    return ids[-count:]
 
 
 def sampled(**fields: Any) -> Lie:

@@ -13,41 +13,15 @@ from syscalls import abi, errors, wire
 from syscalls.abi import Event, Finish, Flag, Sig
 from syscalls.errors import Errno
 from syscalls.session import Pending, Session
-from tests.helpers.oracle import next_id
+from tests.helpers.oracle import VOCAB, expected
 from tests.helpers.sim import UID, Sim, SimClient
-
-VOCAB = 251
 
 
 @pytest.fixture
 def sim() -> Iterator[Sim]:
     sim = Sim()
     yield sim
-    leave(sim)
-
-
-def leave(sim: Sim) -> None:
-    """Every program dies; nothing may be left."""
-    sim.front.blocked.clear()
-    for client in sim.clients:
-        sim.front.dead.add(client.route)
-    sim.turn()
-    sim.check_empty()
-
-
-def context(client: SimClient, ids: list[int]) -> int:
-    handle = client.new_handle()
-    assert client.ask("alloc_ctx", handle).errno == 0
-    if ids:
-        assert client.ask("append", handle, ids=ids).errno == 0
-    return handle
-
-
-def expected(ids: list[int], count: int) -> list[int]:
-    ids = list(ids)
-    for _ in range(count):
-        ids.append(next_id(ids, 0.0, 0, VOCAB))
-    return ids[-count:]
+    sim.leave()
 
 
 def pid_of(sim: Sim, client: SimClient) -> int:
@@ -85,7 +59,7 @@ def test_every_argument_at_its_edges(row: abi.Call) -> None:
     for place in range(len(row.args._fields)):
         for edge in EDGES:
             client = sim.client()
-            context(client, [1, 2, 3])
+            client.context([1, 2, 3])
             args = [*SAMPLES[row.name][:place], edge, *SAMPLES[row.name][place + 1 :]]
             reply = client.send(row.name, *args, ids=[1] if row.name in NEED_IDS else None)
             sim.until(lambda: reply.done, turns=2_000)  # noqa: B023
@@ -93,7 +67,7 @@ def test_every_argument_at_its_edges(row: abi.Call) -> None:
             sim.turn()
             if sim.system.stop_by is not None:
                 sim = Sim()  # it was a shutdown
-    leave(sim)
+    sim.leave()
 
 
 def test_snapshot_far_behind_the_last_row(sim: Sim) -> None:
@@ -127,7 +101,7 @@ def bad_append(call: int) -> list[bytes]:
 
 def test_a_bad_message_does_not_end_the_call_whose_id_it_repeats(sim: Sim) -> None:
     client = sim.client()
-    infer = client.send("infer", context(client, [1, 2]), 20, 0.0)
+    infer = client.send("infer", client.context([1, 2]), 20, 0.0)
     sim.turn()
     client.take()
     client.send_raw(bad_append(infer.call))
@@ -139,7 +113,7 @@ def test_a_bad_message_does_not_end_the_call_whose_id_it_repeats(sim: Sim) -> No
 def test_a_bad_message_is_answered_by_its_id_every_time(sim: Sim) -> None:
     """New or repeated: one answer for each message, and to nothing else."""
     client = sim.client()
-    infer = client.send("infer", context(client, [1, 2]), 20, 0.0)
+    infer = client.send("infer", client.context([1, 2]), 20, 0.0)
     sim.turn()
     client.take()
     client._last += 1
@@ -158,7 +132,7 @@ def test_goodbye_ends_every_call_once_and_tells_why_last(sim: Sim) -> None:
     ticket = parent.ask("spawn", "child").result.ticket
     client.ask("hello", "child", ticket)
     waiting = parent.send("wait")
-    infers = [client.send("infer", context(client, [n]), 50, 0.0) for n in (1, 2)]
+    infers = [client.send("infer", client.context([n]), 50, 0.0) for n in (1, 2)]
     sim.turn()
     client.take()
     for _ in range(3):
@@ -242,7 +216,7 @@ def test_a_full_session_that_ends_at_once_is_told_in_messages_it_can_read(signal
     if signal is Sig.INT:
         assert {call.value().finish for call in open_calls} == {Finish.CANCELLED}
     sim.front.dead.add(client.route)
-    leave(sim)
+    sim.leave()
 
 
 def test_long_answers_go_in_several_messages(sim: Sim) -> None:
@@ -257,14 +231,14 @@ def test_long_answers_go_in_several_messages(sim: Sim) -> None:
     assert all(list(read.ids) == ids for read in reads)
     assert 200 * 32_000 / (1 << 20) < client.messages - before < 12, "1 MiB each, about"
     sim.front.dead.add(client.route)
-    leave(sim)
+    sim.leave()
 
 
 def test_a_client_that_asks_much_and_reads_nothing_is_bounded() -> None:
     """Its answers wait; then its calls are refused; then it is closed. Others are served."""
     sim = Sim(num_blocks=600, unread_bytes=1 << 20, stalled_messages=10_000)
     greedy, other = sim.client(), sim.client()
-    handle = context(greedy, [1] * 8000)
+    handle = greedy.context([1] * 8000)
     sim.front.blocked.add(greedy.route)
     replies = []
     session = sim.system.sessions[greedy.route]
@@ -288,7 +262,7 @@ def test_a_client_that_asks_much_and_reads_nothing_is_bounded() -> None:
             break
     assert greedy.route not in sim.system.sessions
     assert len(other.ask("snapshot", "tasks").result.rows) == 2
-    leave(sim)
+    sim.leave()
 
 
 def test_a_client_that_reads_slowly_is_no_client_that_does_not_read(
@@ -296,7 +270,7 @@ def test_a_client_that_reads_slowly_is_no_client_that_does_not_read(
 ) -> None:
     """One message in 50 s, always more waiting: it is held, and not closed."""
     client = sim.client()
-    infer = client.send("infer", context(client, [1]), 200, 0.0)
+    infer = client.send("infer", client.context([1]), 200, 0.0)
     take, taken = sim.front.send, [0.0]
 
     def slowly(route: bytes, frames: list[bytes]) -> bool:
@@ -326,7 +300,7 @@ def test_fork_of_a_fork_during_decode(sim: Sim) -> None:
     """Three generations, forked at different lengths while their parents go on."""
     client = sim.client()
     ids = list(range(30))
-    lines = [(context(client, ids), ids)]
+    lines = [(client.context(ids), ids)]
     infers = [client.send("infer", lines[0][0], 40, 0.0)]
     for _ in range(4):
         parent, _ = lines[-1]
@@ -359,7 +333,7 @@ def test_trim_to_nothing_while_it_is_prefilled(sim: Sim) -> None:
 
 def test_free_of_a_context_with_a_queue(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1])
+    handle = client.context([1])
     queued = [client.send("infer", handle, 9, 0.0)]
     queued += [client.send("infer", handle, 9, 0.0, flags=Flag.QUEUE) for _ in range(5)]
     sim.turn()
@@ -371,7 +345,7 @@ def test_free_of_a_context_with_a_queue(sim: Sim) -> None:
 
 def test_cancel_of_an_infer_that_waits_in_the_queue(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1, 2])
+    handle = client.context([1, 2])
     first = client.send("infer", handle, 8, 0.0)
     second = client.send("infer", handle, 500, 0.0, flags=Flag.QUEUE)
     third = client.send("infer", handle, 4, 0.0, flags=Flag.QUEUE)
@@ -386,7 +360,7 @@ def test_cancel_of_an_infer_that_waits_in_the_queue(sim: Sim) -> None:
 
 def test_int_cancels_what_waits_in_the_queue_too(sim: Sim) -> None:
     client, other = sim.client(), sim.client()
-    handle = context(client, [1, 2])
+    handle = client.context([1, 2])
     infers = [client.send("infer", handle, 500, 0.0, flags=Flag.QUEUE) for _ in range(3)]
     tail = client.send("append", handle, ids=[9], flags=Flag.QUEUE)
     sim.turn()
@@ -398,7 +372,7 @@ def test_int_cancels_what_waits_in_the_queue_too(sim: Sim) -> None:
 
 def test_chain_is_of_the_call_before_only(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1])
+    handle = client.context([1])
     bad = client.send("append", handle, ids=[VOCAB])
     other = client.send("stat_ctx", handle)
     chained = client.send("append", handle, ids=[2], flags=Flag.CHAIN)
@@ -408,7 +382,7 @@ def test_chain_is_of_the_call_before_only(sim: Sim) -> None:
 
 def test_chain_does_not_mistake_another_calls_end_for_that_of_the_call_before(sim: Sim) -> None:
     client = sim.client()
-    one, two = context(client, [1]), context(client, [2])
+    one, two = client.context([1]), client.context([2])
     client.ask("append", one, ids=[VOCAB])
     infer = client.send("infer", one, 50, 0.0)
     after = client.send("append", two, ids=[3], flags=Flag.CHAIN)
@@ -423,7 +397,7 @@ def test_chain_does_not_mistake_another_calls_end_for_that_of_the_call_before(si
 
 def test_chain_of_a_queued_call_is_to_the_call_before_it(sim: Sim) -> None:
     client = sim.client()
-    one, two = context(client, [1]), context(client, [2])
+    one, two = client.context([1]), client.context([2])
     first = client.send("infer", one, 9, 0.0)
     good = client.send("infer", one, 2, 0.0, flags=Flag.QUEUE)
     chained = client.send("append", one, ids=[5], flags=Flag.QUEUE | Flag.CHAIN)
@@ -439,7 +413,7 @@ def test_chain_of_a_queued_call_is_to_the_call_before_it(sim: Sim) -> None:
 
 def test_what_is_chained_to_rubbish_does_not_run(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1])
+    handle = client.context([1])
     client.send_raw([b"\xc1"])
     assert client.ask("append", handle, ids=[2], flags=Flag.CHAIN).errno == Errno.ECANCELED
     assert client.ask("append", handle, ids=[2]).errno == 0
@@ -456,14 +430,14 @@ def test_stopped_requests_do_not_hold_the_slots_of_others(sim: Sim) -> None:
         infers.append(many.send("infer", handle, 40, 0.0, ids=[number % VOCAB]))
     sim.until(lambda: all(len(infer.tokens) > 2 for infer in infers))
     killer.ask("kill", pid_of(sim, many), int(Sig.STOP))
-    reply = late.send("infer", context(late, [5]), 10, 0.0)
+    reply = late.send("infer", late.context([5]), 10, 0.0)
     sim.until(lambda: reply.done, turns=50)
     assert reply.tokens == expected([5], 10)
     killer.ask("kill", pid_of(sim, many), int(Sig.CONT))
     sim.until(lambda: all(infer.done for infer in infers))
     for number, infer in enumerate(infers):
         assert infer.tokens == expected([number % VOCAB], 40)
-    leave(sim)
+    sim.leave()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -500,7 +474,7 @@ def test_ends_of_all_kinds_race_with_steps(seed: int) -> None:
         sim.front.dead.add(client.route)
         sim.turn()
         sim.check()
-    leave(sim)
+    sim.leave()
 
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -569,7 +543,7 @@ def test_the_task_table_fills_and_empties() -> None:
     assert other.ask("stat_task").errno == 0
     parent.ask("exit")
     assert other.ask("spawn", "x").errno == 0
-    leave(sim)
+    sim.leave()
 
 
 # --- sessions -----------------------------------------------------------------------------------
@@ -595,7 +569,7 @@ def test_a_thousand_sessions_and_one_too_many() -> None:
     sim.front.dead.add(clients[0].route)
     sim.turn()
     assert sim.client(hello=False).ask("hello", "next").errno == 0
-    leave(sim)
+    sim.leave()
 
 
 @pytest.mark.parametrize("how", ["EMFILE", "EINVAL"])
@@ -646,7 +620,7 @@ def test_shutdown_with_calls_in_every_state() -> None:
     """SIGTERM in mid-step: one end for each call, cancelled streams keep what they had."""
     sim = Sim()
     client = sim.client()
-    handle = context(client, [1, 2])
+    handle = client.context([1, 2])
     infers = [client.send("infer", handle, 900, 0.0, flags=Flag.QUEUE) for _ in range(3)]
     client.ask("spawn", "child")
     waiting = client.send("wait")

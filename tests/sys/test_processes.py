@@ -25,7 +25,7 @@ from tests.helpers.daemon import (
     eventually,
     listening,
 )
-from tests.helpers.oracle import next_id
+from tests.helpers.oracle import expected
 
 SLOW = "null:vocab=251,step_us=3000"
 
@@ -52,13 +52,6 @@ def check_empty(kernel: Daemon) -> None:
         eventually(lambda: (p := task.pools()[0]).used == p.limbo == 0, "blocks free")
         row = task.kernel()
         assert row.admitted == row.finished + row.failed
-
-
-def expected(ids: list[int], count: int) -> list[int]:
-    ids = list(ids)
-    for _ in range(count):
-        ids.append(next_id(ids, 0.0, 0, 251))
-    return ids[-count:]
 
 
 def test_stream_through_processes(kernel: Daemon) -> None:

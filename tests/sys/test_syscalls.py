@@ -8,40 +8,19 @@ import pytest
 from syscalls import abi, wire
 from syscalls.abi import Event, Finish, Flag, Sig
 from syscalls.errors import Errno
-from tests.helpers.oracle import next_id
+from tests.helpers.oracle import VOCAB, expected
 from tests.helpers.sim import Sim, SimClient
-
-VOCAB = 251
 
 
 @pytest.fixture
 def sim() -> Any:
     sim = Sim()
     yield sim
-    for client in sim.clients:
-        sim.front.blocked.clear()
-        sim.front.dead.add(client.route)
-    sim.turn()
-    sim.check_empty()
-
-
-def context(client: SimClient, ids: list[int]) -> int:
-    handle = client.new_handle()
-    assert client.ask("alloc_ctx", handle).errno == 0
-    if ids:
-        assert client.ask("append", handle, ids=ids).errno == 0
-    return handle
+    sim.leave()
 
 
 def greedy(client: SimClient, handle: int, count: int, **kw: Any) -> Any:
     return client.ask("infer", handle, count, 0.0, **kw)
-
-
-def expected(ids: list[int], count: int) -> list[int]:
-    ids = list(ids)
-    for _ in range(count):
-        ids.append(next_id(ids, 0.0, 0, VOCAB))
-    return ids[-count:]
 
 
 # --- the path ---------------------------------------------------------------------------------
@@ -49,7 +28,7 @@ def expected(ids: list[int], count: int) -> list[int]:
 
 def test_infer_gives_what_the_ids_say(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1, 2, 3])
+    handle = client.context([1, 2, 3])
     reply = greedy(client, handle, 40)
     assert reply.tokens == expected([1, 2, 3], 40)
     assert reply.result.finish == Finish.LENGTH and reply.result.output == 40
@@ -69,7 +48,7 @@ def test_calls_pipeline(sim: Sim) -> None:
 
 def test_a_failed_call_fails_the_calls_chained_to_it(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1])
+    handle = client.context([1])
     bad = client.send("append", handle, ids=[VOCAB])
     chained = client.send("infer", handle, 4, 0.0, flags=Flag.CHAIN)
     again = client.send("append", handle, ids=[2], flags=Flag.CHAIN)
@@ -82,7 +61,7 @@ def test_a_failed_call_fails_the_calls_chained_to_it(sim: Sim) -> None:
 
 def test_ids_in_the_infer_call(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [])
+    handle = client.context([])
     reply = greedy(client, handle, 3, ids=[9, 8])
     assert reply.tokens == expected([9, 8], 3) and reply.result.prompt == 2
 
@@ -91,7 +70,7 @@ def test_stop_id_ends_and_stays_out(sim: Sim) -> None:
     client = sim.client()
     ids = [1, 2, 3]
     out = expected(ids, 5)
-    handle = context(client, ids)
+    handle = client.context(ids)
     stop = next(token for i, token in enumerate(out) if token not in out[:i] and i >= 2)
     reply = client.ask("infer", handle, 40, 0.0, 0, 1.0, 0.0, None, [stop])
     assert reply.result.finish == Finish.STOP
@@ -104,7 +83,7 @@ def test_eos_of_the_model_stops_unless_ignored() -> None:
     eos = expected([1, 2, 3], 1)[0]
     sim = Sim(path=f"null:vocab={VOCAB},eos={eos}")
     client = sim.client()
-    first, second = context(client, [1, 2, 3]), context(client, [1, 2, 3])
+    first, second = client.context([1, 2, 3]), client.context([1, 2, 3])
     assert greedy(client, first, 9).tokens == []
     kept = client.ask("infer", second, 2, 0.0, 0, 1.0, 0.0, None, [], True)
     assert kept.tokens[0] == eos and kept.result.finish == Finish.LENGTH
@@ -112,7 +91,7 @@ def test_eos_of_the_model_stops_unless_ignored() -> None:
 
 def test_seed_is_reported_and_repeats(sim: Sim) -> None:
     client = sim.client()
-    one, two, three = (context(client, [4, 4]) for _ in range(3))
+    one, two, three = (client.context([4, 4]) for _ in range(3))
     drawn = client.ask("infer", one, 8, 1.0)
     again = client.ask("infer", two, 8, 1.0, 0, 1.0, 0.0, drawn.result.seed)
     other = client.ask("infer", three, 8, 1.0, 0, 1.0, 0.0, drawn.result.seed ^ 1)
@@ -122,7 +101,7 @@ def test_seed_is_reported_and_repeats(sim: Sim) -> None:
 def test_logprobs_come_as_asked(sim: Sim) -> None:
     client = sim.client()
     for want, shape in ((None, (0, 0)), (0, (1, 0)), (3, (1, 3))):
-        handle = context(client, [1])
+        handle = client.context([1])
         call = client.ask("infer", handle, 1, 0.0, 0, 1.0, 0.0, None, [], False, want).call
         token = next(e for e in client.take() if e[0] == Event.TOKEN and e[1] == call)
         assert (len(token[3] or ()), len((token[4] or [[]])[0])) == shape
@@ -137,7 +116,7 @@ def test_fork_copies_nothing_and_each_writer_one_block(sim: Sim) -> None:
     sim = Sim(num_blocks=600, prefill_chunk=512)
     client = sim.client()
     for length, copies in ((8000, 0), (8001, 8), (8005, 8)):
-        handle = context(client, [i % VOCAB for i in range(length)])
+        handle = client.context([i % VOCAB for i in range(length)])
         sim.settle()
         before, used = sim.pool.copied, sim.pool.counts.used
         forks = [client.new_handle() for _ in range(8)]
@@ -188,7 +167,7 @@ def test_decodes_of_eight_clients_share_a_step(sim: Sim) -> None:
     clients = [sim.client() for _ in range(8)]
     replies = []
     for client in clients:
-        handle = context(client, [1, 2])
+        handle = client.context([1, 2])
         replies.append(client.send("infer", handle, 20, 0.0))
     steps = sim.system.device.sched.steps
     sim.until(lambda: all(r.done for r in replies))
@@ -197,10 +176,10 @@ def test_decodes_of_eight_clients_share_a_step(sim: Sim) -> None:
 
 def test_shares_add_up_to_the_blocks_in_use(sim: Sim) -> None:
     client, other = sim.client(), sim.client()
-    handle = context(client, list(range(50)))
+    handle = client.context(list(range(50)))
     for _ in range(3):
         client.ask("fork_ctx", handle, client.new_handle())
-    context(other, list(range(33)))
+    other.context(list(range(33)))
     sim.settle()
     rows = [abi.TaskRow(*row) for row in client.ask("snapshot", "tasks").result.rows]
     pool = abi.PoolRow(*client.ask("snapshot", "pools").result.rows[0])
@@ -213,7 +192,7 @@ def test_shares_add_up_to_the_blocks_in_use(sim: Sim) -> None:
 
 def test_cancel_keeps_what_is_asked_for(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1, 2, 3])
+    handle = client.context([1, 2, 3])
     infer = client.send("infer", handle, 50, 0.0)
     sim.until(lambda: len(infer.tokens) >= 10)
     reply = client.ask("cancel", infer.call, 4)
@@ -225,7 +204,7 @@ def test_cancel_keeps_what_is_asked_for(sim: Sim) -> None:
 def test_cancel_of_what_is_no_infer(sim: Sim) -> None:
     client = sim.client()
     assert client.ask("cancel", 77).errno == Errno.ESRCH
-    infer = client.send("infer", context(client, [1]), 9, 0.0)
+    infer = client.send("infer", client.context([1]), 9, 0.0)
     sim.turn()
     assert client.ask("cancel", infer.call, 10_000).errno == Errno.EINVAL
     stranger = sim.client()
@@ -235,7 +214,7 @@ def test_cancel_of_what_is_no_infer(sim: Sim) -> None:
 def test_trim_and_append_again(sim: Sim) -> None:
     client = sim.client()
     ids = list(range(40))
-    handle = context(client, ids)
+    handle = client.context(ids)
     greedy(client, handle, 5)
     assert client.ask("trim_ctx", handle, 21).result.length == 21
     client.ask("append", handle, ids=[7, 7])
@@ -245,7 +224,7 @@ def test_trim_and_append_again(sim: Sim) -> None:
 
 def test_busy_context_refuses_or_queues(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1, 2, 3])
+    handle = client.context([1, 2, 3])
     infer = client.send("infer", handle, 6, 0.0)
     refused = [
         client.send("append", handle, ids=[1]),
@@ -265,7 +244,7 @@ def test_busy_context_refuses_or_queues(sim: Sim) -> None:
 
 def test_free_ends_the_infer(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1])
+    handle = client.context([1])
     infer = client.send("infer", handle, 50, 0.0)
     queued = client.send("append", handle, ids=[1], flags=Flag.QUEUE)
     sim.turn()
@@ -280,7 +259,7 @@ def test_free_ends_the_infer(sim: Sim) -> None:
 
 def test_contexts_of_others_do_not_exist(sim: Sim) -> None:
     owner, thief = sim.client(), sim.client()
-    handle = context(owner, [1, 2])
+    handle = owner.context([1, 2])
     calls = [("free_ctx", handle), ("read_ctx", handle), ("fork_ctx", handle, 1), ("infer", handle)]
     not_yours = [thief.ask(*call) for call in calls]
     not_there = [thief.ask(call[0], 99, *call[2:]) for call in calls]
@@ -291,7 +270,7 @@ def test_contexts_of_others_do_not_exist(sim: Sim) -> None:
 
 def test_handles_rise_and_are_never_used_again(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [])
+    handle = client.context([])
     assert client.ask("alloc_ctx", handle).errno == Errno.EEXIST
     client.ask("free_ctx", handle)
     assert client.ask("alloc_ctx", handle).errno == Errno.EINVAL
@@ -301,7 +280,7 @@ def test_handles_rise_and_are_never_used_again(sim: Sim) -> None:
 def test_prompt_longer_than_the_context() -> None:
     sim = Sim(path=f"null:vocab={VOCAB},max_ctx=100", num_blocks=64)
     client = sim.client()
-    handle = context(client, [1] * 90)
+    handle = client.context([1] * 90)
     reply = client.ask("append", handle, ids=[1] * 11)
     assert reply.errno == Errno.E2BIG and "101" in reply.message and "100" in reply.message
     last = greedy(client, handle, 50)
@@ -312,7 +291,7 @@ def test_prompt_longer_than_the_context() -> None:
 
 def test_what_never_fits_the_pool_is_refused_at_once(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [1] * 100)
+    handle = client.context([1] * 100)
     reply = client.send("infer", handle, 5000, 0.0)
     sim.turn()
     assert reply.errno == Errno.ENOMEM and "319" in reply.message and "63" in reply.message
@@ -349,7 +328,7 @@ def test_what_never_fits_the_pool_is_refused_at_once(sim: Sim) -> None:
 )
 def test_bad_arguments(sim: Sim, call: tuple[Any, ...], errno: Errno) -> None:
     client = sim.client()
-    context(client, [])
+    client.context([])
     reply = client.ask(*call)
     assert reply.errno == errno and reply.message
 
@@ -357,7 +336,7 @@ def test_bad_arguments(sim: Sim, call: tuple[Any, ...], errno: Errno) -> None:
 @pytest.mark.parametrize("ids", [array("i", [-1]), [VOCAB], [0, 2**31 - 1]])
 def test_ids_outside_the_vocabulary(sim: Sim, ids: list[int]) -> None:
     client = sim.client()
-    handle = context(client, [1])
+    handle = client.context([1])
     assert client.ask("append", handle, ids=ids).errno == Errno.EINVAL
     assert client.ask("infer", handle, 1, ids=ids).errno == Errno.EINVAL
     assert client.ask("stat_ctx", handle).result.length == 1
@@ -388,7 +367,7 @@ def test_before_hello_nothing_is_allowed(sim: Sim) -> None:
 
 def test_three_messages_of_rubbish_close_the_session(sim: Sim) -> None:
     client, bystander = sim.client(), sim.client()
-    handle = context(bystander, [1, 2])
+    handle = bystander.context([1, 2])
     infer = bystander.send("infer", handle, 30, 0.0)
     for rubbish in ([b"\xc1"], [b"", b"", b""], [b"GET / HTTP/1.1"]):
         client.send_raw(rubbish)
@@ -470,8 +449,8 @@ def test_orphans_go_to_init(sim: Sim) -> None:
 @pytest.mark.parametrize("signal", [Sig.KILL, Sig.TERM])
 def test_kill_frees_everything_and_spares_others(sim: Sim, signal: Sig) -> None:
     victim, killer = sim.client(), sim.client()
-    mine = killer.send("infer", context(killer, [4, 5]), 25, 0.0)
-    running = victim.send("infer", context(victim, [1]), 50, 0.0)
+    mine = killer.send("infer", killer.context([4, 5]), 25, 0.0)
+    running = victim.send("infer", victim.context([1]), 50, 0.0)
     sim.turn()
     pid = sim.system.sessions[victim.route].task.pid  # type: ignore[union-attr]
     assert killer.ask("kill", pid, int(signal)).errno == 0
@@ -484,7 +463,7 @@ def test_kill_frees_everything_and_spares_others(sim: Sim, signal: Sig) -> None:
 
 def test_stop_and_continue(sim: Sim) -> None:
     client, other = sim.client(), sim.client()
-    infer = client.send("infer", context(client, [1]), 30, 0.0)
+    infer = client.send("infer", client.context([1]), 30, 0.0)
     sim.until(lambda: len(infer.tokens) > 3)
     pid = sim.system.sessions[client.route].task.pid  # type: ignore[union-attr]
     other.ask("kill", pid, int(Sig.STOP))
@@ -501,7 +480,7 @@ def test_stop_and_continue(sim: Sim) -> None:
 
 def test_int_cancels_the_infers_of_a_task(sim: Sim) -> None:
     client, other = sim.client(), sim.client()
-    infer = client.send("infer", context(client, [1]), 50, 0.0)
+    infer = client.send("infer", client.context([1]), 50, 0.0)
     sim.turn()
     pid = sim.system.sessions[client.route].task.pid  # type: ignore[union-attr]
     other.ask("kill", pid, int(Sig.INT))
@@ -514,8 +493,8 @@ def test_int_cancels_the_infers_of_a_task(sim: Sim) -> None:
 
 def test_death_of_a_program_frees_everything(sim: Sim) -> None:
     client, other = sim.client(), sim.client()
-    client.send("infer", context(client, [1, 2]), 50, 0.0)
-    mine = other.send("infer", context(other, [3]), 30, 0.0)
+    client.send("infer", client.context([1, 2]), 50, 0.0)
+    mine = other.send("infer", other.context([3]), 30, 0.0)
     sim.turn()
     sim.front.dead.add(client.route)
     sim.until(lambda: mine.done)
@@ -526,7 +505,7 @@ def test_death_of_a_program_frees_everything(sim: Sim) -> None:
 def test_client_that_does_not_read_is_held_then_closed(sim: Sim) -> None:
     sim = Sim(stalled_messages=4)
     slow, other = sim.client(), sim.client()
-    infer = slow.send("infer", context(slow, [1]), 500, 0.0)
+    infer = slow.send("infer", slow.context([1]), 500, 0.0)
     sim.turn()
     sim.front.blocked.add(slow.route)
     for _ in range(30):
@@ -535,7 +514,7 @@ def test_client_that_does_not_read_is_held_then_closed(sim: Sim) -> None:
     for _ in range(30):
         sim.turn()
     assert sim.system.device.sched.steps == held, "it does not decode for nobody"
-    assert greedy(other, context(other, [2]), 5).tokens == expected([2], 5)
+    assert greedy(other, other.context([2]), 5).tokens == expected([2], 5)
     sim.front.blocked.discard(slow.route)
     sim.until(lambda: len(infer.tokens) > 100)
     assert infer.tokens == expected([1], len(infer.tokens)), "no gap, nothing twice"
@@ -551,7 +530,7 @@ def test_client_that_does_not_read_is_held_then_closed(sim: Sim) -> None:
 
 def test_same_call_sent_twice_runs_once(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [])
+    handle = client.context([])
     reply = client.send("append", handle, ids=[1, 2, 3])
     sim.turn()
     assert reply.result.length == 3
@@ -565,7 +544,7 @@ def test_same_call_sent_twice_runs_once(sim: Sim) -> None:
 
 def test_very_old_call_is_stale(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, [])
+    handle = client.context([])
     old = client.ask("append", handle, ids=[1])
     for _ in range(abi.KEPT_RESULTS + 1):
         client.send("append", handle, ids=[1])
@@ -584,7 +563,7 @@ def test_very_old_call_is_stale(sim: Sim) -> None:
 
 def test_driver_death_is_not_seen_in_the_stream(sim: Sim) -> None:
     client = sim.client()
-    handle = context(client, list(range(40)))
+    handle = client.context(list(range(40)))
     fork = client.new_handle()
     client.ask("fork_ctx", handle, fork)
     infers = [client.send("infer", ctx, 20, 0.0) for ctx in (handle, fork)]
@@ -599,7 +578,7 @@ def test_driver_death_is_not_seen_in_the_stream(sim: Sim) -> None:
 
 def test_request_that_kills_the_driver_is_given_up(sim: Sim) -> None:
     client = sim.client()
-    infer = client.send("infer", context(client, [1]), 20, 0.0)
+    infer = client.send("infer", client.context([1]), 20, 0.0)
     sim.clock.now += 0.001
     while not infer.done:
         sim.kernel.turn()
@@ -614,8 +593,8 @@ def test_request_that_kills_the_driver_is_given_up(sim: Sim) -> None:
 def test_device_out_of_restarts_fails_everything_and_ps_goes_on() -> None:
     sim = Sim(max_restarts=2)
     client = sim.client()
-    infer = client.send("infer", context(client, [1]), 500, 0.0)
-    waiting = client.send("append", context(client, []), ids=[1] * 50)
+    infer = client.send("infer", client.context([1]), 500, 0.0)
+    waiting = client.send("append", client.context([]), ids=[1] * 50)
     for _ in range(3):
         sim.link.die()
         sim.turn()
@@ -627,7 +606,7 @@ def test_device_out_of_restarts_fails_everything_and_ps_goes_on() -> None:
 
 def test_silent_driver_is_replaced(sim: Sim) -> None:
     client = sim.client()
-    infer = client.send("infer", context(client, [1]), 10, 0.0)
+    infer = client.send("infer", client.context([1]), 10, 0.0)
     sim.turn(pump=0)
     assert sim.kernel.timeout() == pytest.approx(sim.config.hang_s, abs=0.1)
     sim.clock.now += sim.config.hang_s
@@ -643,11 +622,11 @@ def test_silent_driver_is_replaced(sim: Sim) -> None:
 def test_shutdown_lets_requests_end_then_cancels() -> None:
     sim = Sim()
     client = sim.client()
-    short = client.send("infer", context(client, [1]), 5, 0.0)
-    long = client.send("infer", context(client, [2]), 900, 0.0)
+    short = client.send("infer", client.context([1]), 5, 0.0)
+    long = client.send("infer", client.context([2]), 900, 0.0)
     sim.turn()
     client.send("shutdown", 5.0)
-    late = client.send("infer", context(client, [3]), 5, 0.0)
+    late = client.send("infer", client.context([3]), 5, 0.0)
     sim.until(lambda: short.done)
     assert late.errno == Errno.ECANCELED and not sim.kernel.stopped
     sim.clock.now += 5
@@ -658,6 +637,6 @@ def test_shutdown_lets_requests_end_then_cancels() -> None:
 
 def test_idle_kernel_sleeps_until_something_comes(sim: Sim) -> None:
     client = sim.client()
-    greedy(client, context(client, [1]), 3)
+    greedy(client, client.context([1]), 3)
     sim.settle()
     assert sim.kernel.timeout() is None

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from syscalls import aio, connect
 from syscalls.client import Task
 from syscalls.errors import ECORRUPT, EINVAL, EPROTO
-from syscalls.text import TextModel, byte_alphabet
+from syscalls.text import TextModel
+from tests.helpers.byte_tokenizer import byte_tokenizer
 from tests.helpers.fake_kernel import HOLD, FakeKernel, Reply
 
 TEMPLATE = (
@@ -19,24 +19,11 @@ TEMPLATE = (
 )
 
 
-def tokenizer_json() -> str:
-    """Return a byte-level tokenizer without merges: an id is a byte, two more are markup."""
-    vocab = {char: byte for byte, char in enumerate(byte_alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)]
-    )
-    text: str = tokenizer.to_str()
-    return text
-
-
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
     with FakeKernel(tmp_path) as kernel:
         kernel.parts = {
-            "tokenizer.json": tokenizer_json().encode(),
+            "tokenizer.json": byte_tokenizer().encode(),
             "chat_template.jinja": TEMPLATE.encode(),
             "config.json": b'{"eos_token_id": 257}',
         }

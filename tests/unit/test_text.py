@@ -237,7 +237,6 @@ def test_the_real_chat_template(smollm2: Path) -> None:
 def test_no_template() -> None:
     for source in (None, ""):
         model = TextModel(JSON, source, {})
-        assert not model.has_template
         with pytest.raises(TextError, match="append text instead of turns"):
             model.render([user("x")])
 

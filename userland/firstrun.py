@@ -62,7 +62,9 @@ def first_run(model: str, **options: Any) -> int:
         boot = boot_of(_folder(model), None, model=model, **options)
         started = start(boot, sys.stderr, tied=True)
     try:
-        return _shell()
+        code = _shell()
+        # What a person's last command gave is no failure of this run, and make would call it one.
+        return 0 if sys.stdin.isatty() else code
     finally:
         if started is not None:
             _stop(started)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from drivers.models.store import default_root
@@ -142,4 +143,20 @@ def test_a_terminal_that_goes_away_leaves_nothing(home: Path) -> None:
         seen += os.read(ours, 4096)
     os.close(ours)
     process.wait(60)
+    nothing_left(home)
+
+
+def test_a_person_leaves_with_0_whatever_the_last_command_gave(home: Path) -> None:
+    """Else make would say that the run has failed."""
+    program, *options = FIRSTRUN
+    env = environment(home) | {"TERM": "xterm"}
+    typist = pexpect.spawn(
+        program, options, env=env, timeout=60, dimensions=(24, 80), encoding="utf-8"
+    )
+    typist.expect_exact("8k")
+    typist.send("false\r")
+    typist.expect_exact("\u2717")
+    typist.send("\x04")
+    typist.expect(pexpect.EOF)
+    assert typist.wait() == 0
     nothing_left(home)

@@ -330,7 +330,8 @@ def test_up_and_down(furnished: Path) -> None:
     assert (up.returncode, up.stdout) == (0, ""), up.stderr
     try:
         assert re.search(
-            r"is up after .* s: smollm2 on cpu0, KV pool 6[34]\.\d MiB \(--kv-mem changes it\)\n",
+            r"is up after .* s: smollm2 on cpu0\n"
+            r"its KV pool takes 6[34]\.\d MiB \(--kv-mem changes it\)\n",
             up.stderr,
         )
         models = json.loads(llmos(furnished, "status", "--json").stdout)["data"]["models"]

@@ -131,8 +131,8 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
     with syscalls.connect("llmos", address=boot.address) as task:
         memory = size(sum(pool.total * pool.block_bytes for pool in task.pools()))
     err.write(
-        f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}, "
-        f"KV pool {memory} (--kv-mem changes it)\n"
+        f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n"
+        f"its KV pool takes {memory} (--kv-mem changes it)\n"
     )
     err.flush()
     return pid

@@ -28,6 +28,30 @@ class ModelConfig:
     tied_embeddings: bool
     bos_id: int | None
     eos_ids: tuple[int, ...]
+    add_bos: bool = False
+    """Text in an empty context begins with bos_id; the client puts it there."""
+    halves: bool = False
+    """Rotary positions turn elements i and i + D/2 of a head; otherwise 2i and 2i + 1."""
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    """RMSNorm over each head of queries and keys, before they are turned."""
+    post_norms: bool = False
+    """RMSNorm also of what attention and MLP give, before it is added."""
+    activation: str = "silu"  # | gelu_tanh
+    embedding_scale: float = 1.0
+    attention_scale: float = 0.0  # of scores; 0: head_dim ** -0.5
+    window: int = 0
+    """Positions that a sliding layer sees, its own included; 0: every layer sees all."""
+    global_every: int = 0
+    """Of so many layers the last sees all, the others slide; 0: every layer slides, if any."""
+    local_rope_theta: float = 0.0  # of sliding layers; 0: rope_theta
+    rope_factor: float = 1.0  # positions of layers that see all are divided by it
+
+    def slides(self, layer: int) -> bool:
+        """Return whether a layer sees only the window."""
+        if not self.window:
+            return False
+        return not self.global_every or (layer + 1) % self.global_every != 0
 
     @classmethod
     def from_gguf(cls, file: GgufFile) -> "ModelConfig":

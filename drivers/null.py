@@ -34,7 +34,7 @@ from drivers.null_model import (
     parse_options,
     slot_digest,
 )
-from drivers.plan import Draws, Plan, Shape, invalid, shape_of
+from drivers.plan import Draws, Plan, invalid, shape_of
 from drivers.submit import Fences, check_ops
 
 MEMORY = 1 << 28
@@ -51,17 +51,10 @@ class NullDriver:
     """A device of digests. Synchronous: a Submit is done when `submit` returns."""
 
     def __init__(self, emit: base.Emit, bulk: memoryview) -> None:
-        self.pool = bytearray()
-        self._host = bytearray()
+        self.models: dict[int, NullModel] = {}
         self._emit = emit
         self._bulk = bulk
-        self._epoch = 0
         self._fences = Fences(0)
-        self._shape: Shape | None = None
-        self._options = Options()
-        self._block_bytes = 0
-        self._last: dict[int, tuple[int, int]] = {}  # slot -> generation, last sampled id
-        self._undo: list[tuple[bytearray, int, bytes]] = []
         self._steps = self._tokens = self._busy_us = 0
 
     # --- outside of steps ---------------------------------------------------------------------
@@ -71,37 +64,36 @@ class NullDriver:
         theirs, ours = (hello.major, hello.schema), (base.ABI[0], wire.schema())
         if theirs != ours:
             raise DriverFault(FaultKind.UNSUPPORTED, f"ABI {theirs}, this driver speaks {ours}")
-        self._epoch, self._fences = hello.epoch, Fences(hello.epoch)
+        self._fences = Fences(hello.epoch)
         return base.Ready(
             *base.ABI, wire.schema(), hello.epoch, "null", hello.device, os.getpid(),
-            "digests instead of a model", MEMORY, MEMORY - len(self.pool) - len(self._host),
+            "digests instead of a model", MEMORY, self._free(),
             ("float32", "bfloat16"), FEATURES, "none",
         )  # fmt: skip
 
+    def _free(self) -> int:
+        return MEMORY - sum(model.num_bytes for model in self.models.values())
+
     def load(self, load: base.Load) -> base.Loaded:
-        """Make the pool."""
+        """Make the pool of a model."""
         start = time.monotonic_ns()
-        if self._shape is not None:
-            raise DriverFault(FaultKind.MODEL_LOAD, f"model {self._shape.model} is loaded already")
+        if load.model in self.models:
+            raise DriverFault(FaultKind.MODEL_LOAD, f"model {load.model} is loaded already")
         if load.kv_dtype not in ("", load.dtype):
             raise DriverFault(FaultKind.UNSUPPORTED, "digests have no dtype of their own")
         options, num_host = parse_options(load.path), load.num_host_blocks
         if not 0 < load.block_size <= 4096:
             raise DriverFault(FaultKind.MODEL_LOAD, f"block_size {load.block_size}, limit is 4096")
-        block_bytes = SLOT * load.block_size
+        block_bytes, free = SLOT * load.block_size, self._free()
         num_blocks = load.num_blocks or min(load.kv_bytes // block_bytes, MOST_BLOCKS)
-        self._emit(base.Estimate(load.model, 0, block_bytes, num_blocks, MEMORY))
+        self._emit(base.Estimate(load.model, 0, block_bytes, num_blocks, free))
         needed = (num_blocks + num_host) * block_bytes
-        if num_blocks < 2 or num_host < 0 or needed > MEMORY:
+        if num_blocks < 2 or num_host < 0 or needed > free:
             raise DriverFault(
                 FaultKind.OOM,
                 f"{num_blocks} blocks and {num_host} of the host tier take {needed} "
-                f"bytes; at least 2 blocks and at most {MEMORY} bytes are needed",
+                f"bytes; at least 2 blocks and at most {free} bytes are needed",
             )
-        self.pool, self._host = (
-            bytearray(num_blocks * block_bytes), bytearray(num_host * block_bytes)
-        )  # fmt: skip
-        self._options, self._block_bytes = options, block_bytes
         loaded = base.Loaded(
             load.model, "null", 1, options.vocab,
             min(load.max_ctx, options.max_ctx) or options.max_ctx, 0,
@@ -110,48 +102,77 @@ class NullDriver:
             num_blocks, load.dtype, 2048, 256, 32768, (time.monotonic_ns() - start) // 1000,
             num_host,
         )  # fmt: skip
-        self._shape = shape_of(loaded, len(self._bulk))
+        self.models[load.model] = NullModel(loaded, options, self._bulk)
         return loaded
 
     def unload(self, unload: base.Unload) -> None:
-        """Give the pool back."""
-        self.pool, self._host, self._shape = bytearray(), bytearray(), None
-        self._last.clear()
+        """Give a pool back."""
+        self.models.pop(unload.model, None)
 
     def stats(self) -> base.StatsReply:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return base.StatsReply(
-            pages * os.sysconf("SC_PAGESIZE"), len(self.pool) + len(self._host),
+            pages * os.sysconf("SC_PAGESIZE"), MEMORY - self._free(),
             self._steps, self._tokens, self._busy_us, 0,
         )  # fmt: skip
 
     def close(self) -> None:
         """Nothing is ever pending."""
 
-    def block(self, block: int) -> slice:
-        """Return where a block lies in its pool."""
-        return slice(block * self._block_bytes, (block + 1) * self._block_bytes)
-
-    # --- steps --------------------------------------------------------------------------------
-
     def submit(self, submit: base.Submit) -> None:
         """Run all ops, or none."""
         start = time.monotonic_ns() // 1000
         fence = submit.epoch, submit.queue, submit.value
-        self._undo.clear()
-        last = dict(self._last)
+        model = self.models.get(submit.model)
         try:
             self._fences.accept(submit)
-            results = self._run(check_ops(submit, self._shape, last))
+            shape, last = (model.shape, dict(model.last)) if model else (None, {})
+            ops = check_ops(submit, shape, last)
+            results = model.run(ops, last) if model else ()
         except DriverFault as fault:
-            for store, where, before in reversed(self._undo):
-                store[where : where + len(before)] = before
-            self._last = last
             self._emit(base.Fault(*fence, fault.kind, fault.message, fault.items))
             return
         end = time.monotonic_ns() // 1000
         self._busy_us += end - start
+        for op, read in ops:
+            if isinstance(op, base.Execute):
+                self._steps += 1
+                self._tokens += len(read.tokens)
         self._emit(base.Complete(*fence, start, end, results))
+
+
+class NullModel:
+    """The memory of one model, and what steps do to it."""
+
+    def __init__(self, loaded: base.Loaded, options: Options, bulk: memoryview) -> None:
+        self.shape = shape_of(loaded, len(bulk))
+        self.last: dict[int, tuple[int, int]] = {}  # slot -> generation, last sampled id
+        self.pool = bytearray(loaded.num_blocks * loaded.block_bytes)
+        self._host = bytearray(loaded.num_host_blocks * loaded.block_bytes)
+        self._bulk = bulk
+        self._options = options
+        self._block_bytes = loaded.block_bytes
+        self._undo: list[tuple[bytearray, int, bytes]] = []
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.pool) + len(self._host)
+
+    def block(self, block: int) -> slice:
+        """Return where a block lies in its pool."""
+        return slice(block * self._block_bytes, (block + 1) * self._block_bytes)
+
+    def run(self, ops: list[tuple[Any, Any]], last: dict[int, tuple[int, int]]) -> tuple[Any, ...]:
+        """Run ops that were checked against `last`, or put back what they have written."""
+        before, self.last = self.last, last
+        self._undo.clear()
+        try:
+            return self._run(ops)
+        except DriverFault:
+            for store, where, content in reversed(self._undo):
+                store[where : where + len(content)] = content
+            self.last = before
+            raise
 
     def _run(self, ops: list[tuple[Any, Any]]) -> tuple[Any, ...]:
         results: list[Any] = []
@@ -164,7 +185,7 @@ class NullDriver:
                     assert step is not None
                     results.append(self._sample(read, *step))
                 case base.Reset():
-                    self._last[op.slot] = op.generation, read[-1]
+                    self.last[op.slot] = op.generation, read[-1]
                 case base.Checksum():
                     results.append([self._checksum(block) for block in read])
                 case _:
@@ -208,8 +229,6 @@ class NullDriver:
         options, num_tokens = self._options, len(plan.tokens)
         if options.step_us or options.token_us:
             time.sleep((options.step_us + options.token_us * num_tokens) / 1e6)
-        self._steps += 1
-        self._tokens += num_tokens
         own: dict[int, bytes] = {}
         # By position: what a sequence reads of another one in the same step is stored before.
         for s in sorted(range(len(plan.kv_len)), key=lambda s: plan.positions[plan.qo_indptr[s]]):
@@ -235,7 +254,7 @@ class NullDriver:
         for index in range(first, last):
             token = plan.tokens[index]
             if token == base.LAST_SAMPLE:
-                token = self._last[plan.slots[s]][1]
+                token = self.last[plan.slots[s]][1]
             digest = slot_digest(token, position, prev)
             slot = table.write_slot[index]
             if slot >= size:
@@ -288,7 +307,7 @@ class NullDriver:
             drawn = draw(history, temperature, seed, position, vocab, width)
             ids.append(drawn)
             s, count = draws.rows[r], draws.num_logprobs[r]
-            self._last[plan.slots[s]] = plan.generations[s], drawn
+            self.last[plan.slots[s]] = plan.generations[s], drawn
             greedy = draw(history, 0, 0, 0, vocab) if count >= 0 else drawn
             logprobs.append(logprob((drawn - greedy) % vocab) if count >= 0 else 0)
             top_ids += [(greedy + k) % vocab for k in range(count)]

@@ -14,8 +14,6 @@ from drivers import base
 from kernel.request import Request, Token
 from syscalls.errors import EIO, KernelError
 
-MODEL = 0
-"""The driver's number of the model; this kernel loads one per device."""
 MAX_BLOCKS = 1 << 24
 """Of a pool, so that a driver cannot make the kernel count more than it can hold."""
 
@@ -41,10 +39,12 @@ class ModelSpec(NamedTuple):
     threads: int
 
 
-def check_loaded(loaded: base.Loaded, spec: ModelSpec, before: base.Loaded | None) -> None:
+def check_loaded(
+    loaded: base.Loaded, number: int, spec: ModelSpec, before: base.Loaded | None
+) -> None:
     """Compare a loaded model with what was to be loaded, and with the one of the epoch before."""
     limits = {
-        "model": (MODEL, MODEL),
+        "model": (number, number),
         "vocab": (1, 1 << 31),
         "max_ctx": (1, spec.max_ctx or (1 << 31) - 1),
         "block_size": (spec.block_size, spec.block_size),

@@ -12,9 +12,9 @@ def default_kv_bytes() -> int:
 
 
 LEAST = {
-    "block_size": 1, "prefill_chunk": 1, "max_tasks": 2, "max_contexts": 1, "max_calls": 1,
-    "max_sessions": 1, "bulk_bytes": 1, "unread_bytes": 1 << 20, "hang_s": 0.1, "step_s": 0.1,
-    "load_s": 0.1,
+    "block_size": 1, "prefill_chunk": 1, "max_models": 1, "max_tasks": 2, "max_contexts": 1,
+    "max_calls": 1, "max_sessions": 1, "bulk_bytes": 1, "unread_bytes": 1 << 20, "hang_s": 0.1,
+    "step_s": 0.1, "load_s": 0.1,
 }  # fmt: skip
 """The least value of a key, where it is not 0."""
 
@@ -25,7 +25,7 @@ class Config:
 
     run_dir: Path
     device: str = "cpu0"
-    model: str = "smollm2"
+    model: str = "smollm2"  # empty: none until load_model
     model_dir: str = ""  # folder of the installed model, or a builtin of the driver
     dtype: str = "bfloat16"
     deterministic: bool = False
@@ -36,6 +36,7 @@ class Config:
     max_ctx: int = 0  # 0: the model's own
     prefill_chunk: int = 512  # tokens of one request in one step
     target_us: int = 30_000  # of a step that decodes; 0: none
+    max_models: int = 64
     max_tasks: int = 10_000
     max_contexts: int = 100_000
     max_calls: int = 4096  # unfinished calls of one session

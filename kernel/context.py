@@ -20,11 +20,11 @@ from kernel.panic import check
 class Context:
     """One context of a task."""
 
-    def __init__(self, handle: int, pid: int, name: str, model: str, pool: BlockPool) -> None:
+    def __init__(self, handle: int, pid: int, name: str, model: Any, pool: BlockPool) -> None:
         self.handle = handle
         self.pid = pid
         self.name = name
-        self.model = model
+        self.model = model  # a Model (kernel/model.py)
         self.pool = pool
         self.blocks: list[Block] = []
         self.length = 0

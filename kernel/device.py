@@ -1,12 +1,14 @@
-"""Device: one driver with its loaded model, its block pool and its scheduler.
+"""Device: one driver and the models that it has loaded.
 
-    STARTING --Ready--> LOADING --Loaded--> UP          FAILED: out of restarts, or cannot load
-        ^----- driver died, faulted or hung: new epoch -----|
+    STARTING --Ready--> LOADING --all that were asked for--> UP      FAILED: out of restarts
+        ^------- driver died, faulted or hung: new epoch -------|
 
-One Submit is in flight at a time; its fence is (epoch, COMPUTE, value). When an epoch ends, the
-process is reaped first; then what was in flight is undone, every block loses its KV, and the same
-requests run again in the next epoch, computed from ids. A request that was in flight in three
-deaths is failed with EIO, so that one bad request cannot take the device down for ever.
+The driver works on one thing at a time: a Load, or a Submit of one model, whose fence is (epoch,
+COMPUTE, value). Loads go first, then the models that have something to run take turns. When an
+epoch ends, the process is reaped first; then what was in flight is undone, every block loses its
+KV, and in the next epoch the same models are loaded and the same requests run again, computed from
+ids. A request that was in flight in three deaths is failed with EIO, so that one bad request cannot
+take the device down for ever. A model that its driver refuses fails alone, if others are there.
 """
 
 import logging
@@ -15,16 +17,15 @@ from enum import Enum
 from typing import NamedTuple
 
 from drivers import base, wire
-from kernel.answer import MODEL, Lie, ModelSpec, check_fence, check_loaded, read_samples
-from kernel.block import BlockPool
+from kernel.answer import Lie, check_fence, read_samples
 from kernel.context import Context
 from kernel.link import Link, LinkDown
+from kernel.model import Model, ModelState, ModelTable
 from kernel.policy import Policy
 from kernel.request import Request, Token
-from kernel.sched import Scheduler
-from kernel.step import Entry, step_limits, step_ops
+from kernel.step import Entry, step_ops
 from kernel.watch import Patience, Watch
-from syscalls.errors import EAGAIN, EIO, ENODEV, KernelError
+from syscalls.errors import EIO, ENODEV, ENOMEM, ENOTSUP, KernelError
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,17 @@ MAX_NOTE = 1000
 """Characters kept of a reason in which a driver has its say."""
 MAX_MESSAGES = 64
 """Of a driver in one turn of the loop."""
+REFUSALS = {base.FaultKind.OOM: ENOMEM, base.FaultKind.UNSUPPORTED: ENOTSUP}
+"""What a refused load is to whoever asked for it; otherwise EIO."""
+
+
+class News(NamedTuple):
+    """Of a model that is being loaded: how far it is, that it is up (None), or why it is not."""
+
+    model: Model
+    what: base.Progress | KernelError | None
+
+
 Outcome = tuple[Request, Token | KernelError]
 """What a step gave a request: an id, or the error that ends it."""
 
@@ -58,26 +70,23 @@ class Device:
     def __init__(
         self,
         link: Link,
-        spec: ModelSpec,
         limits: Limits,
         policy: Policy,
         clock: Callable[[], float],
         contexts: Callable[[], Iterable[Context]],
     ) -> None:
         self.link = link
-        self.spec = spec
         self.limits = limits
         self.state = DeviceState.STARTING
         self.epoch = 0
         self.note = ""
         self.ready: base.Ready | None = None
-        self.loaded: base.Loaded | None = None
+        self.models = ModelTable(link.device)
         self._policy = policy
         self._contexts = contexts
-        self._pool: BlockPool | None = None
-        self._sched: Scheduler | None = None
+        self._loading: Model | None = None
         self._value = 0
-        self._in_flight = 0  # fence value, 0: none
+        self._in_flight: tuple[int, Model] | None = None  # fence value
         self._watch = Watch(limits.patience, clock)
 
     @property
@@ -85,43 +94,26 @@ class Device:
         return self.link.device
 
     @property
-    def pool(self) -> BlockPool:
-        """The block pool; EAGAIN, ENODEV before the model was loaded for the first time."""
-        if self._pool is None:
-            raise self._unavailable()
-        return self._pool
-
-    @property
-    def sched(self) -> Scheduler:
-        """The scheduler; likewise."""
-        if self._sched is None:
-            raise self._unavailable()
-        return self._sched
-
-    @property
-    def desc(self) -> base.Loaded:
-        """The loaded model; likewise."""
-        if self.loaded is None:
-            raise self._unavailable()
-        return self.loaded
-
-    @property
     def requests(self) -> list[Request]:
-        return list(self._sched.requests.values()) if self._sched else []
+        """The requests of all models."""
+        return [request for model in self.models for request in model.requests]
 
-    def _unavailable(self) -> KernelError:
+    def remove(self, model: Model, note: str) -> list[tuple[Request, KernelError]]:
+        """Let a model go: what runs on it fails, its contexts keep their ids."""
+        self.models.remove(model)
+        self.models.leaving.append(model)
+        ended = model.end(ModelState.GONE, note)
+        model.lose_all()
+        return [(request, model.unavailable()) for request in ended]
+
+    def unavailable(self) -> KernelError:
+        """Return the error for whoever needs the device."""
         why = f": {self.note}" if self.note else ""
-        error = ENODEV if self.state is DeviceState.FAILED else EAGAIN
-        return error(f"device {self.name} is {self.state.value}{why}", "llmos status shows it")
-
-    def require(self) -> None:
-        """Raise ENODEV if the device will not serve requests, EAGAIN if not yet."""
-        if self.state is DeviceState.FAILED or self.loaded is None:
-            raise self._unavailable()
+        return ENODEV(f"device {self.name} is {self.state.value}{why}", "llmos status shows it")
 
     # --- epochs -------------------------------------------------------------------------------
 
-    def start(self) -> list[Outcome]:
+    def start(self) -> list[Outcome | News]:
         """Begin an epoch: start the driver and greet it."""
         self.epoch += 1
         self._value = 0
@@ -138,46 +130,55 @@ class Device:
         """When to look at `expire` again; None while the driver owes nothing."""
         return self._watch.deadline
 
-    def expire(self, now: float) -> list[Outcome]:
+    def expire(self, now: float) -> list[Outcome | News]:
         """Replace a driver that is past a deadline."""
         why = self._watch.overdue(now)
         return self._replace(why) if why else []
 
-    def _replace(self, why: str) -> list[Outcome]:
+    def _replace(self, why: str) -> list[Outcome | News]:
         """End the driver, then its epoch."""
         self.link.kill()
         return self._end_epoch(why)
 
-    def _end_epoch(self, why: str) -> list[Outcome]:
+    def _end_epoch(self, why: str) -> list[Outcome | News]:
         """Undo what was in flight, forget all KV, start over or give up."""
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
-        self.note, self._in_flight = why, 0
-        hit = self._sched.fail() if self._sched and self._sched.step else []
-        if self._pool:
-            self._pool.lose_all()
-        failed: list[Outcome] = []
-        for request in hit:
-            request.deaths += 1
-            if request.deaths >= self.limits.max_request_deaths:
-                story = f"device {self.name} ended {request.deaths} times while running this"
-                failed.append((request, EIO(f"{story}; the last time: {why}")))
+        self.note, self._in_flight, self._loading = why, None, None
+        self.models.leaving.clear()
+        failed: list[Outcome | News] = []
+        for model in self.models:
+            for request in model.lose_all():
+                request.deaths += 1
+                if request.deaths >= self.limits.max_request_deaths:
+                    story = f"device {self.name} ended {request.deaths} times while running this"
+                    failed.append((request, EIO(f"{story}; the last time: {why}")))
         if not self._watch.died():
             restarts = self.limits.patience.max_restarts
             return failed + self._give_up(f"{why}; {restarts} restarts did not help")
         return failed + self.start()
 
-    def _give_up(self, why: str) -> list[Outcome]:
+    def _give_up(self, why: str) -> list[Outcome | News]:
         self.link.kill()
         self._watch.done()
         why = why[:MAX_NOTE]
-        self.state, self.note = DeviceState.FAILED, why
+        self.state, self.note, self._loading = DeviceState.FAILED, why, None
         log.error("device %s failed: %s", self.name, why)
-        return [(request, self._unavailable()) for request in self.requests if request.infer]
+        failed: list[Outcome | News] = []
+        for model in self.models:
+            failed += self._fail(model, why, self.unavailable())
+        return failed
+
+    def _fail(self, model: Model, why: str, told: KernelError) -> list[Outcome | News]:
+        """End a model that cannot be loaded; nobody sees one again that a call asked for."""
+        ended = model.end(ModelState.FAILED, why)
+        if model.asked is not None:
+            self.models.remove(model)
+        return [News(model, told), *((request, model.unavailable()) for request in ended)]
 
     # --- messages of the driver ---------------------------------------------------------------
 
-    def collect(self) -> Iterator[Outcome]:
+    def collect(self) -> Iterator[Outcome | News]:
         """Handle what the driver has sent; the rest of a flood waits for the next turn."""
         for _ in range(MAX_MESSAGES):
             if self.state is DeviceState.FAILED:
@@ -194,7 +195,7 @@ class Device:
                 outcomes = self._replace(f"the driver {lie}, which the ABI does not allow")
             yield from outcomes
 
-    def _handle(self, message: object) -> Iterable[Outcome]:
+    def _handle(self, message: object) -> Iterable[Outcome | News]:
         match message:
             case base.Ready():
                 return self._on_ready(message)
@@ -204,96 +205,144 @@ class Device:
                 return self._on_complete(message)
             case base.Fault():
                 return self._on_fault(message)
-            case base.Estimate() | base.Progress() | base.Heartbeat() | base.StatsReply():
+            case base.Progress():
+                return [News(self._loading, message)] if self._loading else ()
+            case base.Estimate() | base.Heartbeat() | base.StatsReply():
                 pass
             case _:
                 raise Lie(f"sent {type(message).__name__}")
         return ()
 
-    def _on_ready(self, ready: base.Ready) -> list[Outcome]:
+    def _on_ready(self, ready: base.Ready) -> list[Outcome | News]:
         if ready.epoch != self.epoch or self.state is not DeviceState.STARTING:
             raise Lie("greeted out of turn")
         if (ready.major, ready.schema) != (base.ABI[0], wire.schema()):
             return self._give_up("the driver speaks another ABI; reinstall llmos-kernel")
         self.ready, self.state = ready, DeviceState.LOADING
-        spec = self.spec
-        self.link.send(
-            base.Load(
-                MODEL, spec.path, spec.dtype, spec.block_size, spec.num_blocks, spec.kv_bytes,
-                spec.max_ctx, spec.deterministic, spec.threads,
-            )
-        )  # fmt: skip
+        self._watch.done()
         return []
 
-    def _on_loaded(self, loaded: base.Loaded) -> list[Outcome]:
-        if self.state is not DeviceState.LOADING:
+    def _on_loaded(self, loaded: base.Loaded) -> list[Outcome | News]:
+        model, self._loading = self._loading, None
+        if model is None:
             raise Lie("loaded out of turn")
-        check_loaded(loaded, self.spec, self.loaded)
-        if len(loaded.kv_groups) != 1:
-            return self._give_up(f"the model has {len(loaded.kv_groups)} KV groups (ENOTSUP)")
-        limits = step_limits(loaded, self.limits.prefill_chunk, self.limits.target_us)
-        needed = -(-loaded.max_ctx // loaded.block_size)
-        if needed > limits.max_block_refs:
-            return self._give_up(
-                f"a full context has {needed} blocks, a step may name {limits.max_block_refs}; "
-                "lower --max-ctx or raise --block-size"
-            )
-        if self.loaded is None:
-            self._pool = BlockPool(loaded.num_blocks, loaded.block_size)
-            self._sched = Scheduler(self._pool, self._policy, limits, self._contexts)
-        self.loaded, self.state = loaded, DeviceState.UP
+        limits = self.limits
         self._watch.done()
-        log.info("device %s: %s up in epoch %d", self.name, self.spec.name, self.epoch)
-        return []
+        why = model.take(
+            loaded, self._policy, limits.prefill_chunk, limits.target_us, self._contexts
+        )
+        if why:
+            self.link.send(base.Unload(model.number))
+            return self._refused(model, why, ENOTSUP)
+        log.info("device %s: %s up in epoch %d", self.name, model.name, self.epoch)
+        return [News(model, None)]
+
+    def _refused(self, model: Model, why: str, error: type[KernelError]) -> list[Outcome | News]:
+        """Go on without a model; a device that has no other, and was asked for none, fails."""
+        log.error("device %s: cannot load %s: %s", self.name, model.name, why)
+        others = [other for other in self.models if other is not model and other.serves]
+        if model.asked is None and not others:
+            return self._give_up(why)
+        what = f"cannot load {model.name} on {self.name}: {why[:MAX_NOTE]}"
+        return self._fail(model, why[:MAX_NOTE], error(what))
 
     def _on_complete(self, complete: base.Complete) -> Iterable[Outcome]:
-        check_fence(complete, self.epoch, self._in_flight)
-        sampled = read_samples(complete, self.sched.samplers, self.desc.vocab)
-        self._in_flight = 0
-        self._watch.done()
-        self.pool.fence_passed(complete.value)
+        model = self._flown(complete)
+        if model is None:
+            return ()
+        sampled = read_samples(complete, model.sched.samplers, model.desc.vocab)
+        self._landed()
+        model.pool.fence_passed(complete.value)
         took_us = complete.end_us - complete.start_us
-        return self.sched.commit(sampled, took_us) if self.sched.step else ()
+        return model.sched.commit(sampled, took_us) if model.sched.step else ()
 
-    def _on_fault(self, fault: base.Fault) -> list[Outcome]:
+    def _flown(self, answer: base.Complete | base.Fault) -> Model | None:
+        """Return the model of the Submit that is answered; None if it has gone since."""
+        value, model = self._in_flight or (0, None)
+        check_fence(answer, self.epoch, value)
+        if model is not None and model.state is ModelState.GONE:
+            self._landed()
+            return None
+        return model
+
+    def _landed(self) -> None:
+        self._in_flight = None
+        self._watch.done()
+
+    def _on_fault(self, fault: base.Fault) -> Iterable[Outcome | News]:
         if fault.kind not in list(base.FaultKind):
             raise Lie(f"sent a fault of kind {fault.kind}")
-        kind = base.FaultKind(fault.kind).name
+        kind = base.FaultKind(fault.kind)
+        why = f"{fault.message} ({kind.name})"
         if fault.value == 0:
-            if self.state in (DeviceState.STARTING, DeviceState.LOADING):
-                return self._give_up(f"{fault.message} ({kind})")
-            raise Lie(f"faulted with {kind}: {fault.message}")
-        check_fence(fault, self.epoch, self._in_flight)
-        return self._replace(f"{kind}: {fault.message}")
+            if self.state is DeviceState.STARTING:
+                return self._give_up(why)
+            model, self._loading = self._loading, None
+            if model is None:
+                raise Lie(f"faulted with {kind.name}: {fault.message}")
+            self._watch.done()
+            return self._refused(model, fault.message, REFUSALS.get(kind, EIO))
+        value, _ = self._in_flight or (0, None)
+        check_fence(fault, self.epoch, value)
+        return self._replace(f"{kind.name}: {fault.message}")
 
     # --- steps --------------------------------------------------------------------------------
 
-    def step(self) -> list[Outcome]:
-        """Submit the next step, or the scrubs that are due, if the device is idle."""
-        if self.state is not DeviceState.UP or self._in_flight:
+    def step(self) -> list[Outcome | News]:
+        """Give an idle driver something to do: a load, a step, scrubs that are due."""
+        if self.state not in (DeviceState.LOADING, DeviceState.UP) or self.busy:
             return []
-        entries, copies = self.sched.plan()
-        failed = self._submit(entries, copies) if entries else []
-        self.sched.make_room()
-        if not self._in_flight and self.state is DeviceState.UP and self.pool.has_dirty:
-            failed += self._submit([], [])
-        return failed
-
-    def _submit(self, entries: list[Entry], copies: list[tuple[int, int]]) -> list[Outcome]:
-        self._value += 1
-        dirty = self.pool.take_dirty(self._value)
-        ops = step_ops(MODEL, self._value, entries, copies, dirty)
-        self._in_flight = self._value
-        self._watch.stepping()
-        if entries:
-            self.sched.submitted(self._value, entries)
         try:
-            self.link.send(base.Submit(self.epoch, base.Queue.COMPUTE, self._value, (), MODEL, ops))
+            if self._load():
+                return []
+            self.state = DeviceState.UP
+            for model in self.models.in_turn():
+                if self._step(model):
+                    self.models.served(model)
+                    break
         except LinkDown as down:
             return self._end_epoch(str(down))
         return []
 
+    def _load(self) -> bool:
+        """Tell the driver which models have gone, and load the next one that waits."""
+        while self.models.leaving:
+            self.link.send(base.Unload(self.models.leaving.pop().number))
+        model = self._loading = self.models.waiting()
+        if model is None:
+            return False
+        self._watch.loading()
+        self.link.send(model.load())
+        return True
+
+    def _step(self, model: Model) -> bool:
+        """Submit the next step of a model, or its scrubs; False if there was nothing to submit."""
+        entries, copies = model.sched.plan()
+        if entries:
+            self._submit(model, entries, copies)
+        model.sched.make_room()
+        if not self._in_flight and model.pool.has_dirty:
+            self._submit(model, [], [])
+        return self._in_flight is not None
+
+    def _submit(self, model: Model, entries: list[Entry], copies: list[tuple[int, int]]) -> None:
+        self._value += 1
+        value, number = self._value, model.number
+        ops = step_ops(number, value, entries, copies, model.pool.take_dirty(value))
+        self._in_flight = value, model
+        self._watch.stepping()
+        if entries:
+            model.sched.submitted(value, entries)
+        self.link.send(base.Submit(self.epoch, base.Queue.COMPUTE, value, (), number, ops))
+
+    @property
+    def busy(self) -> bool:
+        """Whether the driver works on something."""
+        return self._in_flight is not None or self._loading is not None
+
     @property
     def idle(self) -> bool:
         """Nothing is in flight and nothing is due."""
-        return not self._in_flight and not (self._pool and self._pool.has_dirty)
+        if self.busy or self.models.leaving or self.models.waiting():
+            return False
+        return not any(model.loaded and model.pool.has_dirty for model in self.models)

@@ -232,6 +232,8 @@ class LoopbackLink:
                 self._emit(driver.load(message))
             elif isinstance(message, base.Submit):
                 driver.submit(message)
+            elif isinstance(message, base.Unload):
+                driver.unload(message)
             elif isinstance(message, base.Stats):
                 self._emit(driver.stats())
         except base.DriverFault as fault:

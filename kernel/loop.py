@@ -22,10 +22,11 @@ import selectors
 from collections.abc import Callable
 from contextlib import suppress
 
-from kernel.device import DeviceState
+from kernel.device import DeviceState, News, Outcome
 from kernel.ipc import Arrival, Transport
 from kernel.session import Session
 from kernel.sys_infer import deliver, finish_request
+from kernel.sys_model import tell
 from kernel.sys_task import end_task, expire_tasks
 from kernel.syscall import receive, run_queued
 from kernel.system import System
@@ -163,14 +164,14 @@ class Kernel:
     def collect(self) -> None:
         """Take the results of the step that the driver has finished."""
         for outcome in self.system.device.collect():
-            deliver(self.system, outcome)
+            self._deliver(outcome)
         run_queued(self.system)
 
     def expire(self) -> None:
         """Act on deadlines that have passed."""
         k, now = self.system, self.system.clock()
         for outcome in k.device.expire(now):
-            deliver(k, outcome)
+            self._deliver(outcome)
         if now >= self._tick + TICK_S:
             self._tick = now
             expire_tasks(k, now)
@@ -184,8 +185,14 @@ class Kernel:
     def step(self) -> None:
         """Give the device its next step, if it has none; what it cannot take has failed now."""
         for outcome in self.system.device.step():
-            deliver(self.system, outcome)
+            self._deliver(outcome)
         run_queued(self.system)
+
+    def _deliver(self, outcome: Outcome | News) -> None:
+        if isinstance(outcome, News):
+            tell(self.system, outcome)
+        else:
+            deliver(self.system, outcome)
 
     def _shut_down(self, now: float) -> None:
         k = self.system

@@ -24,7 +24,7 @@ from syscalls.errors import KernelError
 
 
 class Scheduler:
-    """The requests of one device."""
+    """The requests of one model."""
 
     def __init__(self, pool: BlockPool, policy: Policy, limits: StepLimits, contexts: Any) -> None:
         self.pool = pool
@@ -67,6 +67,7 @@ class Scheduler:
         entries: list[Entry] = []
         copies: list[tuple[int, int]] = []
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
+        self._starved = None  # of a plan that was never sent
         runnable = [r for r in self.requests.values() if not r.held]
         for request in runnable:
             request.start = request.ctx.planned

@@ -33,13 +33,13 @@ def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
     """Make an empty context."""
     if args.durable:
         raise ENOTSUP("durable contexts are reserved, and not built in this kernel")
-    device = k.model_device(args.model)
+    model = k.model(args.model)
     _take_handle(k, caller, args.ctx)
     name = args.name or ""
-    ctx = Context(args.ctx, caller.task.pid, name, device.spec.name, device.pool)
+    ctx = Context(args.ctx, caller.task.pid, name, model, model.pool)
     _add(k, caller, ctx)
-    desc = device.desc
-    return Done(AllocCtxResult(device.spec.name, desc.max_ctx, desc.block_size))
+    desc = model.desc
+    return Done(AllocCtxResult(model.name, desc.max_ctx, desc.block_size))
 
 
 def sys_fork_ctx(k: System, caller: Caller, args: ForkCtx) -> Done:
@@ -79,15 +79,15 @@ def sys_append(k: System, caller: Caller, args: Append) -> Done:
     """Add ids; their prefill starts in the background, if there is room for it."""
     ctx = k.context(caller.task, args.ctx)
     refuse_busy(ctx)
-    k.device.require()
+    ctx.model.require()
     ids = caller.ids
     if not ids:
         raise EINVAL("append needs ids in frame 2")
-    check_room(k, ctx, ctx.length + len(ids), 0)
-    check_ids(k, ids)
+    check_room(ctx, ctx.length + len(ids), 0)
+    check_ids(ctx, ids)
     ctx.append(ids)
     ctx.last_use = k.counters.turns
-    if ctx.request is None and ctx.planned < ctx.length - 1 and not k.device.sched.crowded:
+    if ctx.request is None and ctx.planned < ctx.length - 1 and not ctx.model.sched.crowded:
         _prefill(k, caller, ctx)
     return Done(LengthResult(ctx.length))
 
@@ -96,7 +96,7 @@ def _prefill(k: System, caller: Caller, ctx: Context) -> None:
     request = Request(next(k.arrivals), ctx, None, caller.session, 0, 0)
     if caller.task.state is TaskState.STOPPED:
         request.held = "signal"
-    k.device.sched.add(request)
+    ctx.model.sched.add(request)
 
 
 def sys_trim_ctx(k: System, caller: Caller, args: TrimCtx) -> Done:
@@ -178,10 +178,10 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
         ctx.handle,
         ctx.pid,
         ctx.name,
-        ctx.model,
+        ctx.model.name,
         length,
         computed,
-        k.device.desc.max_ctx,
+        ctx.model.desc.max_ctx,
         sums.blocks,
         sums.shared,
         sums.share,

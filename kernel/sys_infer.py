@@ -22,22 +22,23 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     """Append the ids of frame 2, if any, and generate. Nothing has changed if it is refused."""
     ctx = k.context(caller.task, args.ctx)
     refuse_busy(ctx)
-    k.device.require()
+    ctx.model.require()
+    desc = ctx.model.desc
     if k.stop_by is not None:
         raise ECANCELED("the kernel is shutting down")
     ids = caller.ids
     length = ctx.length + (len(ids) if ids else 0)
-    check_room(k, ctx, length, args.max_tokens)
+    check_room(ctx, length, args.max_tokens)
     if ids:
-        check_ids(k, ids)
+        check_ids(ctx, ids)
     if length == 0:
         raise EINVAL("the context is empty: there is nothing to continue", "append ids first")
-    if length == k.device.desc.max_ctx:
+    if length == desc.max_ctx:
         raise E2BIG(f"the context is full: {length} ids, the limit is {length}", "trim it")
-    if max(args.stop_ids, default=0) >= k.device.desc.vocab:
-        raise EINVAL(f"stop ids are below {k.device.desc.vocab}, the model's vocabulary")
-    if (args.logprobs or 0) > k.device.desc.vocab:
-        raise EINVAL(f"{args.logprobs} best ids of a vocabulary of {k.device.desc.vocab}")
+    if max(args.stop_ids, default=0) >= desc.vocab:
+        raise EINVAL(f"stop ids are below {desc.vocab}, the model's vocabulary")
+    if (args.logprobs or 0) > desc.vocab:
+        raise EINVAL(f"{args.logprobs} best ids of a vocabulary of {desc.vocab}")
     cached = min(ctx.computed, length - 1)
     if ids:
         ctx.append(ids)
@@ -47,15 +48,15 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
 
 def _start(k: System, caller: Caller, ctx: Context, args: Infer, cached: int) -> None:
     if ctx.request is not None:
-        k.device.sched.remove(ctx.request)  # a background prefill: the infer does its work too
+        ctx.model.sched.remove(ctx.request)  # a background prefill: the infer does its work too
     seed = k.random.getrandbits(64) if args.seed is None else args.seed
     request = Request(next(k.arrivals), ctx, args, caller.session, caller.call, seed)
     request.cached = cached
-    eos = () if args.ignore_eos else k.device.desc.eos_ids
+    eos = () if args.ignore_eos else ctx.model.desc.eos_ids
     request.stop_ids = frozenset((*args.stop_ids, *eos))
     if caller.task.state is TaskState.STOPPED:
         request.held = "signal"
-    k.device.sched.add(request)
+    ctx.model.sched.add(request)
     caller.session.infers[caller.call] = request
     caller.task.prompt_tokens += request.prompt
     k.counters.admitted += 1
@@ -111,27 +112,27 @@ def refuse_busy(ctx: Context) -> None:
         )
 
 
-def check_ids(k: System, ids: "array[int]") -> None:
+def check_ids(ctx: Context, ids: "array[int]") -> None:
     """Raise EINVAL unless every id is in the model's vocabulary."""
-    vocab = k.device.desc.vocab
+    vocab = ctx.model.desc.vocab
     lowest, highest = min(ids), max(ids)
     if lowest < 0 or highest >= vocab:
         wrong = lowest if lowest < 0 else highest
         raise EINVAL(f"id {wrong} is outside the model's vocabulary of {vocab}")
 
 
-def check_room(k: System, ctx: Context, length: int, max_tokens: int) -> None:
+def check_room(ctx: Context, length: int, max_tokens: int) -> None:
     """Raise E2BIG or ENOMEM if `length` ids and the answer can never fit."""
-    desc = k.device.desc
+    desc = ctx.model.desc
     if length > desc.max_ctx:
         raise E2BIG(
             f"{length} ids do not fit the context of {desc.max_ctx}",
             "shorten the prompt",
             {"needed": length, "limit": desc.max_ctx},
         )
-    size = k.device.pool.block_size
+    size = ctx.pool.block_size
     needed = -(-min(length + max_tokens, desc.max_ctx) // size)
-    usable = k.device.pool.num_blocks - 1
+    usable = ctx.pool.num_blocks - 1
     if needed > usable:
         raise ENOMEM(
             f"needs {needed} KV blocks ({length} ids, {max_tokens} to generate), "
@@ -152,7 +153,7 @@ def deliver(k: System, outcome: Outcome) -> None:
     if isinstance(what, KernelError):
         fail_request(k, request, what)
         return
-    finish = request.take(what.id, k.device.desc.max_ctx)
+    finish = request.take(what.id, request.ctx.model.desc.max_ctx)
     if finish is not Finish.STOP:
         k.tasks.find(request.ctx.pid).output_tokens += 1
         _emit_token(request, what)
@@ -199,7 +200,7 @@ def drop_request(k: System, ctx: Context, why: str) -> None:
 
 
 def _retire(k: System, request: Request) -> None:
-    k.device.sched.remove(request)
+    request.ctx.model.sched.remove(request)
     request.ctx.last_use = k.counters.turns
     if request.ctx.queued:
         k.again.append(request.ctx)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any
 
-from kernel.device import Device
 from kernel.handler import Caller, Done
 from kernel.job import Work
+from kernel.model import Model
 from kernel.sys_ctx import ctx_row
 from kernel.sys_task import VERSION, task_row
 from kernel.system import System
@@ -49,35 +49,32 @@ def _contexts(k: System) -> Table:
 
 
 def _pools(k: System) -> Table:
-    return ([k.device] if k.device.loaded else []), _pool_row
+    return [model for model in k.device.models if model.loaded], _pool_row
 
 
 def _kernel(k: System) -> Table:
     return [k], _kernel_row
 
 
-def _pool_row(k: System, device: Device) -> Row:
-    assert device.loaded is not None
-    blocks, size = list(device.pool.resident()), device.pool.block_size
+def _pool_row(k: System, model: Model) -> Row:
+    blocks, size = list(model.pool.resident()), model.pool.block_size
     parts = [blocks[start : start + CHUNK] for start in range(0, len(blocks), CHUNK)]
     sums = yield from tally(parts, size)
-    counts = device.pool.counts
+    counts = model.pool.counts
     return PoolRow(
-        device.name, device.spec.name, "device", size, device.loaded.block_bytes,
+        model.device, model.name, "device", size, model.desc.block_bytes,
         counts.total, counts.free, counts.cached, counts.used, counts.limbo, counts.reserved,
         sums.shared, sums.saved, sums.waste,
     )  # fmt: skip
 
 
 def _kernel_row(k: System, _: System) -> Row:
-    c, device = k.counters, k.device
-    sched = device.sched if device.loaded else None
-    infers = [request for request in device.requests if request.infer]
+    c, totals = k.counters, k.device.models.totals
+    infers = [request for request in k.device.requests if request.infer]
     running = sum(request.slot is not None for request in infers)
     yield len(infers)
     return KernelRow(
         k.kernel_pid, VERSION, k.clock() - k.born, c.turns, c.calls, c.protocol_errors,
-        sched.steps if sched else 0, sched.wasted if sched else 0,
-        device.pool.copied if sched else 0, device.pool.evicted if sched else 0,
+        totals.steps, totals.wasted, totals.copied, totals.evicted,
         c.admitted, c.finished, c.failed, running, len(infers) - running,
     )  # fmt: skip

@@ -2,41 +2,144 @@
 
 from pathlib import Path
 
-from kernel.handler import Caller, Done
+from drivers import base
+from kernel.answer import ModelSpec
+from kernel.device import DeviceState, News
+from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.model import Model, ModelState
+from kernel.sys_infer import fail_request
 from kernel.system import System
 from syscalls.abi import (
     MODEL_CHUNK,
     DeviceRow,
+    Event,
     ListDevices,
     ListModels,
+    LoadModel,
     ModelRow,
     ReadModel,
     ReadModelResult,
     Rows,
+    UnloadModel,
+    UnloadModelResult,
 )  # fmt: skip
-from syscalls.errors import EINVAL, EIO, ENOENT
+from syscalls.errors import EAGAIN, EBUSY, EEXIST, EINVAL, EIO, ENODEV, ENOENT, EPERM
 
 PARTS = ("tokenizer.json", "chat_template.jinja", "config.json")
 
 
-def sys_list_models(k: System, caller: Caller, args: ListModels) -> Done:
-    """List loaded models."""
-    device, loaded = k.device, k.device.loaded
-    if loaded is None:
-        return Done(Rows([]))
-    row = ModelRow(
-        device.spec.name, loaded.arch, device.name, loaded.dtype, loaded.max_ctx, loaded.vocab,
-        loaded.weights_bytes, loaded.block_bytes, list(loaded.eos_ids),
+def sys_load_model(k: System, caller: Caller, args: LoadModel) -> Pending:
+    """Load a model; other models of the device wait meanwhile."""
+    _only_operator(k, caller)
+    device = k.device
+    if args.device not in (None, device.name):
+        raise ENODEV(f"there is no device {args.device}, there is {device.name}", "llmos lsdev")
+    if not args.path:
+        raise EINVAL("path is empty", "give the folder of an installed model")
+    there = device.models.find(args.name)
+    if there is not None and there.state is not ModelState.FAILED:
+        hint = "unload it, or load under another name"
+        raise EEXIST(f"model {args.name} is {there.state.value} already", hint)
+    if len(device.models) >= k.config.max_models:
+        limit = k.config.max_models
+        raise EAGAIN(f"{len(device.models)} models are loaded, the limit is {limit}", "unload one")
+    if device.state is DeviceState.FAILED:
+        raise device.unavailable()
+    if there is not None:
+        device.remove(there, "it was loaded anew")
+    model = device.models.add(_spec(k, args))
+    model.asked = caller.session, caller.call
+    return PENDING
+
+
+def _spec(k: System, args: LoadModel) -> ModelSpec:
+    spec = k.spec(args.name, args.path)
+    if args.kv_bytes or args.num_blocks:
+        spec = spec._replace(kv_bytes=args.kv_bytes, num_blocks=args.num_blocks)
+    return spec._replace(
+        dtype=args.dtype or spec.dtype,
+        max_ctx=args.max_ctx or spec.max_ctx,
+        deterministic=spec.deterministic if args.deterministic is None else args.deterministic,
+    )
+
+
+def _only_operator(k: System, caller: Caller) -> None:
+    if caller.session.uid != k.uid:
+        raise EPERM("only the uid that the kernel runs as loads and unloads models")
+
+
+def tell(k: System, news: News) -> None:
+    """Let whoever waits for a model know how it goes with it."""
+    model, what = news
+    if model.asked is None:
+        return
+    session, call = model.asked
+    if isinstance(what, base.Progress):
+        if call in session.open:
+            session.emit(Event.PROGRESS, call, what.phase, what.done, what.total)
+        return
+    model.asked = None
+    if call not in session.open:
+        return  # its session has ended; the model is there for others
+    if what is None:
+        session.finish(call, model_row(k, model))
+    else:
+        session.fail(call, what)
+
+
+def sys_unload_model(k: System, caller: Caller, args: UnloadModel) -> Done:
+    """Give a model's memory back, at once or when the step in flight has ended."""
+    _only_operator(k, caller)
+    model = k.device.models.find(args.name)
+    if model is None:
+        raise ENOENT(f"model {args.name} is not loaded; loaded are: {k.device.models}")
+    if model.state in (ModelState.LOADING, ModelState.WAITING):
+        raise EBUSY(f"model {args.name} is being loaded", "wait until it is up")
+    contexts = _num_contexts(k, model)
+    if contexts and not args.force:
+        raise EBUSY(
+            f"{contexts} contexts use model {args.name}",
+            "end their tasks, or unload with force: they keep their ids and cannot go on",
+            {"contexts": contexts},
+        )
+    for request, error in k.device.remove(model, "it was unloaded"):
+        fail_request(k, request, error)
+    return Done(UnloadModelResult(contexts))
+
+
+def _num_contexts(k: System, model: Model) -> int:
+    return sum(ctx.model is model for ctx in k.contexts())
+
+
+def model_row(k: System, model: Model) -> ModelRow:
+    """Return a model as list_models shows it."""
+    loaded, spec = model.loaded, model.spec
+    about = (
+        ("", model.device, spec.dtype, 0, 0, 0, 0, [])
+        if loaded is None
+        else (
+            loaded.arch, model.device, loaded.dtype, loaded.max_ctx, loaded.vocab,
+            loaded.weights_bytes, loaded.block_bytes, list(loaded.eos_ids),
+        )
     )  # fmt: skip
-    return Done(Rows([row]))
+    num_blocks = loaded.num_blocks if loaded else 0
+    return ModelRow(
+        spec.name, *about, model.state.value, model.note, spec.path, num_blocks,
+        _num_contexts(k, model),
+    )  # fmt: skip
+
+
+def sys_list_models(k: System, caller: Caller, args: ListModels) -> Done:
+    """List models that are loaded or on their way."""
+    return Done(Rows([model_row(k, model) for model in k.device.models]))
 
 
 def sys_read_model(k: System, caller: Caller, args: ReadModel) -> Done:
     """Return a chunk of one of the files that a client needs for text."""
-    device = k.model_device(args.model)
+    model = k.model(args.model)
     if args.part not in PARTS:
         raise EINVAL(f"a model has the parts {', '.join(PARTS)}, not {args.part}")
-    path = Path(device.spec.path) / args.part
+    path = Path(model.spec.path) / args.part
     try:
         with path.open("rb") as file:
             total = file.seek(0, 2)
@@ -45,9 +148,9 @@ def sys_read_model(k: System, caller: Caller, args: ReadModel) -> Done:
             file.seek(args.offset)
             return Done(ReadModelResult(file.read(MODEL_CHUNK), total))
     except FileNotFoundError:
-        raise ENOENT(f"model {device.spec.name} has no {args.part}") from None
+        raise ENOENT(f"model {model.name} has no {args.part}") from None
     except OSError as error:
-        raise EIO(f"cannot read {args.part} of {device.spec.name}: {error.strerror}") from None
+        raise EIO(f"cannot read {args.part} of {model.name}: {error.strerror}") from None
 
 
 def sys_list_devices(k: System, caller: Caller, args: ListDevices) -> Done:

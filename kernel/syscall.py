@@ -34,6 +34,8 @@ HANDLERS: dict[str, Handler] = {
     "stat_ctx": sys_ctx.sys_stat_ctx,
     "infer": sys_infer.sys_infer,
     "cancel": sys_infer.sys_cancel,
+    "load_model": sys_model.sys_load_model,
+    "unload_model": sys_model.sys_unload_model,
     "list_models": sys_model.sys_list_models,
     "read_model": sys_model.sys_read_model,
     "list_devices": sys_model.sys_list_devices,
@@ -137,7 +139,7 @@ def _queue(k: System, caller: Caller, request: Request) -> bool:
         return False
     if request.flags & abi.Flag.QUEUE and (ctx.busy or ctx.queued):
         if request.ids:
-            sys_infer.check_room(k, ctx, len(request.ids), 0)  # what can never fit does not wait
+            sys_infer.check_room(ctx, len(request.ids), 0)  # what can never fit does not wait
         ctx.queued.append((caller.session, request))
         return True
     if ctx.queued:

@@ -12,9 +12,10 @@ from random import Random
 from kernel.answer import ModelSpec
 from kernel.config import Config
 from kernel.context import Context
-from kernel.device import Device, Limits
+from kernel.device import Device, DeviceState, Limits
 from kernel.job import Jobs
 from kernel.link import Link
+from kernel.model import Model
 from kernel.policy import Policy
 from kernel.session import Session
 from kernel.stats import Counters
@@ -52,16 +53,22 @@ class System:
         self.jobs = Jobs()
         self.graves: deque[Context] = deque()  # of tasks that have ended; their blocks go in slices
         self.stop_by: float | None = None  # shutting down: when the grace ends
-        spec = ModelSpec(
-            config.model, config.model_dir, config.dtype, config.block_size, config.num_blocks,
-            config.kv_bytes, config.max_ctx, config.deterministic, config.threads,
-        )  # fmt: skip
         patience = Patience(
             config.hang_s, config.step_s, config.load_s,
             config.max_restarts, config.restart_window_s,
         )  # fmt: skip
         limits = Limits(config.prefill_chunk, config.target_us, patience)
-        self.device = Device(link, spec, limits, policy, clock, self.contexts)
+        self.device = Device(link, limits, policy, clock, self.contexts)
+        if config.model:
+            self.device.models.add(self.spec(config.model, config.model_dir))
+
+    def spec(self, name: str, path: str) -> ModelSpec:
+        """Return how a model is loaded unless it is asked for otherwise."""
+        config = self.config
+        return ModelSpec(
+            name, path, config.dtype, config.block_size, config.num_blocks, config.kv_bytes,
+            config.max_ctx, config.deterministic, config.threads,
+        )  # fmt: skip
 
     def contexts(self) -> Iterator[Context]:
         """Return every context of every task."""
@@ -75,12 +82,14 @@ class System:
             raise EBADCTX(f"there is no context {handle} in task {task.pid}")
         return ctx
 
-    def model_device(self, model: str | None) -> Device:
-        """Return the device that has the model, ready to serve; ENOENT, ENODEV, EAGAIN."""
-        if model is not None and model != self.device.spec.name:
-            raise ENOENT(
-                f"model {model} is not loaded; loaded is {self.device.spec.name}",
-                "llmos down && llmos up --model NAME",
-            )
-        self.device.require()
-        return self.device
+    def model(self, name: str | None) -> Model:
+        """Return a model that serves, the oldest one if none is named; ENOENT, ENODEV, EAGAIN."""
+        models = self.device.models
+        model = models.first() if name is None else models.find(name)
+        if model is None and self.device.state is DeviceState.FAILED:
+            raise self.device.unavailable()
+        if model is None:
+            what = "no model is loaded" if name is None else f"model {name} is not loaded"
+            raise ENOENT(f"{what}; loaded are: {models}", f"llmos load {name or 'NAME'}")
+        model.require()
+        return model

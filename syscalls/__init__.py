@@ -43,7 +43,7 @@ from syscalls.errors import (
 )
 from syscalls.flow import Raw
 from syscalls.output import Piece, Usage
-from syscalls.session import Exited, Signalled
+from syscalls.session import Exited, Progress, Signalled
 
 if TYPE_CHECKING:
     from syscalls import aio
@@ -59,6 +59,7 @@ __all__ = [
     # values
     "Piece",
     "Usage",
+    "Progress",
     "Turn",
     "Raw",
     "Signalled",

@@ -76,6 +76,7 @@ Status = Annotated[int, Int(0, 255)]
 Signal = Annotated[int, Int(1, 64)]
 Name = Annotated[str, Text(64, re.compile(r"[A-Za-z0-9._-]{1,64}"))]
 Title = Annotated[str, Text(256, re.compile(r"[^\x00-\x1f\x7f]*"))]
+Path = Annotated[str, Text(4096, re.compile(r"[^\x00-\x1f\x7f]*"))]
 ModelName = Annotated[str, Text(128, re.compile(r"[A-Za-z0-9._:/-]{1,128}"))]
 Ticket = Annotated[bytes, Blob(32)]
 StopIds = Annotated[tuple[int, ...], Ints(MAX_STOP_IDS, 0, INT32_MAX)]
@@ -308,6 +309,28 @@ class Cancel(NamedTuple):
 # --- models and devices -----------------------------------------------------------------------
 
 
+class LoadModel(NamedTuple):
+    """`path` is the folder of an installed model, or a builtin of the driver."""
+
+    name: ModelName
+    path: Path
+    device: Name | None = None
+    dtype: Name | None = None  # nil here and below, 0 too: as the kernel was started
+    kv_bytes: U64 = 0  # budget of the KV pool
+    num_blocks: Annotated[int, Int(0, INT32_MAX)] = 0  # instead of kv_bytes
+    max_ctx: Length = 0
+    deterministic: bool | None = None
+
+
+class UnloadModel(NamedTuple):
+    name: ModelName
+    force: bool = False  # also if contexts use it: they keep their ids, their infers end
+
+
+class UnloadModelResult(NamedTuple):
+    contexts: int  # that have lost their model
+
+
 class ListModels(NamedTuple):
     pass
 
@@ -322,6 +345,11 @@ class ModelRow(NamedTuple):
     weights_bytes: int
     block_bytes: int
     eos_ids: list[int]
+    state: str = "up"  # waiting | loading | up | failed; the numbers are 0 before the first up
+    note: str = ""
+    path: str = ""
+    num_blocks: int = 0  # of its pool
+    contexts: int = 0
 
 
 class Rows(NamedTuple):
@@ -503,9 +531,13 @@ CALLS: tuple[Call, ...] = (
     _reserved(84, "publish", _T, "Send to a topic."),
     _reserved(85, "subscribe", _T, "Receive a topic."),
     # models and devices
-    _reserved(96, "load_model", _O, "Load a model onto a device."),
-    _reserved(97, "unload_model", _O, "Unload a model."),
-    Call(98, "list_models", ListModels, Rows, _T, True, False, "List loaded models."),
+    Call(96, "load_model", LoadModel, ModelRow, _O, False, False,
+         "Load a model onto a device: PROGRESS events, then FIN.",
+         "EPERM EEXIST ENOENT ENODEV ENOMEM ENOTSUP EAGAIN EINVAL EIO"),
+    Call(97, "unload_model", UnloadModel, UnloadModelResult, _O, False, False,
+         "Unload a model.", "EPERM ENOENT EBUSY"),
+    Call(98, "list_models", ListModels, Rows, _T, True, False,
+         "List models that are loaded or on their way."),
     Call(99, "read_model", ReadModel, ReadModelResult, _T, True, False,
          "Read a part of a model: tokenizer.json, chat_template.jinja, config.json.",
          "ENOENT EINVAL EIO"),

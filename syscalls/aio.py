@@ -17,7 +17,7 @@ Cancelling a waiting coroutine ends the wait, not the call: a stream can be canc
 import asyncio
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -34,7 +34,7 @@ from syscalls.child import discard, spawn
 from syscalls.client import EXIT_S, HELLO_S
 from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, Raw, finish, program_name
-from syscalls.session import Pending, Session, SessionEvent
+from syscalls.session import Pending, Progress, Session, SessionEvent
 from syscalls.ticket import inherited, launch
 
 if TYPE_CHECKING:
@@ -173,8 +173,28 @@ class Task:
         return await self.run(self.caller.kernel())
 
     async def models(self) -> list[abi.ModelRow]:
-        """List the loaded models."""
+        """List the models that are loaded or on their way."""
         return await self.run(self.caller.listed("list_models", abi.ModelRow))
+
+    async def load_model(
+        self,
+        name: str,
+        path: str,
+        device: str | None = None,
+        dtype: str | None = None,
+        kv_bytes: int = 0,
+        max_ctx: int = 0,
+        deterministic: bool | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> abi.ModelRow:
+        """Load the model of a folder; what is not said is as the kernel was started."""
+        args = abi.LoadModel(name, path, device, dtype, kv_bytes, 0, max_ctx, deterministic)
+        return await self.run_for(self.caller.load_model(args, progress), None)
+
+    async def unload_model(self, name: str, force: bool = False) -> int:
+        """Unload a model; return how many contexts have lost it (EBUSY unless `force`)."""
+        result: abi.UnloadModelResult = await self.run(self.caller.ask("unload_model", name, force))
+        return result.contexts
 
     async def devices(self) -> list[abi.DeviceRow]:
         """List the devices."""

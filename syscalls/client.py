@@ -19,7 +19,7 @@ import os
 import subprocess
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import ceil
 from types import TracebackType
@@ -34,7 +34,7 @@ from syscalls.child import Child, as_program_ended, end_unattached, start
 from syscalls.context import Context
 from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, Raw, finish, program_name
-from syscalls.session import Pending, Session, SessionEvent
+from syscalls.session import Pending, Progress, Session, SessionEvent
 from syscalls.shield import Shield
 from syscalls.ticket import inherited
 from syscalls.turn import Turn
@@ -176,8 +176,28 @@ class Task:
         return self.run(self.caller.kernel())
 
     def models(self) -> list[abi.ModelRow]:
-        """List the loaded models."""
+        """List the models that are loaded or on their way."""
         return self.run(self.caller.listed("list_models", abi.ModelRow))
+
+    def load_model(
+        self,
+        name: str,
+        path: str,
+        device: str | None = None,
+        dtype: str | None = None,
+        kv_bytes: int = 0,
+        max_ctx: int = 0,
+        deterministic: bool | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> abi.ModelRow:
+        """Load the model of a folder; what is not said is as the kernel was started."""
+        args = abi.LoadModel(name, path, device, dtype, kv_bytes, 0, max_ctx, deterministic)
+        return self.run_for(self.caller.load_model(args, progress), None)
+
+    def unload_model(self, name: str, force: bool = False) -> int:
+        """Unload a model; return how many contexts have lost it (EBUSY unless `force`)."""
+        result: abi.UnloadModelResult = self.run(self.caller.ask("unload_model", name, force))
+        return result.contexts
 
     def devices(self) -> list[abi.DeviceRow]:
         """List the devices."""

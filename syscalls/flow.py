@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from syscalls import abi
 from syscalls.errors import ECORRUPT, EINVAL, ENOENT, EPROTO, KernelError
-from syscalls.session import Pending, Session, make_row
+from syscalls.session import Pending, Progress, Session, make_row
 
 if TYPE_CHECKING:
     from syscalls.text import TextModel
@@ -126,6 +126,20 @@ class Caller:
         """Return the rows of a list call."""
         result: abi.Rows = yield from self.ask(name)
         return [make_row(row, values) for values in result.rows]
+
+    def load_model(
+        self, args: abi.LoadModel, progress: Callable[[Progress], None] | None
+    ) -> Flow[abi.ModelRow]:
+        """Load a model, telling how far it is."""
+        call = self.call("load_model", *args)
+        while not call.done:
+            while call.events:
+                event = call.events.popleft()
+                if progress is not None and isinstance(event, Progress):
+                    progress(event)
+            yield call
+        row: abi.ModelRow = call.value()
+        return row
 
     def part(self, model: str, part: str) -> Flow[bytes | None]:
         """Return a part of a model, None if the model has no such part."""

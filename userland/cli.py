@@ -24,7 +24,11 @@ GROUPS = {
     },
     "Tasks": {"ps": "userland.bin.ps", "kill": "userland.bin.kill"},
     "Memory": {"free": "userland.bin.free"},
-    "Models": {"pull": "userland.bin.pull"},
+    "Models": {
+        "pull": "userland.bin.pull",
+        "load": "userland.bin.load",
+        "unload": "userland.bin.load",
+    },
 }
 COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 

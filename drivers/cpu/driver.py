@@ -5,7 +5,8 @@ every wait for a fence of another queue has passed by then. The host tier of a C
 the same memory, so there is none.
 
 Loading: an Estimate comes first, made without allocating; then the weights, then the pool, then a
-warm-up that touches the memory of the largest steps. From there on memory does not grow.
+warm-up that touches the memory of the largest steps. From there on memory does not grow. Each model
+has all of that for itself; an Unload gives it back.
 
 `deterministic` costs time and buys this: the logits and the KV of a sequence are the same bits
 alone or in any batch, with any chunking of its prefill, computed once or again after a loss. Rows
@@ -42,13 +43,12 @@ FEATURES = (
 
 
 class CpuDriver:
-    """One CPU, at most one model."""
+    """One CPU and its models, of which one is worked on at a time."""
 
     def __init__(self, emit: base.Emit, bulk: memoryview) -> None:
         self._emit, self._bulk = emit, bulk
         self._fences = Fences(0)
-        self._loaded: CpuModel | None = None
-        self._last: dict[int, tuple[int, int]] = {}
+        self._models: dict[int, CpuModel] = {}
         self._steps = self._tokens = self._busy_us = 0
 
     def hello(self, hello: base.Hello) -> base.Ready:
@@ -68,9 +68,8 @@ class CpuDriver:
         )  # fmt: skip
 
     def load(self, load: base.Load) -> base.Loaded:
-        if self._loaded is not None:
-            model = self._loaded.answer.model
-            raise DriverFault(FaultKind.MODEL_LOAD, f"model {model} is loaded; unload it first")
+        if load.model in self._models:
+            raise DriverFault(FaultKind.MODEL_LOAD, f"model {load.model} is loaded already")
         if load.num_host_blocks:
             what = f"a host tier of {load.num_host_blocks} blocks: the device is the host's memory"
             raise DriverFault(FaultKind.UNSUPPORTED, what)
@@ -78,32 +77,33 @@ class CpuDriver:
             what = f"KV in {load.kv_dtype}: here it has the weights' dtype, {load.dtype}"
             raise DriverFault(FaultKind.UNSUPPORTED, what)
         try:
-            self._loaded = CpuModel(load, self._emit)
+            model = CpuModel(load, self._emit)
         except ModelError as error:
             what = f"{error}; {error.hint}" if error.hint else str(error)
             raise DriverFault(FaultKind.MODEL_LOAD, what) from None
-        return self._loaded.answer
+        self._models[load.model] = model
+        return model.answer
 
     def unload(self, unload: base.Unload) -> None:
-        if self._loaded is not None and self._loaded.answer.model == unload.model:
-            self._loaded = None
-            self._last.clear()
+        if self._models.pop(unload.model, None) is not None:
+            machine.give_back_memory()
 
     def stats(self) -> base.StatsReply:
-        pool = self._loaded.pool.pool_bytes if self._loaded else 0
+        pools = sum(model.pool.pool_bytes for model in self._models.values())
         resident = psutil.Process().memory_info().rss
-        return base.StatsReply(resident, pool, self._steps, self._tokens, self._busy_us, 0)
+        return base.StatsReply(resident, pools, self._steps, self._tokens, self._busy_us, 0)
 
     def close(self) -> None:
-        self._loaded = None
-        self._last.clear()
+        self._models.clear()
 
     def submit(self, submit: base.Submit) -> None:
         start = time.monotonic_ns()
         try:
             self._fences.accept(submit)
-            shape = shape_of(self._loaded.answer, len(self._bulk)) if self._loaded else None
-            results = self._run(check_ops(submit, shape, self._last))
+            model = self._models.get(submit.model)
+            shape = shape_of(model.answer, len(self._bulk)) if model else None
+            ops = check_ops(submit, shape, model.last if model else {})
+            results = self._run(model, ops) if model else ()
         except DriverFault as fault:
             answer: Any = base.Fault(
                 submit.epoch, submit.queue, submit.value, fault.kind, fault.message, fault.items
@@ -117,37 +117,25 @@ class CpuDriver:
         self._emit(answer)
 
     @torch.inference_mode()
-    def _run(self, ops: list[tuple[Any, Any]]) -> tuple[Any, ...]:
-        assert self._loaded is not None
+    def _run(self, model: CpuModel, ops: list[tuple[Any, Any]]) -> tuple[Any, ...]:
         results: list[Any] = []
         step: tuple[Plan, Tensor] | None = None
         for op, read in ops:
             match op:
                 case base.Execute():
-                    step = read, self._loaded.execute(read, self._last)
+                    step = read, model.execute(read)
                     self._steps += 1
                     self._tokens += len(read.tokens)
                 case base.Sample():
                     assert step is not None
-                    results.append(self._sample(read, *step))
+                    results.append(_sample(model, read, *step))
                 case base.Reset():
-                    self._last[op.slot] = op.generation, read[-1]
+                    model.last[op.slot] = op.generation, read[-1]
                 case base.Checksum():
-                    results.append(list(self._loaded.pool.checksum(_blocks(read))))
+                    results.append(list(model.pool.checksum(_blocks(read))))
                 case _:
-                    self._move(op, read, self._loaded.pool)
+                    self._move(op, read, model.pool)
         return tuple(results)
-
-    def _sample(self, draws: Draws, plan: Plan, logits: Tensor) -> base.Sampled:
-        sampled = sample(logits, draws)
-        drawn = zip(draws.rows, base.read_ints(sampled.ids), sampled.flags, strict=True)
-        for sequence, token, flag in drawn:
-            slot = plan.slots[sequence]
-            if flag:
-                self._last.pop(slot, None)
-            else:
-                self._last[slot] = plan.generations[sequence], token
-        return sampled
 
     def _move(self, op: Any, read: Any, pool: KvPool) -> None:
         """Run an op on whole blocks."""
@@ -160,6 +148,19 @@ class CpuDriver:
                 pool.export(_blocks(read), self._bulk[op.offset :])
             case base.Import():
                 pool.restore(_blocks(read), self._bulk[op.offset :])
+
+
+def _sample(model: CpuModel, draws: Draws, plan: Plan, logits: Tensor) -> base.Sampled:
+    """Draw, and keep what each slot drew last."""
+    sampled = sample(logits, draws)
+    drawn = zip(draws.rows, base.read_ints(sampled.ids), sampled.flags, strict=True)
+    for sequence, token, flag in drawn:
+        slot = plan.slots[sequence]
+        if flag:
+            model.last.pop(slot, None)
+        else:
+            model.last[slot] = plan.generations[sequence], token
+    return sampled
 
 
 def _blocks(values: "array[int]") -> Tensor:

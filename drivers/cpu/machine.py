@@ -29,8 +29,14 @@ def set_threads(wanted: int, deterministic: bool) -> int:
     threads = wanted or min(psutil.cpu_count(logical=False) or allowed, allowed)
     if deterministic:
         threads = 1 << (threads.bit_length() - 1)
-    torch.set_num_threads(threads)
+    use_threads(threads)
     return threads
+
+
+def use_threads(threads: int) -> None:
+    """Let torch work with so many threads; models may differ in it."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:
@@ -44,6 +50,14 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
             libc.mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
+
+
+def give_back_memory() -> None:
+    """Give what is freed back to the system after all: a model has gone."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def memory_total() -> int:

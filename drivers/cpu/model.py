@@ -37,11 +37,12 @@ class CpuModel:
 
     def __init__(self, load: base.Load, emit: base.Emit) -> None:
         start = time.monotonic_ns()
+        self.last: dict[int, tuple[int, int]] = {}  # slot -> generation, last sampled id
         source = weights.open_source(load.path)
         config = source.config
         max_ctx = _check(load, config)
         shape, weights_bytes = _fit(load, config, max_ctx, emit)
-        machine.set_threads(load.threads, load.deterministic)
+        self._threads = machine.set_threads(load.threads, load.deterministic)
 
         def progress(done: int) -> None:
             emit(base.Progress(load.model, "weights", done, config.num_layers))
@@ -63,12 +64,13 @@ class CpuModel:
             load.dtype, MAX_TOKENS, MAX_SEQS, MAX_BLOCK_REFS, (time.monotonic_ns() - start) // 1000,
         )  # fmt: skip
 
-    def execute(self, plan: Plan, last: dict[int, tuple[int, int]]) -> Tensor:
+    def execute(self, plan: Plan) -> Tensor:
         """Run one forward step and return the logits of its logit rows."""
+        machine.use_threads(self._threads)
         tokens = torch.frombuffer(plan.tokens, dtype=torch.int32).long()
         for row in (tokens == base.LAST_SAMPLE).nonzero().view(-1).tolist():
             sequence = int(np.searchsorted(plan.qo_indptr, row, "right")) - 1
-            tokens[row] = last[plan.slots[sequence]][1]
+            tokens[row] = self.last[plan.slots[sequence]][1]
         positions = torch.frombuffer(plan.positions, dtype=torch.int32).long()
         slots = torch.frombuffer(plan.tables[0].write_slot, dtype=torch.int32).long()
         rows = torch.tensor(plan.logit_rows, dtype=torch.int64)

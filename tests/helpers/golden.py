@@ -35,6 +35,8 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "stat_ctx": (HANDLE,),
     "infer": (HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), True, 5),
     "cancel": (CALL - 1, 12),
+    "load_model": ("other:1b", "/models/other", "cpu0", "float32", 2**33, 4096, 2048, True),
+    "unload_model": ("other:1b", True),
     "list_models": (),
     "read_model": ("smollm2:135m", "config.json", 2**33),
     "list_devices": (),

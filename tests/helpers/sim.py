@@ -211,8 +211,18 @@ class Sim:
         self.until(lambda: self.system.device.state in ended)
 
     @property
+    def model(self) -> Any:
+        """The first model."""
+        return self.system.device.models.first()
+
+    @property
     def pool(self) -> Any:
-        return self.system.device.pool
+        return self.model.pool
+
+    @property
+    def loaded(self) -> list[Any]:
+        """The models that have a pool."""
+        return [model for model in self.system.device.models if model.loaded]
 
     def client(self, hello: bool = True) -> SimClient:
         """Connect a program."""
@@ -268,7 +278,8 @@ class Sim:
     def check(self) -> None:
         """The invariants that hold at any moment between turns."""
         k = self.system
-        self.pool.check()
+        for model in self.loaded:
+            model.pool.check()
         tables: dict[int, int] = {}
         for ctx in k.contexts():
             for block in ctx.blocks:
@@ -279,7 +290,8 @@ class Sim:
             assert block.refs == tables[key], "refs are the tables that name the block"
         self._check_free_blocks_are_zero()
         shares = sum(at_once(task_row(k, task)).blocks for task in k.tasks)
-        assert abs(shares - self.pool.counts.used) < 1e-6, "ps and the allocator agree"
+        used = sum(model.pool.counts.used for model in self.loaded)
+        assert abs(shares - used) < 1e-6, "ps and the allocator agree"
         counters = k.counters
         live = sum(request.infer is not None for request in k.device.requests)
         assert counters.admitted == counters.finished + counters.failed + live
@@ -289,8 +301,11 @@ class Sim:
         driver: Any = self.link._driver
         if driver is None or self.system.device.state is not DeviceState.UP:
             return
-        for block in list(self.pool._free):
-            assert not any(driver.pool[driver.block(block)]), f"free block {block} is not zero"
+        for model in self.loaded:
+            memory = driver.models.get(model.number)
+            for block in list(model.pool._free) if memory else ():
+                content = memory.pool[memory.block(block)]
+                assert not any(content), f"free block {block} is not zero"
 
     def leave(self) -> None:
         """Every program dies; nothing may be left."""
@@ -303,15 +318,16 @@ class Sim:
         """Nothing is left: no block, no task but init, no open call."""
         self.settle()
         self.check()
-        counts = self.pool.counts
-        assert (counts.used, counts.limbo) == (0, 0), counts
-        assert counts.free == counts.total - counts.reserved
+        for model in self.loaded:
+            counts = model.pool.counts
+            assert (counts.used, counts.limbo) == (0, 0), counts
+            assert counts.free == counts.total - counts.reserved
+            self.check_zero(range(1, counts.total), model.number)
         assert [task.pid for task in self.system.tasks] == [1]
         assert self.system.num_contexts == 0
         assert not self.system.again
-        self.check_zero(range(1, counts.total))
 
-    def check_zero(self, blocks: Any) -> None:
+    def check_zero(self, blocks: Any, number: int = 0) -> None:
         """Free blocks hold nothing: the driver's checksums are those of zeros."""
         link = self.link
         device = self.system.device
@@ -319,7 +335,8 @@ class Sim:
         for first in range(0, len(blocks), 4096):
             device._value += 1
             op = base.Checksum(base.ints(blocks[first : first + 4096]))
-            link.send(base.Submit(device.epoch, base.Queue.COMPUTE, device._value, (), 0, (op,)))
+            fence = device.epoch, base.Queue.COMPUTE, device._value
+            link.send(base.Submit(*fence, (), number, (op,)))
             link.pump()
             complete = link.receive()
             assert isinstance(complete, base.Complete), complete

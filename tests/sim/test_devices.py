@@ -184,14 +184,3 @@ def test_a_big_batch_of_long_contexts_beside_a_big_scrub() -> None:
     client.ask("exit")
     sim.turn()
     sim.check_empty()
-
-
-def test_a_device_that_is_loading_is_worth_another_try_and_a_failed_one_is_not() -> None:
-    sim = Sim()
-    client, device = sim.client(), sim.system.device
-    loaded, device.loaded = device.loaded, None
-    for state, errno in ((DeviceState.LOADING, Errno.EAGAIN), (DeviceState.FAILED, Errno.ENODEV)):
-        device.state = state
-        assert client.ask("alloc_ctx", 1).errno == errno
-    device.state, device.loaded = DeviceState.UP, loaded
-    assert client.ask("alloc_ctx", 1).errno == 0

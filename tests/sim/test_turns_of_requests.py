@@ -75,10 +75,10 @@ def test_prefill_that_nobody_waits_for_gives_way_to_an_infer() -> None:
         flood.send("append", handle, ids=[handle % 251] * 500)
     sim.turn()
     assert len(sim.system.device.requests) > 200
-    steps = sim.system.device.sched.steps
+    steps = sim.model.sched.steps
     infer = other.send("infer", 1, 3, 0.0)
     sim.until(lambda: infer.tokens)
-    assert sim.system.device.sched.steps - steps <= 3
+    assert sim.model.sched.steps - steps <= 3
 
 
 def test_background_prefill_evicts_nothing() -> None:

@@ -46,7 +46,8 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "read_ctx": (1, 0, None), "stat_ctx": (1,), "cancel": (1, None), "list_models": (),
     "infer": (1, 2, 1.0, 0, 1.0, 0.0, None, (), False, None),
     "read_model": (None, "tokenizer.json", 0), "list_devices": (), "snapshot": ("tasks", 0),
-    "shutdown": (0.0,),
+    "load_model": ("other", "null:vocab=17", None, None, 0, 8, 0, None),
+    "unload_model": ("other", True), "shutdown": (0.0,),
 }  # fmt: skip
 NEED_IDS = ("append", "infer")
 BUILT = [row for row in abi.CALLS if row.args is not None]
@@ -324,7 +325,7 @@ def test_trim_to_nothing_while_it_is_prefilled(sim: Sim) -> None:
     client.send("append", handle, ids=list(range(200)))
     for _ in range(3):
         sim.turn(pump=0)
-    assert sim.system.device.sched.step is not None, "a chunk is in flight"
+    assert sim.model.sched.step is not None, "a chunk is in flight"
     assert client.ask("trim_ctx", handle, 0).result.length == 0
     assert client.ask("infer", handle, 1).errno == Errno.EINVAL, "empty"
     assert client.ask("append", handle, ids=[5, 6]).result.length == 2

@@ -169,9 +169,9 @@ def test_decodes_of_eight_clients_share_a_step(sim: Sim) -> None:
     for client in clients:
         handle = client.context([1, 2])
         replies.append(client.send("infer", handle, 20, 0.0))
-    steps = sim.system.device.sched.steps
+    steps = sim.model.sched.steps
     sim.until(lambda: all(r.done for r in replies))
-    assert sim.system.device.sched.steps - steps <= 21
+    assert sim.model.sched.steps - steps <= 21
 
 
 def test_shares_add_up_to_the_blocks_in_use(sim: Sim) -> None:
@@ -361,7 +361,8 @@ def test_before_hello_nothing_is_allowed(sim: Sim) -> None:
     for row in abi.CALLS:
         if row.args is not None and row.name != "hello":
             required = len(row.args._fields) - len(row.args._field_defaults)
-            args = ["x" if row.name in ("spawn", "snapshot") else 1] * required
+            worded = ("spawn", "snapshot", "load_model", "unload_model")
+            args = ["x" if row.name in worded else 1] * required
             assert client.ask(row.name, *args).errno == Errno.EPERM
 
 
@@ -510,10 +511,10 @@ def test_client_that_does_not_read_is_held_then_closed(sim: Sim) -> None:
     sim.front.blocked.add(slow.route)
     for _ in range(30):
         sim.turn()
-    held = sim.system.device.sched.steps
+    held = sim.model.sched.steps
     for _ in range(30):
         sim.turn()
-    assert sim.system.device.sched.steps == held, "it does not decode for nobody"
+    assert sim.model.sched.steps == held, "it does not decode for nobody"
     assert greedy(other, other.context([2]), 5).tokens == expected([2], 5)
     sim.front.blocked.discard(slow.route)
     sim.until(lambda: len(infer.tokens) > 100)

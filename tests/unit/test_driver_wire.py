@@ -180,8 +180,8 @@ def test_growth_leaves_the_schema_alone(monkeypatch: pytest.MonkeyPatch) -> None
     grown = NamedTuple("StatsReply", [*base.StatsReply.__annotations__.items(), ("new", int)])
     grown.__new__.__defaults__ = (0,)
     grown._field_defaults = {"new": 0}
-    with newer(base.StatsReply, grown):
-        monkeypatch.setattr(wire, "_MESSAGES", (*wire._MESSAGES, Asks))
+    with newer(base.StatsReply, grown), monkeypatch.context() as patch:
+        patch.setattr(wire, "_MESSAGES", (*wire._MESSAGES, Asks))
         assert wire.schema() == before
     grown._field_defaults = {}
     with newer(base.StatsReply, grown):

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 import syscalls
+from syscalls.abi import ModelRow
 from userland import view
 from userland.desk import Desk, json_option, pass_desk
 from userland.view import count, size
@@ -33,18 +34,24 @@ def status(desk: Desk, as_json: bool) -> None:
         restarts = f", started {device.epoch} times" if device.epoch > 1 else ""
         desk.say(f"device   {device.device} is {device.state}{host}{restarts}{note}")
     for model in task.models():
-        desk.say(
-            f"model    {model.name} on {model.device}: {model.arch} in {model.dtype}, "
-            f"{size(model.weights_bytes)} of weights, contexts up to {count(model.max_ctx)} tokens"
-        )
+        desk.say(f"model    {model.name} on {model.device}{_about(model)}")
     for pool in task.pools():
         desk.say(
             f"blocks   {count(pool.used)} of {count(pool.total)} used, "
-            f"{size(pool.total * pool.block_bytes)} on {pool.device}"
+            f"{size(pool.total * pool.block_bytes)} on {pool.device} for {pool.model}"
         )
     desk.say(
         f"infers   {count(row.running)} running, {count(row.waiting)} waiting, "
         f"{count(row.finished)} finished, {count(row.failed)} failed"
+    )
+
+
+def _about(model: ModelRow) -> str:
+    if model.state != "up":
+        return f" is {model.state}" + (f": {model.note}" if model.note else "")
+    return (
+        f": {model.arch} in {model.dtype}, {size(model.weights_bytes)} of weights, "
+        f"contexts up to {count(model.max_ctx)} tokens"
     )
 
 

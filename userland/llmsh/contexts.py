@@ -102,7 +102,8 @@ class Contexts:
                 rows = self._task.models()
             except KernelError:
                 return None  # the next call says so
-            self._loaded = next((row for row in rows if self._model in (None, row.name)), None)
+            up = [row for row in rows if row.state == "up"]
+            self._loaded = next((row for row in up if self._model in (None, row.name)), None)
         return self._loaded and (self._loaded.name, 0, self._loaded.max_ctx)
 
     # --- contexts -----------------------------------------------------------------------------

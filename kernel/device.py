@@ -62,6 +62,7 @@ class Limits(NamedTuple):
     target_us: int
     patience: Patience
     max_request_deaths: int = 3  # epochs that end while it is in flight
+    max_load_deaths: int = 2  # likewise of a model that is being loaded because a call asked for it
 
 
 class Device:
@@ -144,9 +145,9 @@ class Device:
         """Undo what was in flight, forget all KV, start over or give up."""
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
-        self.note, self._in_flight, self._loading = why, None, None
+        self.note, self._in_flight = why, None
         self.models.leaving.clear()
-        failed: list[Outcome | News] = []
+        failed = self._blame_load(why)
         for model in self.models:
             for request in model.lose_all():
                 request.deaths += 1
@@ -157,6 +158,17 @@ class Device:
             restarts = self.limits.patience.max_restarts
             return failed + self._give_up(f"{why}; {restarts} restarts did not help")
         return failed + self.start()
+
+    def _blame_load(self, why: str) -> list[Outcome | News]:
+        """Give up a model whose loading has ended the driver too often; the others stay."""
+        model, self._loading = self._loading, None
+        if model is None or model.asked is None:
+            return []
+        model.deaths += 1
+        if model.deaths < self.limits.max_load_deaths:
+            return []
+        story = f"device {self.name} ended {model.deaths} times while loading {model.name}"
+        return self._fail(model, why, EIO(f"{story}; the last time: {why}"))
 
     def _give_up(self, why: str) -> list[Outcome | News]:
         self.link.kill()

@@ -39,7 +39,7 @@ def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
     ctx = Context(args.ctx, caller.task.pid, name, model, model.pool)
     _add(k, caller, ctx)
     desc = model.desc
-    return Done(AllocCtxResult(model.name, desc.max_ctx, desc.block_size))
+    return Done(AllocCtxResult(model.name, desc.max_ctx, desc.block_size, model.number))
 
 
 def sys_fork_ctx(k: System, caller: Caller, args: ForkCtx) -> Done:

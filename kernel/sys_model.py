@@ -146,7 +146,7 @@ def sys_read_model(k: System, caller: Caller, args: ReadModel) -> Done:
             if args.offset > total:
                 raise EINVAL(f"{args.part} has {total} bytes, no offset {args.offset}")
             file.seek(args.offset)
-            return Done(ReadModelResult(file.read(MODEL_CHUNK), total))
+            return Done(ReadModelResult(file.read(MODEL_CHUNK), total, model.number))
     except FileNotFoundError:
         raise ENOENT(f"model {model.name} has no {args.part}") from None
     except OSError as error:

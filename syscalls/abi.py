@@ -214,6 +214,7 @@ class AllocCtxResult(NamedTuple):
     model: str
     max_ctx: int
     block_size: int
+    load: int = 0  # number of the model's loading: another one may be behind the name one day
 
 
 class ForkCtx(NamedTuple):
@@ -365,6 +366,7 @@ class ReadModel(NamedTuple):
 class ReadModelResult(NamedTuple):
     data: bytes  # at most MODEL_CHUNK
     total: int
+    load: int = 0  # number of the model's loading
 
 
 class ListDevices(NamedTuple):

@@ -100,7 +100,7 @@ class Task:
 
     async def text_model(self, model: str) -> "TextModel | None":
         """Return the text layer of a loaded model, None if it has no tokenizer."""
-        return await self.run(self.caller.text_model(model))
+        return await self.run(self.caller.text_model_of(model))
 
     # --- tasks --------------------------------------------------------------------------------
 

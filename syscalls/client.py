@@ -106,7 +106,7 @@ class Task:
 
     def text_model(self, model: str) -> "TextModel | None":
         """Return the text layer of a loaded model, None if it has no tokenizer."""
-        return self.run(self.caller.text_model(model))
+        return self.run(self.caller.text_model_of(model))
 
     # --- tasks --------------------------------------------------------------------------------
 

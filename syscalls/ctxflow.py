@@ -37,14 +37,10 @@ class Sampling(NamedTuple):
 class ContextFlow:
     """One context of a task."""
 
-    def __init__(
-        self, caller: Caller, handle: int, model: str, max_ctx: int, block_size: int
-    ) -> None:
+    def __init__(self, caller: Caller, handle: int, about: abi.AllocCtxResult) -> None:
         self.caller = caller
         self.handle = handle
-        self.model = model
-        self.max_ctx = max_ctx
-        self.block_size = block_size
+        self.about = about
         self.length = 0
         self.freed = False
         self.conversation = Conversation()
@@ -86,10 +82,10 @@ class ContextFlow:
         yield from running.drain()
 
     def _text(self) -> Flow["TextModel"]:
-        model = yield from self.caller.text_model(self.model)
+        model = yield from self.caller.text_model(self.about.model, self.about.load)
         if model is None:
             raise EINVAL(
-                f"model {self.model} has no tokenizer, so it takes ids and no text",
+                f"model {self.about.model} has no tokenizer, so it takes ids and no text",
                 "append a list of ids, or use another model",
             )
         return model
@@ -100,7 +96,11 @@ class ContextFlow:
         """Start to generate; the first step of the generation tells if the kernel refused."""
         yield from self._idle()
         needed = text or self.conversation.waits(self.length)
-        model = (yield from self.caller.text_model(self.model)) if needed else None
+        model = (
+            (yield from self.caller.text_model(self.about.model, self.about.load))
+            if needed
+            else None
+        )
         output = Output(model if text else None, (stop,) if isinstance(stop, str) else tuple(stop))
         prompt = self.conversation.prompt_ids(model, self.length) if model is not None else []
         before = self.length
@@ -153,7 +153,7 @@ class ContextFlow:
         return children
 
     def _child(self, handle: int, length: int) -> "ContextFlow":
-        child = ContextFlow(self.caller, handle, self.model, self.max_ctx, self.block_size)
+        child = ContextFlow(self.caller, handle, self.about)
         child.length = length
         child.conversation = self.conversation.copy()
         child.conversation.trim(length)
@@ -191,7 +191,7 @@ def alloc_ctx(
     handle = caller.session.handle()
     try:
         made: abi.AllocCtxResult = yield from caller.ask("alloc_ctx", handle, model, name, durable)
-        context = ContextFlow(caller, handle, made.model, made.max_ctx, made.block_size)
+        context = ContextFlow(caller, handle, made)
         if system is not None:
             yield from context.say("system", system)
     except BaseException:
@@ -213,12 +213,12 @@ class ContextFacts:
 
     @property
     def model(self) -> str:
-        return self._flow.model
+        return self._flow.about.model
 
     @property
     def max_ctx(self) -> int:
         """The most ids that the context may hold."""
-        return self._flow.max_ctx
+        return self._flow.about.max_ctx
 
     @property
     def length(self) -> int:

@@ -20,7 +20,7 @@ from re import sub
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from syscalls import abi
-from syscalls.errors import ECORRUPT, EINVAL, ENOENT, EPROTO, KernelError
+from syscalls.errors import ECORRUPT, EINVAL, ENODEV, ENOENT, EPROTO, KernelError
 from syscalls.session import Pending, Progress, Session, make_row
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Caller:
         self.session = session
         self._send = send
         self._unheard: dict[int, Pending] = {}
-        self._texts: dict[str, TextModel | None] = {}
+        self._texts: dict[tuple[str, int], TextModel | None] = {}  # by name and loading
 
     def call(
         self,
@@ -141,8 +141,11 @@ class Caller:
         row: abi.ModelRow = call.value()
         return row
 
-    def part(self, model: str, part: str) -> Flow[bytes | None]:
-        """Return a part of a model, None if the model has no such part."""
+    def part(self, model: str, part: str, load: int | None) -> Flow[bytes | None]:
+        """Return a part of a model, None if the model has no such part.
+
+        ENODEV if the name is now that of another loading than `load`.
+        """
         data = bytearray()
         while True:
             try:
@@ -151,24 +154,36 @@ class Caller:
                 )
             except ENOENT:
                 return None
+            if load not in (None, chunk.load):
+                raise ENODEV(f"model {model} was unloaded, and loaded anew", "make a new context")
+            load = chunk.load
             data += chunk.data
             if len(data) >= chunk.total:
                 return bytes(data)
             if not chunk.data:
                 raise EPROTO(f"{part} of {model} ends at {len(data)} of {chunk.total} bytes")
 
-    def text_model(self, model: str) -> Flow["TextModel | None"]:
+    def text_model(self, model: str, load: int) -> Flow["TextModel | None"]:
         """Return a model's text layer, read once per task; None if it has no tokenizer."""
-        if model in self._texts:
-            return self._texts[model]
+        key = model, load
+        if key in self._texts:
+            return self._texts[key]
         text: TextModel | None = None
-        tokenizer = yield from self.part(model, "tokenizer.json")
+        tokenizer = yield from self.part(model, "tokenizer.json", load)
         if tokenizer is not None:
-            template = yield from self.part(model, "chat_template.jinja")
-            config = yield from self.part(model, "config.json")
+            template = yield from self.part(model, "chat_template.jinja", load)
+            config = yield from self.part(model, "config.json", load)
             text = _text_model(model, tokenizer, template, config)
-        self._texts[model] = text
+        self._texts[key] = text
         return text
+
+    def text_model_of(self, model: str) -> Flow["TextModel | None"]:
+        """Return the text layer of the model that has the name now."""
+        try:
+            first: abi.ReadModelResult = yield from self.ask("read_model", model, "tokenizer.json")
+        except ENOENT:
+            return None
+        return (yield from self.text_model(model, first.load))
 
 
 def _text_model(

@@ -60,6 +60,7 @@ class FakeKernel:
         self.running: list[Running] = []
         self.gate = 0
         self.chunk = abi.MODEL_CHUNK
+        self.load = 0  # of the model
         self.page = 100
         self.host_pid = 0
         self.tickets: list[bytes | None] = []
@@ -242,7 +243,7 @@ class FakeKernel:
 
     def _alloc_ctx(self, request: wire.Request, _: bytes) -> Reply:
         self.contexts[self._unused(request.args.ctx)] = []
-        return Reply(abi.AllocCtxResult(request.args.model or "null", 4096, 16))
+        return Reply(abi.AllocCtxResult(request.args.model or "null", 4096, 16, self.load))
 
     def _fork_ctx(self, request: wire.Request, _: bytes) -> Reply:
         ids = self.contexts[self._unused(request.args.child)] = list(self._ctx(request))
@@ -300,7 +301,7 @@ class FakeKernel:
         if data is None:
             raise ENOENT("no such part")
         at = request.args.offset
-        return Reply(abi.ReadModelResult(data[at : at + self.chunk], len(data)))
+        return Reply(abi.ReadModelResult(data[at : at + self.chunk], len(data), self.load))
 
     def _snapshot(self, request: wire.Request, _: bytes) -> Reply:
         if request.args.what != "tasks":

@@ -10,6 +10,7 @@ import pytest
 
 from drivers import base
 from kernel.device import DeviceState
+from kernel.link import LoopbackLink
 from kernel.model import ModelState
 from syscalls.abi import Event
 from syscalls.errors import Errno
@@ -294,6 +295,30 @@ def test_a_death_while_a_model_is_being_loaded(sim: Sim, turns: int) -> None:
     sim.link.die()
     sim.until(lambda: reply.done)
     assert reply.errno == 0 and reply.result.state == "up", "the new driver loads it too"
+    sim.leave()
+
+
+class Deadly(LoopbackLink):
+    """A driver that some models kill."""
+
+    def _handle(self, message: Any) -> None:
+        if isinstance(message, base.Load) and "vocab=66" in message.path:
+            self.die()
+        else:
+            super()._handle(message)
+
+
+def test_a_model_that_kills_its_driver_is_given_up_and_the_others_go_on() -> None:
+    sim = Sim(link=Deadly("null0"), max_restarts=5)
+    client = sim.client()
+    infer = client.send("infer", context(client, "null", [1]), 40, 0.0)
+    reply = load(client, vocab=66)
+    sim.until(lambda: reply.done)
+    assert reply.errno == Errno.EIO and "2 times" in reply.message
+    assert sim.system.device.epoch == 3
+    sim.until(lambda: infer.done)
+    assert infer.tokens == expected([1], 40)
+    assert list(rows(client)) == ["null"]
     sim.leave()
 
 

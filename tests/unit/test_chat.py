@@ -26,7 +26,7 @@ def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
 @pytest.fixture
 def task(kernel: FakeKernel) -> Iterator[Task]:
     with connect("tester", address=kernel.address) as task:
-        task.caller._texts["null"] = Spelling()  # type: ignore[assignment]
+        task.caller._texts["null", 0] = Spelling()  # type: ignore[assignment]
         yield task
 
 

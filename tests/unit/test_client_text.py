@@ -8,7 +8,7 @@ import pytest
 
 from syscalls import aio, connect
 from syscalls.client import Task
-from syscalls.errors import ECORRUPT, EINVAL, EPROTO
+from syscalls.errors import ECORRUPT, EINVAL, ENODEV, EPROTO
 from syscalls.text import TextModel
 from tests.helpers.byte_tokenizer import byte_tokenizer
 from tests.helpers.fake_kernel import HOLD, FakeKernel, Reply
@@ -50,6 +50,21 @@ def test_the_text_layer_is_read_once(kernel: FakeKernel, task: Task) -> None:
         task.alloc_ctx().append("text")
     assert kernel.names().count("read_model") == chunks + 2
     assert model(task).config == {"eos_token_id": 257}
+
+
+def test_a_model_that_is_loaded_anew_has_another_text_layer(kernel: FakeKernel, task: Task) -> None:
+    """What is behind the name may be another model; a context stays with its own."""
+    old = task.alloc_ctx()
+    kernel.load = 7
+    with pytest.raises(ENODEV, match="loaded anew"):
+        old.append("text")
+    new = task.alloc_ctx()
+    new.append("text")
+    kernel.parts["config.json"] = b'{"eos_token_id": 9}'
+    kernel.load = 8
+    new.append("text")  # from what it has read before
+    assert new.read() == [*b"texttext"]
+    assert model(task).config == {"eos_token_id": 9}
 
 
 def test_a_chat(kernel: FakeKernel, task: Task) -> None:

@@ -25,6 +25,7 @@ GROUPS = {
     "Tasks": {"ps": "userland.bin.ps", "kill": "userland.bin.kill"},
     "Memory": {"free": "userland.bin.free"},
     "Models": {"pull": "userland.bin.pull"},
+    "Setup": {"completion": "userland.bin.completion"},
 }
 COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 

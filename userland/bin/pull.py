@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from userland import complete
 from userland.desk import Desk, pass_desk
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ PLAIN_S = 2.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name")
+@click.argument("name", shell_complete=complete.pullable)
 @pass_desk
 def pull(desk: Desk, name: str) -> None:
     """Fetch a model by name, unless it is there already.

@@ -78,6 +78,13 @@ class ContextFlow:
             )
         return model
 
+    def answer_prompt(self) -> Flow[list[int]]:
+        """Return what makes the model answer the last message, if that is one to it."""
+        if not self.conversation.waits(self.length):
+            return []
+        model = yield from self._text_model()
+        return [] if model is None else self.conversation.prompt_ids(model, self.length)
+
     def _text_model(self) -> Flow["TextModel | None"]:
         return self.caller.text_model(self.about.model, self.about.load)
 

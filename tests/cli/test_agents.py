@@ -43,7 +43,7 @@ def test_a_text_is_cut_where_a_reader_would() -> None:
         "One. Two.\nThree.\n\n",
         "Four is a longer sentence. Five.\n\nSix.",
     ]
-    with pytest.raises(ValueError, match="9 ids in one word"):
+    with pytest.raises(ValueError, match="10 ids in one word"):
         cut("a sentence. b", 5, len)
 
 

@@ -56,7 +56,7 @@ class ContextFlow:
         """Add text or ids; return the new length."""
         yield from self._idle()
         if isinstance(what, str):
-            ids: Sequence[int] | array[int] = encode((yield from self._text()), what)
+            ids: Sequence[int] | array[int] = encode((yield from self._text()), what, self.length)
         else:
             ids = what
         if len(ids) == 0:
@@ -69,7 +69,7 @@ class ContextFlow:
         """Add one message of a chat; return the new length."""
         yield from self._idle()
         model = yield from self._text()
-        ids = self.conversation.turn_ids(model, role, text)
+        ids = self.conversation.turn_ids(model, role, text, self.length)
         length = yield from self.append(ids)
         self.conversation.said(role, text, length)
         return length

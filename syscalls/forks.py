@@ -115,7 +115,11 @@ def score(
     prompt = yield from context.answer_prompt()
     parts = []
     for number, what in enumerate(continuations):
-        ids = encode((yield from context.text()), what) if isinstance(what, str) else what
+        ids = (
+            encode((yield from context.text()), what, context.length)
+            if isinstance(what, str)
+            else what
+        )
         if len(ids) == 0:
             raise EINVAL(f"continuation {number} has no ids")
         parts.append([*prompt, *ids])

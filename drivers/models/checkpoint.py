@@ -27,6 +27,8 @@ from drivers.models.json_object import read_object
 from drivers.models.safetensors_file import MAX_TENSORS, SafetensorsFile, StoredTensor
 from drivers.models.tensors import tensor_shapes
 
+FOLDER = "checkpoint"
+"""Where an installed model has its checkpoint: a config.json of our own lies beside it."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_CONFIG = 1 << 20
@@ -100,6 +102,12 @@ def is_checkpoint(folder: Path) -> bool:
     if not (folder / CONFIG).is_file() or any(folder.glob("*.gguf")):
         return False
     return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", INDEX, *PICKLES))
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """Return the folder of a checkpoint: that of an installed model, or the path itself."""
+    folders = path / FOLDER, path
+    return next((folder for folder in folders if is_checkpoint(folder)), None)
 
 
 def describe_checkpoint(folder: Path) -> Checkpoint:

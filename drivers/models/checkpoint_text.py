@@ -60,14 +60,8 @@ def _corrupt(what: str) -> ModelError:
 
 
 def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return all tokens with their ids, those of the vocabulary below `rows`."""
-    model = tokenizer.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocab, list):  # of unigrams: [token, score]
-        pairs = [item[0] if isinstance(item, list) and item else None for item in vocab]
-        vocab = dict(zip(pairs, range(len(pairs)), strict=True)) if _texts(pairs) else None
-    if not isinstance(vocab, dict) or not vocab:
-        raise _corrupt(f"model.vocab is {short(vocab)}, not tokens with ids")
+    """Return all tokens with their ids, those of the vocabulary below `rows`; and notes."""
+    vocab = _vocabulary(tokenizer.get("model"))
     wrong = next((t for t, id in vocab.items() if type(id) is not int or not 0 <= id < rows), None)
     if wrong is not None:
         raise _corrupt(
@@ -86,8 +80,18 @@ def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[dict[str, int], tuple
     return vocab | added, (f"{TOKENIZER}: {what}, such as {short(token)}, {id}",)
 
 
-def _texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _vocabulary(model: Any) -> dict[str, int]:
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    match vocab:
+        case dict() if vocab:
+            return vocab
+        case [_, *_] if all(isinstance(i, list) and i and isinstance(i[0], str) for i in vocab):
+            tokens = {item[0]: id for id, item in enumerate(vocab)}  # of unigrams, with scores
+            if len(tokens) != len(vocab):
+                twice = len(vocab) - len(tokens)
+                raise _corrupt(f"model.vocab: {twice} tokens are there twice")
+            return tokens
+    raise _corrupt(f"model.vocab is {short(vocab)}, not tokens with ids")
 
 
 def _added(tokenizer: dict[str, Any]) -> dict[str, int]:

@@ -191,8 +191,10 @@ def _unused(folder: Path, weights: Weights) -> tuple[str, ...]:
     others = sorted(
         {path.name for path in folder.glob("*.safetensors")} - {p.name for p in weights}
     )
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    return (f"{others[0]:.64}{more} is not used",) if others else ()
+    if not others:
+        return ()
+    more = f" and {len(others) - 1} more are" if len(others) > 1 else " is"
+    return (f"{others[0]:.64}{more} not used",)
 
 
 # --- which tensors they have ----------------------------------------------------------------------
@@ -227,9 +229,8 @@ def _placed(read: Read, stored: dict[str, Place]) -> tuple[dict[str, Place], tup
         own = _own_name(name, base, config.post_norms)
         place = left.pop(own, None)
         if place is None:
-            raise ModelError(
-                "ECORRUPT", f"no file has the tensor {own} that {CONFIG} asks for", FETCH
-            )
+            what = f"no file has the tensor {own} that {CONFIG} asks for"
+            raise ModelError("ECORRUPT", what, FETCH)
         if place.tensor.shape != shape:
             what = f"{place.path.name}: tensor {own} at byte {place.tensor.offset} has shape"
             what = f"{what} {place.tensor.shape}, by {CONFIG} it should have {shape}"

@@ -117,18 +117,17 @@ def _beginning(
     """Return the id that text begins with if it does, and whether it does."""
     if settings.flag("add_eos_token"):
         raise settings.not_built("add_eos_token", "text without a token at its end")
-    named = _named(settings, "bos_token")
-    bos_id = config.bos_id if named is None else ids.get(named, config.bos_id)
-    if settings.value("add_bos_token") is not None:
-        return bos_id, settings.flag("add_bos_token") and bos_id is not None
     first = _template_token(tokenizer.get("post_processor"))
-    if first is None:
-        return bos_id, False
-    if first not in ids:
+    if settings.value("add_bos_token") is not None:
+        first = None
+    named = first or _named(settings, "bos_token")
+    if first is not None and first not in ids:
         raise _corrupt(f"post_processor: token {short(first)} is not in the vocabulary")
-    if not ids[first] < config.vocab_size:
-        raise _corrupt(f"post_processor: token {short(first)} has no row in the embedding")
-    return ids[first], True
+    bos_id = config.bos_id if named is None else ids.get(named, config.bos_id)
+    if bos_id is not None and bos_id >= config.vocab_size:
+        raise _corrupt(f"token {short(named)} has id {bos_id}, no row in the embedding")
+    adds = settings.flag("add_bos_token") or first is not None
+    return bos_id, adds and bos_id is not None
 
 
 def _named(settings: Fields, name: str) -> str | None:

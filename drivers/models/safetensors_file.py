@@ -58,6 +58,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():  # opening a pipe would wait
+            raise ModelError("ENOENT", f"cannot read {path.name}: it is no file", FETCH)
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size

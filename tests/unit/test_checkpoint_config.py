@@ -195,6 +195,7 @@ NOT_BUILT: list[tuple[str, dict[str, Any]]] = [
     ("rope_parameters.rope_type 'longrope'", {"rope_parameters": {"rope_type": "longrope"}}),
     ("rope_scaling.rope_type ['linear']", {"rope_scaling": {"rope_type": ["linear"]}}),
     ("rope_scaling.mrope_section [1]", {"rope_scaling": {"mrope_section": [1]}}),
+    ("rope_scaling.'x\\nx\\nx", {"rope_scaling": {"x\n" * 999: 1}}),
     ("rope_scaling.partial_rotary_factor 0.5", {"rope_scaling": {"partial_rotary_factor": 0.5}}),
     ("rope_scaling {'factor'",
      {"rope_scaling": SCALED, "rope_parameters": {"rope_type": "default"}}),

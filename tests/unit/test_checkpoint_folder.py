@@ -1,6 +1,7 @@
 """Hugging Face folders that are not whole, or hold more than a model."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,7 +127,7 @@ def test_files_that_nobody_uses(single: Path) -> None:
     (single / "consolidated.safetensors").write_bytes(b"never opened")
     (single / "adapter.safetensors").write_bytes(b"never opened")
     found = describe_checkpoint(single)
-    assert found.notes == ("adapter.safetensors and 1 more is not used",)
+    assert found.notes == ("adapter.safetensors and 1 more are not used",)
     assert single / "adapter.safetensors" not in found.files
 
 
@@ -186,6 +187,9 @@ def test_a_file_cut_anywhere(folder: Path) -> None:
 def test_directories_and_pipes(single: Path) -> None:
     (single / "tokenizer_config.json").mkdir()
     refused(single, "tokenizer_config.json", "no file", code="ENOENT")
+    (single / SINGLE).unlink()
+    os.mkfifo(single / SINGLE)
+    refused(single, SINGLE, "no file", code="ENOENT")
 
 
 # --- the index ------------------------------------------------------------------------------------
@@ -207,6 +211,7 @@ NORM, HEAD = "model.norm.weight", "lm_head.weight"
          ["1 files that are not there: gone.safetensors"]),
         (lambda index: index["weight_map"].update({NORM: FIRST}), [INDEX, FIRST, "not there"]),
         (lambda index: index["weight_map"].update(new=FIRST), [FIRST, "not there", "'new'"]),
+        (lambda index: index["weight_map"].update({"a\nb" * 999: 7}), ["weight_map.'a\\nba\\nb"]),
         (lambda index: index["weight_map"].pop(NORM), [SECOND, "does not have", NORM]),
     ],
 )  # fmt: skip

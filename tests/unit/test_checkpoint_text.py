@@ -65,7 +65,9 @@ def test_a_token_without_a_row(folder: Path) -> None:
     first = [{"SpecialToken": {"id": "<img>"}}, {"Sequence": {}}]
     added = [{"id": VOCAB, "content": "<img>"}]
     processor = {"type": "TemplateProcessing", "single": first}
-    refused(with_text(folder, added_tokens=added, post_processor=processor), "has no row")
+    refused(with_text(folder, added_tokens=added, post_processor=processor), "no row in")
+    settings(folder, bos_token="<img>")
+    refused(with_text(folder, added_tokens=added), "'<img>' has id 320, no row in")
 
 
 def test_how_text_begins(folder: Path) -> None:

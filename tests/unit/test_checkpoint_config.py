@@ -276,7 +276,7 @@ NAMES = sorted(
 )
 
 
-@settings(max_examples=400, deadline=1000)
+@settings(max_examples=400, deadline=None)
 @given(
     st.sampled_from(sorted(ARCHITECTURES)),
     st.dictionaries(st.sampled_from(NAMES), values, max_size=3),

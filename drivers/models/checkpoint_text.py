@@ -15,8 +15,8 @@ from drivers.models.json_object import parse_object, read_bytes, read_object
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 MAX_TOKENIZER = 64 << 20
-MAX_ITEMS = 4 << 20
-"""Of a tokenizer; one with 262,144 tokens has 2 million."""
+MAX_ITEMS = 5 << 19
+"""Of a tokenizer, which may take some hundred MB; one with 262,144 tokens has 2 million."""
 MAX_SETTINGS = 4 << 20
 MAX_SETTING_ITEMS = 1 << 18  # thousands of added tokens, some fields each
 MAX_TEMPLATE = 1 << 20

@@ -16,17 +16,27 @@ lies there may be NaN, and 0 * NaN would be read after all.
 
 Prefill goes sequence by sequence in tiles of queries, all queries of a kv head in one matmul; a
 tile sees the keys up to its last token, and only the square at the end needs a mask.
+
+Layers that slide see only a window, a query the last `window` positions up to its own. They have
+work of their own, on what is left of each sequence when the blocks that no query of the step can
+see are taken off its front (`within`); what still lies before a query's window is masked:
+
+    decode    keys  [. . . x x x x x x]      the first `lead` of the gathered keys
+    prefill   tile  [. x x x x x 0 0 0]      one triangle at the front, one at the end
+                    [. . x x x x x 0 0]
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drivers.base import NULL_BLOCK
+from drivers.models.config import ModelConfig
 from drivers.pool import KvPool, PoolShape
 
 MAX_TILE = 128  # a power of two, as its halves are: tiles of other sizes are a fifth slower
@@ -65,11 +75,23 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Geometry of attention."""
+    """Geometry of attention: heads, what scores are scaled by, and which layers see a window."""
 
     heads: int
     kv_heads: int
     head_dim: int
+    attention_scale: float = 0.0
+    window: int = 0
+    sliding: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Heads":
+        """Return the geometry of a model."""
+        layers = range(config.num_layers)
+        return cls(
+            config.num_heads, config.num_kv_heads, config.head_dim, config.attention_scale,
+            config.window, frozenset(filter(config.slides, layers)),
+        )  # fmt: skip
 
     @property
     def group(self) -> int:
@@ -77,13 +99,27 @@ class Heads:
 
     @property
     def scale(self) -> float:
-        return float(self.head_dim**-0.5)
+        return self.attention_scale or float(self.head_dim**-0.5)
+
+    def widest(self, layers: int) -> int:
+        """Return a layer of so many that sees as much as any other."""
+        return next((layer for layer in range(layers) if layer not in self.sliding), 0)
+
+    def windows(self, layers: int) -> set[int]:
+        """Return the windows that so many layers have; 0 for layers that see all."""
+        return {self.window_of(layer) for layer in range(layers)}
+
+    def window_of(self, layer: int) -> int:
+        """Return the positions that a query sees in a layer, 0 if all up to its own."""
+        return self.window if layer in self.sliding else 0
 
 
 class DecodeGroup:
     """Sequences of one new token each, attended together."""
 
-    def __init__(self, pool: KvPool, arena: Arena, heads: Heads, parts: Sequence[Part]) -> None:
+    def __init__(
+        self, pool: KvPool, arena: Arena, heads: Heads, window: int, parts: Sequence[Part]
+    ) -> None:
         self._pool, self._heads = pool, heads
         batch, blocks = len(parts), max(len(part.blocks) for part in parts)
         length = blocks * pool.shape.block_size
@@ -96,8 +132,11 @@ class DecodeGroup:
         beyond = np.arange(length) >= lengths[:, None]
         tail = torch.from_numpy(np.flatnonzero(beyond))
         self._tail = torch.cat([tail, tail + batch * length])
-        late = torch.from_numpy(beyond[:, None, self._shortest :])
-        self._bias = torch.zeros(late.shape, dtype=pool.shape.dtype).masked_fill_(late, -math.inf)
+        self._bias = _hiding(beyond[:, None, self._shortest :], pool.shape.dtype)
+        leads = np.maximum(lengths - window, 0) if window else np.zeros_like(lengths)
+        self._lead = int(leads.max())
+        before = np.arange(self._lead) < leads[:, None]
+        self._lead_bias = _hiding(before[:, None], pool.shape.dtype)
         self._rows = torch.tensor([part.start for part in parts])
         first = parts[0].start
         adjacent = all(part.start == first + i for i, part in enumerate(parts))
@@ -112,6 +151,7 @@ class DecodeGroup:
         keys, values = self._kv.view(2, batch, length, dim)
         self._keys, self._values = keys.transpose(1, 2), values
         self._scores = arena.take("scores", batch, h.heads, length)
+        self._early = self._scores[..., : self._lead]
         self._late = self._scores[..., self._shortest :]
         # zero but for the diagonal, the only part ever written, which lies the same in every group
         self._queries = arena.take("queries", batch, h.heads, dim)
@@ -136,6 +176,8 @@ class DecodeGroup:
         torch.mul(mine.view(shape), self._heads.scale, out=self._diagonal)
         torch.bmm(self._queries, self._keys, out=self._scores)
         self._late += self._bias
+        if self._lead:
+            self._early += self._lead_bias
         torch.softmax(self._scores, -1, out=self._scores)
         torch.bmm(self._scores, self._values, out=self._sums)
         if rows is None:
@@ -147,8 +189,9 @@ class DecodeGroup:
 class Prefill:
     """One sequence of several new tokens, the last of its positions."""
 
-    def __init__(self, pool: KvPool, arena: Arena, heads: Heads, part: Part) -> None:
-        self._pool, self._heads, self._arena, self._part = pool, heads, arena, part
+    def __init__(self, pool: KvPool, arena: Arena, heads: Heads, window: int, part: Part) -> None:
+        self._pool, self._heads, self._arena = pool, heads, arena
+        self._window, self._part = window, part
         blocks = torch.from_numpy(part.blocks)
         self._spans = pool.key_spans(blocks)
         self._dim = heads.kv_heads * heads.head_dim
@@ -158,7 +201,9 @@ class Prefill:
         # at once: growing from tile to tile, it would leave a hole of every size behind
         arena.take("scores", scores_numel(heads, part.kv_len, pool.shape.dtype))
         arena.take("keys", self._dim * part.kv_len)
-        self._mask = torch.full((longest, longest), -math.inf, dtype=pool.shape.dtype).triu_(1)
+        whole = torch.full((longest, longest), -math.inf, dtype=pool.shape.dtype)
+        self._mask = whole.triu(1)
+        self._lead_mask = whole.tril_(-1) if window else None
 
     def _cut(self, part: Part) -> Iterator[tuple[int, int, int]]:
         """Yield tiles as (first row, row behind the last, number of keys)."""
@@ -177,7 +222,12 @@ class Prefill:
         keys, values = kv.view(2, -1, h.kv_heads, h.head_dim).transpose(1, 2)
         values = self._arena.take("values", *values.shape).copy_(values)
         for first, end, length in self._tiles:
-            self._tile(queries[first:end], keys[:, :length], values[:, :length], out[first:end])
+            seen = slice(self._first_seen(first, end, length), length)
+            self._tile(queries[first:end], keys[:, seen], values[:, seen], out[first:end])
+
+    def _first_seen(self, first: int, end: int, length: int) -> int:
+        """Return the first key that a tile's first query sees."""
+        return max(0, length - (end - first) + 1 - self._window) if self._window else 0
 
     def _tile(self, queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         h, count, length = self._heads, queries.shape[0], keys.shape[1]
@@ -188,8 +238,14 @@ class Prefill:
         # In one piece: else a matmul would copy them itself, into memory that nobody has counted.
         keys = self._arena.take("keys", *keys.shape).copy_(keys)
         torch.bmm(mine.view(h.kv_heads, -1, h.head_dim), keys.transpose(1, 2), out=scores)
-        square = scores.view(h.kv_heads, h.group, count, length)[..., length - count :]
+        by_query = scores.view(h.kv_heads, h.group, count, length)
+        square = by_query[..., length - count :]
         square += self._mask[:count, :count]
+        if self._lead_mask is not None:
+            # query i does not see the first i keys, less what the window is not filled with
+            missing = max(0, self._window - (length - count + 1))
+            front = by_query[..., : max(0, count - missing)]
+            front += self._lead_mask[:count, missing:count]
         torch.softmax(scores, -1, out=scores)
         sums = self._arena.take("sums", h.kv_heads, h.group * count, h.head_dim)
         torch.bmm(scores, values, out=sums)
@@ -202,17 +258,12 @@ class Attention:
     def __init__(
         self, pool: KvPool, arena: Arena, heads: Heads, slots: Tensor, parts: Sequence[Part]
     ) -> None:
-        self._pool = pool
+        self._pool, self._heads = pool, heads
         self._rows = pool.key_slots(slots)
-        short = sorted(
-            (part for part in parts if part.count == 1), key=lambda part: -len(part.blocks)
-        )
-        groups = group(short, blocks_at_once(pool))
-        self._work: list[DecodeGroup | Prefill] = [
-            DecodeGroup(pool, arena, heads, sorted(members, key=lambda part: part.start))
-            for members in groups
-        ]
-        self._work += (Prefill(pool, arena, heads, part) for part in parts if part.count > 1)
+        self._work = {
+            window: list(_work(pool, arena, heads, window, parts))
+            for window in heads.windows(pool.shape.layers)
+        }
 
     @staticmethod
     def work_bytes(heads: Heads, shape: PoolShape, max_ctx: int, max_seqs: int) -> int:
@@ -230,9 +281,35 @@ class Attention:
         """Store keys and values [T, kv_heads * D], then attend for queries [T, heads * D]."""
         self._pool.store(layer, self._rows, keys, values)
         out = torch.empty(queries.shape, dtype=queries.dtype)
-        for work in self._work:
+        for work in self._work[self._heads.window_of(layer)]:
             work.run(layer, queries, out)
         return out
+
+
+def _work(
+    pool: KvPool, arena: Arena, heads: Heads, window: int, parts: Sequence[Part]
+) -> Iterator[DecodeGroup | Prefill]:
+    """Yield what the layers with a window have to do in a step; 0 for those that see all."""
+    parts = [within(part, window, pool.shape.block_size) for part in parts]
+    short = sorted((part for part in parts if part.count == 1), key=lambda part: -len(part.blocks))
+    for members in group(short, blocks_at_once(pool)):
+        members.sort(key=lambda part: part.start)
+        yield DecodeGroup(pool, arena, heads, window, members)
+    for part in parts:
+        if part.count > 1:
+            yield Prefill(pool, arena, heads, window, part)
+
+
+def within(part: Part, window: int, block_size: int) -> Part:
+    """Return a part without the blocks that its queries cannot see, its positions moved along."""
+    skip = max(0, part.kv_len - part.count + 1 - window) // block_size if window else 0
+    return Part(part.start, part.count, part.kv_len - skip * block_size, part.blocks[skip:])
+
+
+def _hiding(hidden: "np.ndarray[Any, np.dtype[np.bool_]]", dtype: torch.dtype) -> Tensor:
+    """Return what is added to scores: nothing, or so much that what is hidden weighs nothing."""
+    mask = torch.from_numpy(hidden)
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask, -math.inf)
 
 
 def scores_numel(heads: Heads, kv_len: int, dtype: torch.dtype) -> int:

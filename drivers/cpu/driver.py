@@ -10,9 +10,9 @@ has all of that for itself; an Unload gives it back.
 
 `deterministic` costs time and buys this: the logits and the KV of a sequence are the same bits
 alone or in any batch, with any chunking of its prefill, computed once or again after a loss. Rows
-then go through the model in tiles of fixed size (`drivers.models.llama`), through attention tile by
-tile in an order that only positions decide (`drivers.cpu.ordered`), and the number of threads is a
-power of two, so that no thread's share of a row ends within a vector.
+then go through the model in tiles of fixed size (`drivers.models.decoder`), through attention tile
+by tile in an order that only positions decide (`drivers.cpu.ordered`), and the number of threads is
+a power of two, so that no thread's share of a row ends within a vector.
 
 Energy: the machines at hand have no counter to read, and a guess would be labelled so; none here.
 """

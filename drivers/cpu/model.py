@@ -51,7 +51,7 @@ class CpuModel:
         self._model = weights.load(source, shape.dtype, max_ctx, tile, progress)
         source.close()
         self.pool = KvPool(shape)
-        self._heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._heads = Heads.of(config)
         self._arena = Arena(shape.dtype)
         self._attention: Callable[..., Attention | OrderedAttention] = _attention(load)
         self._warm_up(max_ctx)
@@ -90,14 +90,19 @@ class CpuModel:
     def _warm_up(self, max_ctx: int) -> None:
         """Run the largest step on the null block, so that later ones find their memory there.
 
-        One layer of it: the others would use the same memory again.
+        One layer of it, with the attention of one that sees most: the others would use the same
+        memory again.
         """
         parts = list(self._largest_parts(max_ctx))
         positions = torch.cat([torch.arange(p.kv_len - p.count, p.kv_len) for p in parts])
         tokens = slots = torch.zeros_like(positions)
         rows = torch.arange(MAX_SEQS)
         attention = self._attention(self.pool, self._arena, self._heads, slots, parts)
-        logits = self._model.forward(tokens, positions, rows, attention.run, depth=1)
+
+        def attend(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return attention.run(self._heads.widest(self.pool.shape.layers), queries, keys, values)
+
+        logits = self._model.forward(tokens, positions, rows, attend, depth=1)
         ones = array("f", [0.5] * ROWS_AT_ONCE)
         zeros = array("i", bytes(4 * ROWS_AT_ONCE))
         seeds = array("Q", bytes(8 * ROWS_AT_ONCE))
@@ -142,14 +147,14 @@ def work_bytes(config: ModelConfig, load: base.Load, max_ctx: int) -> int:
     """Return the memory for temporaries, of loading or of a step, whichever needs more."""
     shape = _pool_shape(config, load, 1)
     size, hidden, ffn = shape.dtype.itemsize, config.hidden_size, config.intermediate_size
-    largest = max(config.vocab_size, ffn) * hidden
-    loading = largest * (2 * 4 + size)  # read, turned to float32, and in our type
-    angles = 2 * max_ctx * config.head_dim  # while the table of positions is made
-    heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
+    loading = weights.loading_bytes(config, shape.dtype)
+    angles = 2 * max_ctx * config.head_dim  # while a table of positions is made
+    heads = Heads.of(config)
     queries, keys = heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim
-    # queries and keys are turned as complex numbers of float32
-    before = (3 * hidden + queries + 2 * keys) * size + (queries + keys) * (2 * 4 + size)
-    after = (4 * ffn + 2 * hidden) * size
+    # queries and keys are turned as complex numbers of float32, and before that they may be normed
+    floats = 3 if config.qk_norm else 2
+    before = (3 * hidden + queries + 2 * keys) * size + (queries + keys) * (floats * 4 + size)
+    after = (4 * ffn + (4 if config.post_norms else 2) * hidden) * size
     logits = (MAX_SEQS * size + ROWS_AT_ONCE * 32) * config.vocab_size
     attention = _attention(load).work_bytes(heads, shape, max_ctx, MAX_SEQS)
     step = MAX_TOKENS * max(before, after) + logits + attention

@@ -6,6 +6,9 @@ blocks. So whichever step computes a position, alone or among others, and whatev
 batch, its matmuls have the same shapes and it lies at the same row of them. Keys behind a position
 have weight zero exactly: they are zeroed or masked. A step of one token costs as much as one of
 TILE.
+
+Where a layer sees a window only, a tile's keys begin SPAN_BLOCKS-aligned before the first key that
+its first position sees; that, too, is a matter of positions alone.
 """
 
 import math
@@ -24,6 +27,28 @@ TILE = 16
 SPAN_BLOCKS = 4
 
 
+class Masks:
+    """What hides keys from the rows of a tile: those behind a row, and those before its window.
+
+    What lies between is seen by all rows, so that two bands serve every tile:
+
+        behind [TILE, TILE + span]   -inf above the diagonal; begins at the tile's first position
+        before [TILE, span + TILE]   -inf below the diagonal of its last TILE columns and in front
+    """
+
+    def __init__(self, span: int, dtype: torch.dtype) -> None:
+        self.span = span
+        whole = torch.full((TILE, TILE + span), -math.inf, dtype=dtype)
+        self.behind, self._before = whole.triu(1), whole.tril_(span - 1)
+
+    def before(self, lead: int) -> Tensor:
+        """Return the band for keys that begin `lead` before what the tile's first row sees.
+
+        A negative lead is that of a window which the first rows do not fill.
+        """
+        return self._before[:, self.span - lead :]
+
+
 class OrderedTile:
     """The rows of one sequence that lie within one tile of positions."""
 
@@ -32,23 +57,27 @@ class OrderedTile:
         pool: KvPool,
         arena: Arena,
         heads: Heads,
-        mask: Tensor,
+        masks: Masks,
+        window: int,
         part: Part,
         first: int,
         end: int,
     ) -> None:
         self._pool, self._arena, self._heads = pool, arena, heads
-        size, start = pool.shape.block_size, part.kv_len - part.count
+        size, start, span = pool.shape.block_size, part.kv_len - part.count, masks.span
         base = first // TILE * TILE
-        span = size * SPAN_BLOCKS
-        self._length = -(-(base + TILE) // span) * span
+        seen = base + 1 - window if window else 0  # by the first row; below 0 if all is
+        front = max(0, seen) // span * span
+        self._length = -(-(base + TILE) // span) * span - front
         blocks = np.full(self._length // size, NULL_BLOCK, np.int64)
-        used = -(-end // size)
-        blocks[:used] = part.blocks[:used]
+        used = part.blocks[front // size : -(-end // size)]
+        blocks[: len(used)] = used
         self._spans = pool.key_spans(torch.from_numpy(blocks))
         self._rows = slice(part.start + first - start, part.start + end - start)
-        self._inside, self._stored = slice(first - base, end - base), end
-        self._base, self._mask = base, mask[:, : self._length - base]
+        self._inside, self._stored = slice(first - base, end - base), end - front
+        self._base = base - front
+        self._behind = masks.behind[:, : self._length - self._base]
+        self._before = masks.before(seen - front) if window else None
 
     def run(self, layer: int, queries: Tensor, out: Tensor) -> None:
         """Attend for this tile's rows of queries and out, both [T, heads * head_dim]."""
@@ -62,13 +91,17 @@ class OrderedTile:
         torch.mul(mine, h.scale, out=tile[:, :, self._inside])
         scores = take("scores", h.kv_heads, h.group * TILE, self._length)
         torch.bmm(tile.view(h.kv_heads, -1, h.head_dim), keys.transpose(1, 2), out=scores)
-        square = scores.view(h.kv_heads, h.group, TILE, -1)[..., self._base :]
-        square += self._mask
+        self._hide(scores.view(h.kv_heads, h.group, TILE, -1))
         torch.softmax(scores, -1, out=scores)
         sums = take("sums", h.kv_heads, h.group * TILE, h.head_dim)
         torch.bmm(scores, values, out=sums)
         result = sums.view(h.kv_heads, h.group, TILE, -1)[:, :, self._inside].permute(2, 0, 1, 3)
         out[self._rows].view(result.shape).copy_(result)
+
+    def _hide(self, scores: Tensor) -> None:
+        scores[..., self._base :] += self._behind
+        if self._before is not None:
+            scores[..., : self._before.shape[1]] += self._before
 
 
 class OrderedAttention:
@@ -77,16 +110,17 @@ class OrderedAttention:
     def __init__(
         self, pool: KvPool, arena: Arena, heads: Heads, slots: Tensor, parts: Sequence[Part]
     ) -> None:
-        self._pool = pool
+        self._pool, self._heads = pool, heads
         self._rows = pool.key_slots(slots)
-        # what lies before a tile is seen by all of it, so that one mask serves them all
-        widest = TILE + pool.shape.block_size * SPAN_BLOCKS
-        mask = torch.full((TILE, widest), -math.inf, dtype=pool.shape.dtype).triu_(1)
-        self._tiles = [
-            OrderedTile(pool, arena, heads, mask, part, first, end)
-            for part in parts
-            for first, end in _cut(part.kv_len - part.count, part.kv_len)
-        ]
+        masks = Masks(pool.shape.block_size * SPAN_BLOCKS, pool.shape.dtype)
+        self._tiles = {
+            window: [
+                OrderedTile(pool, arena, heads, masks, window, part, first, end)
+                for part in parts
+                for first, end in _cut(part.kv_len - part.count, part.kv_len)
+            ]
+            for window in heads.windows(pool.shape.layers)
+        }
 
     @staticmethod
     def work_bytes(heads: Heads, shape: PoolShape, max_ctx: int, max_seqs: int) -> int:
@@ -100,7 +134,7 @@ class OrderedAttention:
         """Store keys and values [T, kv_heads * D], then attend for queries [T, heads * D]."""
         self._pool.store(layer, self._rows, keys, values)
         out = torch.empty(queries.shape, dtype=queries.dtype)
-        for tile in self._tiles:
+        for tile in self._tiles[self._heads.window_of(layer)]:
             tile.run(layer, queries, out)
         return out
 

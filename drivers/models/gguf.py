@@ -96,16 +96,24 @@ class GgufFile:
         tensor = self._tensor(name)
         return np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.offset)
 
-    def dequantize(self, name: str) -> NDArray[np.float32]:
-        """Return a tensor in float32 and numpy's order."""
+    def dequantize(self, name: str, first: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """Return a tensor, or a part along its first axis, in float32 and numpy's order.
+
+        NotImplementedError for a type that the library does not know to dequantize.
+        """
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
         tensor = self._tensor(name)
-        kind = GGMLQuantizationType[tensor.type_name]
-        rows = self.raw(name).reshape(prod(tensor.shape[:-1]), -1)
-        values = dequantize(rows, kind) if tensor.type_name != "F32" else rows.view(np.float32)
-        return np.array(values, dtype=np.float32).reshape(tensor.shape)
+        kind, shape = GGMLQuantizationType[tensor.type_name], tensor.shape
+        lines = shape if len(shape) > 1 else (1, *shape)
+        data = self.raw(name).reshape(lines[0], prod(lines[1:-1]), -1)
+        part = slice(first, end) if len(shape) > 1 else slice(None)
+        rows = data[part].reshape(-1, data.shape[-1])
+        values = dequantize(rows, kind) if kind.name != "F32" else rows.view(np.float32)
+        # a copy of what lies in the file, so that the result may be written to
+        whole = values.astype(np.float32, copy=kind.name == "F32").reshape(-1, *lines[1:])
+        return whole if len(shape) > 1 else whole[0, first:end]
 
     def _tensor(self, name: str) -> Tensor:
         tensor = self.tensors.get(name)

@@ -8,9 +8,9 @@ would give ids that are nearly right.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from drivers.models.config import vocab_size
 from drivers.models.errors import FETCH, ModelError, short
 from drivers.models.gguf import GgufFile
+from drivers.models.metadata import vocab_size
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,7 +1,8 @@
-"""Weights: from a model file, or drawn at random, into a Llama.
+"""Weights: from a model file, or drawn at random, into a Decoder.
 
-A source names its tensors as GGUF does and gives them one at a time in float32, so that loading
-never needs the whole model twice. Two are here: the GGUF file of an installed model, and the
+A source names its tensors as GGUF does and gives them a few rows at a time, which go straight into
+the model's own type, so that loading never needs the whole model twice, nor its largest matrix in
+float32. Two are here: the GGUF file of an installed model, and the
 builtin "random:layers=2,hidden=64,heads=4,kv_heads=2,vocab=512,seed=1", a model that needs no
 download and says nothing sensible, for tests and for trying a device. Every key of it may be left
 out; ffn, max_ctx and eos are further ones.
@@ -9,14 +10,18 @@ out; ffn, max_ctx and eos are further ones.
 A source must have exactly the tensors that the model code uses, in the shapes that its
 configuration gives: a model with biases or experts that were left out would still talk, wrongly.
 
+Where rotary positions turn halves of a head, the rows of queries and keys are put into the pair
+order that the decoder computes in.
+
 `measure` says with accelerate, on a model without memory, what the weights take and where they are
 to lie; only when all of them fit on the device is anything allocated. What is wrong with a file is
 a ModelError.
 """
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,13 +31,13 @@ from accelerate.utils import compute_module_sizes, infer_auto_device_map
 from torch import Tensor
 
 from drivers.models.config import ModelConfig
+from drivers.models.decoder import Decoder, DecoderLayer, Linear, num_turn_tables
 from drivers.models.errors import FETCH, ModelError
 from drivers.models.gguf import GgufFile
-from drivers.models.llama import Linear, Llama, LlamaLayer
+from drivers.models.tensors import ROPE_FACTORS, Shapes, tensor_shapes
 
-Shapes = Mapping[str, tuple[int, ...]]
-ROPE_FACTORS = "rope_freqs.weight"
-"""The one tensor that may be there or not."""
+SLICE_BYTES = 4 << 20
+"""Of a tensor in float32, as it is read; rows are never cut."""
 RANDOM = "random"
 RANDOM_KEYS = {
     "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "vocab": 512, "ffn": 0,
@@ -46,8 +51,8 @@ class Source(Protocol):
     config: ModelConfig
     shapes: Shapes
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor in float32, in the file's order of rows."""
+    def rows(self, name: str, first: int, end: int) -> Tensor:
+        """Return part of a tensor along its first axis, in the file's order, as any float type."""
 
     def close(self) -> None: ...
 
@@ -60,9 +65,9 @@ class GgufSource:
         self.config = ModelConfig.from_gguf(self._file)
         self.shapes: Shapes = {name: tensor.shape for name, tensor in self._file.tensors.items()}
 
-    def tensor(self, name: str) -> Tensor:
+    def rows(self, name: str, first: int, end: int) -> Tensor:
         try:
-            return torch.from_numpy(self._file.dequantize(name))
+            return torch.from_numpy(self._file.dequantize(name, first, end))
         except NotImplementedError:
             kind = self._file.tensors[name].type_name
             raise ModelError("ENOTSUP", f"tensor {name} is of type {kind}, not built") from None
@@ -72,7 +77,7 @@ class GgufSource:
 
 
 class RandomSource:
-    """Normal weights, each tensor from the seed and its name."""
+    """Normal weights, each slice from the seed, the tensor's name and the slice's first row."""
 
     def __init__(self, text: str) -> None:
         options = _options(text)
@@ -95,13 +100,13 @@ class RandomSource:
         )
         self.shapes = tensor_shapes(self.config)
 
-    def tensor(self, name: str) -> Tensor:
-        shape = self.shapes[name]
+    def rows(self, name: str, first: int, end: int) -> Tensor:
+        shape = end - first, *self.shapes[name][1:]
         if len(shape) == 1:
             return torch.ones(shape)
-        seed = int.from_bytes(f"{self._seed} {name}".encode(), "little") % (1 << 63)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        return noise * (1.5 / math.sqrt(shape[1]))
+        digest = hashlib.blake2b(f"{self._seed} {name} {first}".encode(), digest_size=7).digest()
+        seed = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        return torch.randn(shape, generator=seed).mul_(1.5 / math.sqrt(shape[1]))
 
     def close(self) -> None:
         """Nothing is open."""
@@ -135,23 +140,6 @@ def _check_tensors(source: Source) -> None:
         raise ModelError("ENOTSUP", f"{len(extra)} tensors that are not built, such as {extra[0]}")
 
 
-def tensor_shapes(config: ModelConfig) -> Shapes:
-    """Return the tensors that a model has, by the names of GGUF."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    layer: Shapes = {
-        "attn_norm": (hidden,), "attn_q": (queries, hidden), "attn_k": (keys, hidden),
-        "attn_v": (keys, hidden), "attn_output": (hidden, queries), "ffn_norm": (hidden,),
-        "ffn_gate": (ffn, hidden), "ffn_up": (ffn, hidden), "ffn_down": (hidden, ffn),
-    }  # fmt: skip
-    table = {"token_embd.weight": (config.vocab_size, hidden), "output_norm.weight": (hidden,)}
-    if not config.tied_embeddings:
-        table["output.weight"] = (config.vocab_size, hidden)
-    for index in range(config.num_layers):
-        table |= {f"blk.{index}.{name}.weight": shape for name, shape in layer.items()}
-    return table
-
-
 class Measure(NamedTuple):
     """What accelerate says of a model that was not loaded."""
 
@@ -166,32 +154,43 @@ class Measure(NamedTuple):
 def measure(config: ModelConfig, dtype: torch.dtype, max_ctx: int, budget: int) -> Measure:
     """Size the weights, and place them within `budget` bytes of this device."""
     with init_empty_weights():
-        model = Llama(config, dtype)
-    # the table of positions is no weight, but as large as some
-    turn_bytes = max_ctx * config.head_dim * 4
+        model = Decoder(config, dtype)
+    # the tables of positions are no weights, but as large as some
+    turn_bytes = num_turn_tables(config) * max_ctx * config.head_dim * 4
     places = infer_auto_device_map(
         model,
         max_memory={"cpu": max(budget - turn_bytes, 0)},
-        no_split_module_classes=[LlamaLayer.__name__],
+        no_split_module_classes=[DecoderLayer.__name__],
     )
     size = compute_module_sizes(model)[""] + turn_bytes
     return Measure(size, Counter(str(place) for place in places.values()))
 
 
+def loading_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return what loading takes beside the weights: the largest matrix twice, and a slice."""
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    rows = max(config.vocab_size, 2 * config.intermediate_size, queries + 2 * keys)
+    widest = max(config.hidden_size, config.intermediate_size, queries)
+    # as it is read, before it is packed; the library that dequantizes makes three copies of a slice
+    slice_bytes = max(SLICE_BYTES, 4 * widest)
+    return 2 * rows * config.hidden_size * dtype.itemsize + 4 * slice_bytes
+
+
 def load(
     source: Source, dtype: torch.dtype, max_ctx: int, tile: int, progress: Callable[[int], None]
-) -> Llama:
+) -> Decoder:
     """Return a model with the weights of `source`, calling `progress` after each layer."""
     config = source.config
     with init_empty_weights():
-        model = Llama(config, dtype)
+        model = Decoder(config, dtype)
     tensors = _Reader(source, dtype)
-    model.embed = torch.nn.Parameter(tensors.one("token_embd.weight"), requires_grad=False)
-    model.head.fill(model.embed if config.tied_embeddings else tensors.one("output.weight"))
+    model.embed = torch.nn.Parameter(tensors.read("token_embd.weight"), requires_grad=False)
+    model.head.fill(model.embed if config.tied_embeddings else tensors.read("output.weight"))
     for index, layer in enumerate(model.layers):
+        assert isinstance(layer, DecoderLayer)
         _fill_layer(layer, tensors, f"blk.{index}.")
         progress(index + 1)
-    _fill_norm(model.norm, tensors.one("output_norm.weight"))
+    _fill_norm(model.norm, tensors.read("output_norm.weight"))
     model.prepare(max_ctx, _rope_factors(source), tile)
     return model.eval()
 
@@ -200,7 +199,7 @@ def _rope_factors(source: Source) -> Tensor | None:
     """Return what divides the frequencies of positions, if there is something."""
     if ROPE_FACTORS not in source.shapes:
         return None
-    factors = source.tensor(ROPE_FACTORS)
+    factors = source.rows(ROPE_FACTORS, 0, source.shapes[ROPE_FACTORS][0]).float()
     wrong = factors[~(factors.isfinite() & (factors > 0))]
     if wrong.numel():
         what = (
@@ -211,29 +210,66 @@ def _rope_factors(source: Source) -> Tensor | None:
 
 
 class _Reader:
-    """Tensors of a source in the model's type."""
+    """Tensors of a source in the model's type and order."""
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self._source, self._dtype = source, dtype
 
-    def one(self, *names: str) -> Tensor:
+    def read(self, *names: str) -> Tensor:
         """Return a tensor, or several stacked by rows."""
-        parts = [self._source.tensor(name).to(self._dtype) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        shapes = [self._source.shapes[name] for name in names]
+        counts = [shape[0] for shape in shapes]
+        whole = torch.empty((sum(counts), *shapes[0][1:]), dtype=self._dtype)
+        for name, part in zip(names, torch.split(whole, counts), strict=True):
+            self._copy(name, part)
+        return whole
+
+    def turned(self, *names: str) -> Tensor:
+        """Return queries' and keys' rows, and what else is named, with each head in pair order."""
+        whole, config = self.read(*names), self._source.config
+        if config.halves:
+            size = (config.num_heads + config.num_kv_heads) * config.head_dim
+            whole[:size] = in_pairs(whole[:size], config.head_dim)
+        return whole
+
+    def head_norm(self, name: str) -> Tensor:
+        """Return the norm's weight of one head, in pair order."""
+        whole, config = self.read(name), self._source.config
+        return in_pairs(whole, config.head_dim) if config.halves else whole
+
+    def _copy(self, name: str, out: Tensor) -> None:
+        count = len(out)
+        step = count if out.ndim == 1 else max(1, SLICE_BYTES // (4 * out.shape[1]))
+        for first in range(0, count, step):
+            end = min(first + step, count)
+            out[first:end] = self._source.rows(name, first, end)
 
 
-def _fill_layer(layer: torch.nn.Module, tensors: _Reader, prefix: str) -> None:
-    assert isinstance(layer, LlamaLayer)
+def in_pairs(rows: Tensor, dim: int) -> Tensor:
+    """Return rows of heads with row i of each head at 2i and row i + D/2 at 2i + 1."""
+    return rows.view(-1, 2, dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
+
+def _fill_layer(layer: DecoderLayer, tensors: _Reader, prefix: str) -> None:
     def fill(linear: Linear, *names: str) -> None:
-        linear.fill(tensors.one(*(f"{prefix}{name}.weight" for name in names)))
+        linear.fill(tensors.read(*(f"{prefix}{name}.weight" for name in names)))
 
-    _fill_norm(layer.attn_norm, tensors.one(f"{prefix}attn_norm.weight"))
-    fill(layer.qkv, "attn_q", "attn_k", "attn_v")
+    def fill_norm(norm: torch.nn.Module | None, name: str) -> None:
+        if norm is not None:
+            _fill_norm(norm, tensors.read(f"{prefix}{name}.weight"))
+
+    qkv = [f"{prefix}attn_{name}" for name in "qkv"]
+    bias = None if layer.qkv.bias is None else tensors.turned(*(f"{name}.bias" for name in qkv))
+    layer.qkv.fill(tensors.turned(*(f"{name}.weight" for name in qkv)), bias)
+    if layer.head_norm is not None:
+        layer.head_norm.fill(*(tensors.head_norm(f"{name}_norm.weight") for name in qkv[:2]))
     fill(layer.out, "attn_output")
-    _fill_norm(layer.mlp_norm, tensors.one(f"{prefix}ffn_norm.weight"))
     fill(layer.gate_up, "ffn_gate", "ffn_up")
     fill(layer.down, "ffn_down")
+    fill_norm(layer.attn_norm, "attn_norm")
+    fill_norm(layer.attn_post_norm, "post_attention_norm")
+    fill_norm(layer.mlp_norm, "ffn_norm")
+    fill_norm(layer.mlp_post_norm, "post_ffw_norm")
 
 
 def _fill_norm(norm: torch.nn.Module, weight: Tensor) -> None:

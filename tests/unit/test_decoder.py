@@ -1,7 +1,8 @@
-"""The model on the CPU driver against a plain Llama in float64, and files that are not right."""
+"""Models on the CPU driver against plain ones in float64, and files that are not right."""
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import pytest
 from drivers import base
 from drivers.base import DriverFault, FaultKind
 from drivers.cpu import machine
+from drivers.models import arch
+from drivers.models import weights as reader
+from drivers.models.config import ModelConfig
+from drivers.models.gguf import GgufFile
+from drivers.models.tensors import tensor_shapes
 from tests.helpers import tiny_model
 from tests.helpers.contexts import Engine, How, load_of
-from tests.helpers.plain_llama import Array, Plain
-from tests.helpers.tiny_model import HEADS, HIDDEN, VOCAB
+from tests.helpers.plain_decoder import Array, Plain
+from tests.helpers.tiny_model import CONFIGS, HEADS, HIDDEN, VOCAB
 
 BEST = How(logprobs=VOCAB // 4)
 IDS = [(n * n * 7 + n) % VOCAB for n in range(50)]
@@ -37,13 +43,79 @@ def far_off(engine: Engine, right: Array) -> float:
     return worst
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_logits_are_those_of_a_plain_llama(tmp_path: Path, tied: bool, deterministic: bool) -> None:
-    weights = tiny_model.values(tiny_model.shapes(tied=tied))
-    path = tiny_model.write(tmp_path / "model.gguf", weights)
-    right = Plain(weights).logprobs(IDS)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_file_says_what_the_model_is(tmp_path: Path, kind: str) -> None:
+    path = tiny_model.write(tmp_path / "model.gguf", config=CONFIGS[kind])
+    with GgufFile(path) as file:
+        found = ModelConfig.from_gguf(file)
+        shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    assert replace(found, norm_eps=1e-5) == CONFIGS[kind]
+    assert tensor_shapes(found) == shapes
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "headed"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+def test_logits_are_those_of_a_plain_model(
+    tmp_path: Path, kind: str, tied: bool, deterministic: bool
+) -> None:
+    config = CONFIGS[kind]
+    weights = tiny_model.values(tiny_model.shapes(tied, config))
+    path = tiny_model.write(tmp_path / "model.gguf", weights, config=config)
+    right = Plain(weights, config).logprobs(IDS)
     assert far_off(open_engine(path, deterministic=deterministic), right) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("linear", {"rope_factor": 1.0}),
+        ("mistral", {"window": 21}),
+        ("qwen2", {"halves": False}),
+        ("qwen2", {"qkv_bias": False}),
+        ("qwen3", {"qk_norm": False}),
+        ("gemma3", {"post_norms": False}),
+        ("gemma3", {"activation": "silu"}),
+        ("gemma3", {"embedding_scale": 1.0}),
+        ("gemma3", {"attention_scale": 0.2}),
+        ("gemma3", {"window": 36}),
+        ("gemma3", {"global_every": 0}),
+        ("gemma3", {"local_rope_theta": 0.0}),
+        ("gemma3", {"rope_factor": 1.0}),
+    ],
+    ids=str,
+)
+def test_every_option_matters(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+    """To these weights and ids: the test above would see it if one were left out."""
+    config = CONFIGS[kind]
+    weights = tiny_model.values(tiny_model.shapes(config=config))
+    one, other = Plain(weights, config), Plain(weights, replace(config, **changes))
+    assert np.abs(one.logprobs(IDS) - other.logprobs(IDS)).max() > 0.01
+
+
+def test_an_attention_scale_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the 27B model of Gemma 3 has, which is known by its number of layers."""
+    monkeypatch.setattr(arch, "GEMMA3_27B_LAYERS", 7)
+    config = replace(CONFIGS["gemma3"], head_dim=8)
+    weights = tiny_model.values(tiny_model.shapes(config=config))
+    path = tiny_model.write(tmp_path / "model.gguf", weights, config=config)
+    right = Plain(weights, replace(config, attention_scale=16**-0.5)).logprobs(IDS)
+    assert far_off(open_engine(path), right) < 1e-4
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_weights_read_a_few_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    config = CONFIGS[kind]
+    weights = tiny_model.values(tiny_model.shapes(config=config))
+    path = tiny_model.write(tmp_path / "model.gguf", weights, quantized=True, config=config)
+    whole = open_engine(path)
+    monkeypatch.setattr(reader, "SLICE_BYTES", 7 * 4 * HIDDEN)
+    sliced = open_engine(path)
+    ctxs = whole.ctx(IDS), sliced.ctx(IDS)
+    assert whole.generate(ctxs[:1], 5) == sliced.generate(ctxs[1:], 5)
+    assert far_off(sliced, Plain(weights, config).logprobs(IDS)) < 1.0
 
 
 def test_bfloat16_is_near(tmp_path: Path) -> None:

@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from drivers.models.store import InstalledModel, ModelError, ModelStore, default_root
+from drivers.models.store import (
+    InstalledModel,
+    ModelError,
+    ModelStore,
+    default_root,
+    shortnames,
+)
 from userland.exits import Failure
 
 
@@ -14,6 +20,14 @@ def as_failure() -> Iterator[None]:
         yield
     except ModelError as error:
         raise Failure(error.message, error.hint, code=error.code) from None
+
+
+def known_terms(name: str) -> str:
+    """Return what to say of a known model whose licence asks more than to be named."""
+    row = shortnames().get(name.partition(":")[0])
+    if row is None or not row.terms:
+        return ""
+    return f"{row.full_name}: {row.title} is used under its own terms, see {row.terms}"
 
 
 def store() -> ModelStore:

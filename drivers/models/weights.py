@@ -34,6 +34,7 @@ from drivers.models.config import ModelConfig
 from drivers.models.decoder import Decoder, DecoderLayer, Linear, num_turn_tables
 from drivers.models.errors import FETCH, ModelError
 from drivers.models.gguf import GgufFile
+from drivers.models.manifest import check_unchanged
 from drivers.models.tensors import ROPE_FACTORS, Shapes, tensor_shapes
 
 SLICE_BYTES = 4 << 20
@@ -117,6 +118,7 @@ def open_source(path: str) -> Source:
     kind, colon, options = path.partition(":")
     if kind == RANDOM and (colon or path == RANDOM):
         return RandomSource(options)
+    check_unchanged(Path(path))
     files = sorted(Path(path).glob("*.gguf")) if Path(path).is_dir() else [Path(path)]
     if len(files) != 1 or not files[0].is_file():
         raise ModelError("ENOENT", f"{path} is no GGUF file and no folder with exactly one")

@@ -215,6 +215,11 @@ def _type(hint: Any) -> str:
             return f"bytes, at most {size}"
         case abi.Ints(size, lo, hi):
             return f"array of at most {size} whole numbers, {lo} to {_power(hi)}"
+        case abi.Pairs(size, (lo, hi), (least, most)):
+            return (
+                f"array of at most {size} pairs: whole number, {lo} to {_power(hi)}, and finite "
+                f"number, {least:g} to {most:g}"
+            )
     return "true or false" if hint is bool else str(hint)
 
 

@@ -6,7 +6,8 @@ submitted; a queue's values rise by one; `waits` name fences of other queues tha
 first. The driver answers every Submit with exactly one `Complete` or `Fault` carrying that fence,
 in order per queue. Plans are stateless: full block tables each time, so a restarted driver (a new
 epoch) needs no resync. A driver keeps only a cache per sequence, keyed by (slot, generation): its
-last sampled id. Asked for one that it does not have, it faults with SLOT_LOST, never guesses.
+last sampled id and, since 1.1, how its logits are adjusted (drivers/slots.py). Asked for one that
+it does not have, it faults with SLOT_LOST, never guesses; a Reset gives it what it needs.
 
 Integers travel as raw little-endian int32 buffers (`ints`), reals as float32 (`reals`), seeds as
 uint64. S sequences, T tokens, R rows to sample, N block-table entries in one step.
@@ -24,6 +25,9 @@ Each addition raises the minor version. A driver takes rows that lack later fiel
 does not know (it would not do what it was asked), and refuses a value that it does not support; so
 the kernel uses an addition only where Ready says that it is there, by its minor or its features.
 The kernel leaves out what a newer driver adds to its answers. `drivers.wire` has the bytes.
+
+1.1 adds: adjusted logits (Reset from `start` on, Sample.adjust; features "penalties", "bias") and
+Score with Scored and Loaded.max_logit_rows (feature "score").
 """
 
 from array import array
@@ -31,7 +35,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
-ABI = (1, 0)
+ABI = (1, 1)
 NULL_BLOCK = 0
 LAST_SAMPLE = -1
 """As a token id: the id that this (slot, generation) sampled last."""
@@ -39,6 +43,8 @@ MAX_LOGPROBS = 64
 """Best ids of one row of a Sample."""
 MAX_CHECKSUMS = 4096
 """Blocks of one Checksum."""
+MAX_BIAS = 300
+"""Ids of one sequence whose logits have a bias."""
 
 
 class Queue(IntEnum):
@@ -124,11 +130,28 @@ class Unload(NamedTuple):
 
 
 class Reset(NamedTuple):
-    """Rebuild the state of a slot from the ids of its sequence (ints); last sample = last id."""
+    """Rebuild the state of a slot from the ids of its sequence (ints); last sample = last id.
+
+    `num_prompt` >= 0: count the ids, of which those from that position on are output; -1: do not.
+    Counted ids may come in several Resets: the first has `start` 0 and all the rest, each later one
+    only ids that go on at `start`, where the one before has ended (SLOT_LOST if it has not).
+
+    How a row of this slot is adjusted where a Sample says so, one after the other: bias[i] (reals)
+    is added to the logit of bias_ids[i] (ints, distinct, at most MAX_BIAS); of an id that is in the
+    sequence, a logit above 0 is divided by `repetition` (> 0), another one multiplied with it; from
+    the logit of an id that is n > 0 times in the output, presence + n * frequency is taken.
+    """
 
     slot: int
     generation: int
     ids: bytes
+    start: int = 0
+    num_prompt: int = -1
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias_ids: bytes = b""
+    bias: bytes = b""
 
 
 class Copy(NamedTuple):
@@ -187,6 +210,10 @@ class Sample(NamedTuple):
     min_p 0 are off. num_logprobs -1: none, 0: of the id, n up to MAX_LOGPROBS: also of the n best;
     they are of the model's distribution before temperature. `rows` are sequence indexes (for the
     slot state).
+
+    `adjust` 1: the row's logits are first adjusted as the last Reset of its slot and generation
+    says (SLOT_LOST without one, or if the ids counted since are not those before `position`), for
+    greedy too; not for logprobs. Each id drawn is counted. No sequence may have two such rows.
     """
 
     rows: bytes  # ints[R]
@@ -197,6 +224,7 @@ class Sample(NamedTuple):
     seed: bytes  # uint64[R]
     position: bytes  # ints[R], of the id to draw
     num_logprobs: bytes  # ints[R]
+    adjust: bytes = b""  # ints[R], 0 or 1; empty: all 0
 
 
 class Export(NamedTuple):
@@ -222,7 +250,20 @@ class Checksum(NamedTuple):
     group: int = 0
 
 
-Op = Reset | Copy | Scrub | Execute | Sample | Export | Import | Checksum
+class Score(NamedTuple):
+    """Log-probabilities of given ids after tokens of the preceding Execute; the answer is Scored.
+
+    Row r: ids[r] after the token with index rows[r], with the num_logprobs[r] best (0: none). These
+    rows come on top of the Execute's logit_rows; Loaded.max_logit_rows limits both together. One
+    Score per Execute.
+    """
+
+    rows: bytes  # ints[R], token indexes, rising
+    ids: bytes  # ints[R]
+    num_logprobs: bytes  # ints[R]
+
+
+Op = Reset | Copy | Scrub | Execute | Sample | Export | Import | Checksum | Score
 
 
 class Submit(NamedTuple):
@@ -261,7 +302,7 @@ class Ready(NamedTuple):
     mem_total: int  # bytes
     mem_free: int
     dtypes: tuple[str, ...]
-    features: tuple[str, ...]  # copy_d2d export import checksum scrub sample logprobs ...
+    features: tuple[str, ...]  # copy_d2d checksum sample logprobs penalties bias score ...
     energy_source: str  # nvml | rapl | estimate | none
 
 
@@ -315,6 +356,7 @@ class Loaded(NamedTuple):
     max_block_refs: int  # N
     load_us: int
     num_host_blocks: int = 0
+    max_logit_rows: int = 0  # of a Sample and a Score together; 0: max_seqs
 
 
 class Sampled(NamedTuple):
@@ -327,8 +369,20 @@ class Sampled(NamedTuple):
     top_logprobs: bytes  # reals, likewise
 
 
+class Scored(NamedTuple):
+    """Result of a Score; the n best of all rows in row order, num_logprobs[r] of each."""
+
+    flags: bytes  # uint8[R], as in Sampled
+    logprobs: bytes  # reals[R]
+    top_ids: bytes  # ints[sum of num_logprobs]
+    top_logprobs: bytes  # reals, likewise
+
+
 class Complete(NamedTuple):
-    """All ops of a Submit are done. `results`: Sampled per Sample, list of hex per Checksum."""
+    """All ops of a Submit are done.
+
+    `results`, in the order of the ops: Sampled per Sample, Scored per Score, hex list per Checksum.
+    """
 
     epoch: int
     queue: int

@@ -1,10 +1,11 @@
 """Null driver: the reference, without a model. The kernel is built and tested on it.
 
 It keeps real bytes: a slot holds an 8-byte digest of (token, position, digest of the slot before),
-the slot before being read through the block table. The next id of a row is a digest of all slots
-of its sequence up to its position, read through the block table; above temperature 0 also of
-(seed, position). So a wrong block, an early reuse, a skipped copy, a stale import or an overwritten
-block changes the output. A slot that was never written is zero, and reading it is PLAN_INVALID.
+the slot before being read through the block table. The next id of a row comes from a digest of all
+slots of its sequence up to its position, read through the block table; above temperature 0 also of
+(seed, position): see `drivers.null_model`. So a wrong block, an early reuse, a skipped copy, a
+stale import or an overwritten block changes the output. A slot that was never written is zero, and
+reading it is PLAN_INVALID.
 
 A token whose write goes to the null block has been computed before: its slot is read as it is, and
 where it does not hold what the token would give, the row's id changes.
@@ -22,29 +23,53 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
-from drivers import base, wire
+from drivers import base, slots, wire
 from drivers.base import Direction, DriverFault, FaultKind
 from drivers.null_model import (
     SLOT,
     ZERO,
+    Draw,
     Options,
+    adjusted_draw,
+    best_id,
     draw,
-    draw_width,
     logprob,
     parse_options,
     slot_digest,
 )
-from drivers.plan import Draws, Plan, invalid, shape_of
+from drivers.plan import Draws, Given, Plan, invalid, shape_of
 from drivers.submit import Fences, check_ops
 
 MEMORY = 1 << 28
 """Bytes that this device says it has, both tiers together."""
 MOST_BLOCKS = 1 << 16
 """Of a pool that is sized by kv_bytes."""
+MAX_LOGIT_ROWS = 256
 FEATURES = (
     "copy_d2d", "copy_host", "scrub", "export", "import", "checksum",
-    "sample", "logprobs", "last_sample", "reset",
+    "sample", "logprobs", "last_sample", "reset", "penalties", "bias", "score",
 )  # fmt: skip
+
+
+class Best:
+    """The log-probabilities of rows: the n best of each, in row order."""
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+
+    def add(self, history: bytes, token: int, count: int) -> float:
+        """Add the `count` best of a row; return the log-probability of `token`. -1: neither."""
+        if count < 0:
+            return 0.0
+        best = best_id(history, self._vocab)
+        self._ids += [(best + rank) % self._vocab for rank in range(count)]
+        self._logprobs += map(logprob, range(count))
+        return logprob((token - best) % self._vocab)
+
+    def raw(self) -> tuple[bytes, bytes]:
+        return base.ints(self._ids), base.reals(self._logprobs)
 
 
 class NullDriver:
@@ -100,7 +125,7 @@ class NullDriver:
             (options.eos,) if options.eos >= 0 else (),
             (base.KvGroup(1, "full", 0, 1, SLOT // 2, "uint8"),), load.block_size, block_bytes,
             num_blocks, load.dtype, 2048, 256, 32768, (time.monotonic_ns() - start) // 1000,
-            num_host,
+            num_host, MAX_LOGIT_ROWS,
         )  # fmt: skip
         self.models[load.model] = NullModel(loaded, options, self._bulk)
         return loaded
@@ -126,7 +151,7 @@ class NullDriver:
         model = self.models.get(submit.model)
         try:
             self._fences.accept(submit)
-            shape, last = (model.shape, dict(model.last)) if model else (None, {})
+            shape, last = (model.shape, slots.copy(model.last)) if model else (None, {})
             ops = check_ops(submit, shape, last)
             results = model.run(ops, last) if model else ()
         except DriverFault as fault:
@@ -146,7 +171,7 @@ class NullModel:
 
     def __init__(self, loaded: base.Loaded, options: Options, bulk: memoryview) -> None:
         self.shape = shape_of(loaded, len(bulk))
-        self.last: dict[int, tuple[int, int]] = {}  # slot -> generation, last sampled id
+        self.last: dict[int, slots.Slot] = {}
         self.pool = bytearray(loaded.num_blocks * loaded.block_bytes)
         self._host = bytearray(loaded.num_host_blocks * loaded.block_bytes)
         self._bulk = bulk
@@ -162,7 +187,7 @@ class NullModel:
         """Return where a block lies in its pool."""
         return slice(block * self._block_bytes, (block + 1) * self._block_bytes)
 
-    def run(self, ops: list[tuple[Any, Any]], last: dict[int, tuple[int, int]]) -> tuple[Any, ...]:
+    def run(self, ops: list[tuple[Any, Any]], last: dict[int, slots.Slot]) -> tuple[Any, ...]:
         """Run ops that were checked against `last`, or put back what they have written."""
         before, self.last = self.last, last
         self._undo.clear()
@@ -184,8 +209,11 @@ class NullModel:
                 case base.Sample():
                     assert step is not None
                     results.append(self._sample(read, *step))
+                case base.Score():
+                    assert step is not None
+                    results.append(self._score(read, step[1][len(step[1]) - len(read.rows) :]))
                 case base.Reset():
-                    self.last[op.slot] = op.generation, read[-1]
+                    slots.reset(self.last, op, read)
                 case base.Checksum():
                     results.append([self._checksum(block) for block in read])
                 case _:
@@ -254,7 +282,7 @@ class NullModel:
         for index in range(first, last):
             token = plan.tokens[index]
             if token == base.LAST_SAMPLE:
-                token = self.last[plan.slots[s]][1]
+                token = self.last[plan.slots[s]].last
             digest = slot_digest(token, position, prev)
             slot = table.write_slot[index]
             if slot >= size:
@@ -299,23 +327,26 @@ class NullModel:
         vocab = self._options.vocab
         ids: list[int] = []
         logprobs: list[float] = []
-        top_ids: list[int] = []
-        top_logprobs: list[float] = []
-        for r, history in enumerate(rows):
-            temperature, seed, position = draws.temperature[r], draws.seed[r], draws.position[r]
-            width = draw_width(draws.top_k[r], draws.top_p[r], draws.min_p[r], vocab)
-            drawn = draw(history, temperature, seed, position, vocab, width)
+        best = Best(vocab)
+        for r, s in enumerate(draws.rows):
+            history, slot, position = rows[r], plan.slots[s], draws.position[r]
+            how = Draw(
+                draws.temperature[r], draws.seed[r], position,
+                draws.top_k[r], draws.top_p[r], draws.min_p[r],
+            )  # fmt: skip
+            adjust = self.last[slot].adjust if draws.adjust and draws.adjust[r] else None
+            drawn = (
+                adjusted_draw(history, how, adjust, vocab) if adjust else draw(history, how, vocab)
+            )
             ids.append(drawn)
-            s, count = draws.rows[r], draws.num_logprobs[r]
-            self.last[plan.slots[s]] = plan.generations[s], drawn
-            greedy = draw(history, 0, 0, 0, vocab) if count >= 0 else drawn
-            logprobs.append(logprob((drawn - greedy) % vocab) if count >= 0 else 0)
-            top_ids += [(greedy + k) % vocab for k in range(count)]
-            top_logprobs += [logprob(k) for k in range(count)]
-        return base.Sampled(
-            base.ints(ids), bytes(len(ids)), base.reals(logprobs),
-            base.ints(top_ids), base.reals(top_logprobs),
-        )  # fmt: skip
+            slots.drew(self.last, slot, plan.generations[s], position, drawn)
+            logprobs.append(best.add(history, drawn, draws.num_logprobs[r]))
+        return base.Sampled(base.ints(ids), bytes(len(ids)), base.reals(logprobs), *best.raw())
+
+    def _score(self, given: Given, rows: list[bytes]) -> base.Scored:
+        best = Best(self._options.vocab)
+        logprobs = base.reals(map(best.add, rows, given.ids, given.num_logprobs))
+        return base.Scored(bytes(len(rows)), logprobs, *best.raw())
 
 
 def open_driver(emit: base.Emit, bulk: memoryview) -> base.Driver:

@@ -1,17 +1,21 @@
 """Null model: the arithmetic of the null driver, from slots to ids. No pool, no tables.
 
-A slot is a digest of (token, position, slot before). The id after a history of slots is a digest of
-that history; above temperature 0 also of (seed, position). Logprobs are those of a geometric
-distribution: the k-th best id is (greedy id + k) modulo vocab, at -(k + 1) ln 2; top_k, top_p and
-min_p cut it.
+A slot is a digest of (token, position, slot before). What may follow a history of slots has a
+geometric distribution: the best id is a digest of the history, the k-th after it, modulo vocab, has
+the logit -(k + 1) ln 2. Ids are drawn from it by inverting its sums at a number that is a digest of
+(history, seed, position), so temperature, top_k, top_p and min_p do to it what they should, without
+a row of logits. There is one only for a sequence whose logits are adjusted.
 """
 
 import hashlib
-from math import ceil, log, log2
+from collections.abc import Sequence
+from itertools import accumulate
+from math import ceil, exp, log, log2
 from struct import Struct
 from typing import NamedTuple
 
 from drivers.base import DriverFault, FaultKind
+from drivers.slots import Adjust
 
 SLOT = 8
 """Bytes of a slot."""
@@ -25,27 +29,79 @@ def slot_digest(token: int, position: int, prev: bytes) -> bytes:
     return hashlib.blake2b(_TOKEN.pack(prev, token, position), digest_size=SLOT).digest()
 
 
-def draw(
-    history: bytes, temperature: float, seed: int, position: int, vocab: int, width: int = 0
-) -> int:
-    """Return the id that follows a history of slots, among the `width` best (0: all)."""
-    digest = hashlib.blake2b(history, digest_size=8)
-    greedy = int.from_bytes(digest.digest(), "little") % vocab
-    if temperature <= 0:
-        return greedy
-    digest.update(seed.to_bytes(8, "little") + position.to_bytes(4, "little"))
-    noise = int.from_bytes(digest.digest(), "little")
-    return noise % vocab if width in (0, vocab) else (greedy + noise % width) % vocab
+class Draw(NamedTuple):
+    """How an id is drawn."""
+
+    temperature: float
+    seed: int
+    position: int
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
 
 
-def draw_width(top_k: int, top_p: float, min_p: float, vocab: int) -> int:
-    """Return how many of the best ids may be drawn."""
-    width = min(top_k or vocab, vocab)
-    if top_p < 1:
-        width = min(width, max(1, ceil(-log2(1 - top_p))))  # the best k have 1 - 2**-k
-    if min_p > 0:
-        width = min(width, 1 + int(-log2(min_p)))  # the k-th has 2**-k of the best
+def best_id(history: bytes, vocab: int) -> int:
+    """Return the most likely id after a history of slots."""
+    return int.from_bytes(hashlib.blake2b(history, digest_size=8).digest(), "little") % vocab
+
+
+def draw(history: bytes, how: Draw, vocab: int) -> int:
+    """Return the id that follows a history of slots."""
+    best = best_id(history, vocab)
+    if how.temperature <= 0:
+        return best
+    fall = -1 / how.temperature  # log2 of the odds of an id against the one before it
+    width = draw_width(how, fall, vocab)
+    rest = 1 - uniform(history, how) * (1 - 2 ** (fall * width))
+    return (best + min(width - 1, int(log2(rest) / fall))) % vocab
+
+
+def draw_width(how: Draw, fall: float, vocab: int) -> int:
+    """Return how many of the best ids may be drawn; the best j of k have (1-r**j) / (1-r**k)."""
+    width = min(how.top_k or vocab, vocab)
+    if how.top_p < 1:
+        beyond = 1 - how.top_p * (1 - 2 ** (fall * width))
+        width = min(width, max(1, ceil(log2(beyond) / fall)))
+    if how.min_p > 0:
+        width = min(width, 1 + int(log2(how.min_p) / fall))
     return width
+
+
+def uniform(history: bytes, how: Draw) -> float:
+    """Return the number in [0, 1) that decides."""
+    noise = hashlib.blake2b(history, digest_size=8)
+    noise.update(how.seed.to_bytes(8, "little") + how.position.to_bytes(4, "little"))
+    return (int.from_bytes(noise.digest(), "little") >> 11) * 0.5**53
+
+
+def adjusted_draw(history: bytes, how: Draw, adjust: Adjust, vocab: int) -> int:
+    """Return the id that follows a history, its logits adjusted; the first of equal ones."""
+    logits = adjusted_logits(best_id(history, vocab), adjust, vocab)
+    order = sorted(range(vocab), key=lambda token: -logits[token])
+    if how.temperature <= 0:
+        return order[0]
+    most = logits[order[0]]
+    odds = [exp((logits[token] - most) / how.temperature) for token in order]
+    floor = odds[min(how.top_k or vocab, vocab) - 1]
+    if how.top_p < 1:
+        sums = list(accumulate(value for value in odds if value >= floor))
+        floor = odds[next(i for i, total in enumerate(sums) if total >= how.top_p * sums[-1])]
+    kept = list(accumulate(value for value in odds if value >= max(floor, how.min_p)))
+    wanted = uniform(history, how) * kept[-1]
+    return order[next(i for i, total in enumerate(kept) if total > wanted)]
+
+
+def adjusted_logits(best: int, adjust: Adjust, vocab: int) -> Sequence[float]:
+    """Return the logits of all ids, as `drivers.base.Reset` says."""
+    logits = [-((token - best) % vocab + 1) * LN_2 for token in range(vocab)]
+    for token, bias in zip(adjust.bias_ids, adjust.bias, strict=True):
+        logits[token] += bias
+    counts = adjust.counts
+    for token, count in zip(counts.ids, counts.output, strict=True) if counts else ():
+        logit = logits[token]
+        logit = logit / adjust.repetition if logit > 0 else logit * adjust.repetition
+        logits[token] = logit - (adjust.presence + count * adjust.frequency if count else 0)
+    return logits
 
 
 def logprob(rank: int) -> float:

@@ -1,13 +1,14 @@
 """Plan: one Execute and its Sample, read and checked before anything of it runs.
 
 The kernel is the MMU: it walks the tables and computes the slots. A driver trusts none of it,
-because a slot that is off by one is another task's memory. `check_execute` and `check_sample`
-compare a step with the `Shape` of the loaded model, raise PLAN_INVALID naming the first thing that
-is wrong, and return the buffers read, so that no driver reads them twice. The cost is a few array
-operations per sequence, plus one set of all write slots.
+because a slot that is off by one is another task's memory. `check_execute`, `check_sample` and
+`check_score` compare a step with the `Shape` of the loaded model, raise PLAN_INVALID naming the
+first thing that is wrong, and return the buffers read, so that no driver reads them twice. The cost
+is a few array operations per sequence, plus one set of all write slots.
 """
 
 from array import array
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Shape(NamedTuple):
     max_seqs: int
     max_block_refs: int
     bulk_bytes: int
+    max_logit_rows: int
 
 
 class Table(NamedTuple):
@@ -63,6 +65,15 @@ class Draws(NamedTuple):
     seed: "array[int]"
     position: "array[int]"
     num_logprobs: "array[int]"
+    adjust: Sequence[int] = ()  # empty: no row
+
+
+class Given(NamedTuple):
+    """A Score, read and checked."""
+
+    rows: "array[int]"
+    ids: "array[int]"
+    num_logprobs: "array[int]"
 
 
 def shape_of(loaded: base.Loaded, bulk_bytes: int) -> Shape:
@@ -70,7 +81,7 @@ def shape_of(loaded: base.Loaded, bulk_bytes: int) -> Shape:
     return Shape(
         loaded.model, loaded.vocab, loaded.max_ctx, loaded.block_size, loaded.block_bytes,
         loaded.num_blocks, loaded.num_host_blocks, loaded.max_tokens, loaded.max_seqs,
-        loaded.max_block_refs, bulk_bytes,
+        loaded.max_block_refs, bulk_bytes, loaded.max_logit_rows or loaded.max_seqs,
     )  # fmt: skip
 
 
@@ -102,6 +113,7 @@ def check_execute(execute: base.Execute, shape: Shape) -> Plan:
     check_range("logit row", plan.logit_rows, 0, num_tokens)
     if len(plan.logit_rows) > num_tokens:
         raise invalid(f"{len(plan.logit_rows)} logit rows of {num_tokens} tokens")
+    _check_logit_rows(len(plan.logit_rows), shape)
     if len(set(plan.slots)) != num_seqs:
         raise invalid("two sequences have the same slot")
     _check_positions(plan, shape)
@@ -109,6 +121,11 @@ def check_execute(execute: base.Execute, shape: Shape) -> Plan:
         raise invalid(f"{len(plan.tables)} block tables, the model has 1 KV group")
     _check_table(plan, plan.tables[0], shape)
     return plan
+
+
+def _check_logit_rows(count: int, shape: Shape) -> None:
+    if count > shape.max_logit_rows:
+        raise invalid(f"{count} logit rows, the limit is {shape.max_logit_rows}")
 
 
 def _check_positions(plan: Plan, shape: Shape) -> None:
@@ -183,7 +200,8 @@ def check_sample(sample: base.Sample, plan: Plan | None, shape: Shape) -> Draws:
     )
     draws = Draws(rows, real[0], top_k, real[1], real[2], seed, position, num_logprobs)
     for name, values in draws._asdict().items():
-        check_length(name, values, len(plan.logit_rows))
+        if name != "adjust":
+            check_length(name, values, len(plan.logit_rows))
     check_range("row", rows, 0, len(plan.kv_len))
     check_range("position", position, 0, shape.max_ctx + 1)
     check_range("num_logprobs", num_logprobs, -1, min(base.MAX_LOGPROBS, shape.vocab) + 1)
@@ -195,7 +213,33 @@ def check_sample(sample: base.Sample, plan: Plan | None, shape: Shape) -> Draws:
             raise invalid(f"temperature {temperature:g}, top_k {k}, top_p {p:g}")
         if not 0 <= least <= 1:
             raise invalid(f"min_p {least:g}, it goes from 0 to 1")
-    return draws
+    return draws._replace(adjust=_adjust(sample, rows)) if sample.adjust else draws
+
+
+def _adjust(sample: base.Sample, rows: "array[int]") -> "array[int]":
+    adjust = read_ints(sample.adjust)
+    check_length("adjust", adjust, len(rows))
+    check_range("adjust", adjust, 0, 2)
+    adjusted = [row for row, flag in zip(rows, adjust, strict=True) if flag]
+    if len(set(adjusted)) != len(adjusted):
+        raise invalid("a sequence has two rows that are to be adjusted")
+    return adjust
+
+
+def check_score(score: base.Score, plan: Plan | None, shape: Shape) -> Given:
+    """Check the rows of a Score, on top of those of the Execute before."""
+    if plan is None:
+        raise invalid("a Score without an Execute before it in the Submit")
+    given = Given(*map(read_ints, score))
+    for name, values in given._asdict().items():
+        check_length(name, values, len(given.rows))
+    check_range("row", given.rows, 0, len(plan.tokens))
+    check_range("id", given.ids, 0, shape.vocab)
+    check_range("num_logprobs", given.num_logprobs, 0, min(base.MAX_LOGPROBS, shape.vocab) + 1)
+    if sorted(set(given.rows)) != list(given.rows):
+        raise invalid("the rows of a Score do not rise")
+    _check_logit_rows(len(plan.logit_rows) + len(given.rows), shape)
+    return given
 
 
 def read_ints(raw: bytes) -> "array[int]":

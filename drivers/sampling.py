@@ -12,21 +12,27 @@ between calls and no row sees another. Three things make it so:
 - What decides between ids is computed in float64: whether a vector unit or a scalar tail worked on
   an element may change its last bit, and that depends on where in the batch it lies.
 
+Rows that a slot adjusts (bias, penalties: `drivers.slots`) are drawn from a copy of their logits;
+log-probabilities are always of the logits as they came from the model.
+
 Greedy (temperature 0) is the first of equal maxima. Noise is drawn only for ids that can still win:
 with 32 random bits it is below NOISE_MAX, so an id further than that below a certain one cannot.
 
-A row with NaN or Inf among its logits gets the flag NUMERIC, id 0 and log-probability 0.
+A row with NaN or Inf among its logits, adjusted or not, gets the flag NUMERIC, id 0 and
+log-probability 0.
 """
 
 import math
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from drivers.base import RowFlag, Sampled, ints, reals
-from drivers.plan import Draws
+from drivers.base import RowFlag, Sampled, Scored, ints, reals
+from drivers.plan import Draws, Given
+from drivers.slots import Adjust
 
 NOISE_BITS = 32
 NOISE_MAX = -math.log(-math.log1p(-(0.5**NOISE_BITS) / 2))
@@ -52,36 +58,90 @@ class Rows:
         return Rows(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
-def sample(logits: Tensor, draws: Draws) -> Sampled:
-    """Draw one id per row of `logits` [R, vocab]."""
+def sample(logits: Tensor, draws: Draws, adjusts: Sequence[Adjust | None] = ()) -> Sampled:
+    """Draw one id per row of `logits` [R, vocab]; `adjusts`, if not empty, has one per row."""
     pieces = [
-        _sample(logits[at:end], Draws._make(values[at:end] for values in draws))
-        for at, end in ((at, at + ROWS_AT_ONCE) for at in range(0, len(logits), ROWS_AT_ONCE))
+        _sample(logits[rows], Draws._make(values[rows] for values in draws), adjusts[rows])
+        for rows in _slices(len(logits))
     ]
     return Sampled(*(b"".join(piece[field] for piece in pieces) for field in range(5)))
 
 
-def _sample(logits: Tensor, draws: Draws) -> Sampled:
+def score(logits: Tensor, given: Given) -> Scored:
+    """Return the log-probability of one given id per row of `logits` [R, vocab]."""
+    pieces = [
+        _score(logits[rows], Given._make(values[rows] for values in given))
+        for rows in _slices(len(logits))
+    ]
+    return Scored(*(b"".join(piece[field] for piece in pieces) for field in range(4)))
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(at, at + ROWS_AT_ONCE) for at in range(0, count, ROWS_AT_ONCE)]
+
+
+def _score(logits: Tensor, given: Given) -> Scored:
+    logits, finite = _finite(logits)
+    ids = torch.frombuffer(given.ids, dtype=torch.int32).to(logits.device)
+    logprobs, top_ids, top_logprobs = _logprobs(logits, ids, given.num_logprobs)
+    logprobs = [value if ok else 0.0 for value, ok in zip(logprobs, finite.tolist(), strict=True)]
+    return Scored(_flags(finite), reals(logprobs), ints(top_ids), reals(top_logprobs))
+
+
+def _finite(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits in float32, rows that are no numbers as zeros, and which rows are numbers."""
     finite = logits.sum(-1, dtype=torch.float32).isfinite()
     logits = logits.float()
     if not bool(finite.all()):
         logits = torch.where(finite[:, None], logits, 0.0)
+    return logits, finite
+
+
+def _flags(finite: Tensor) -> bytes:
+    return bytes(((~finite).to(torch.uint8) * int(RowFlag.NUMERIC)).tolist())
+
+
+def _sample(logits: Tensor, draws: Draws, adjusts: Sequence[Adjust | None]) -> Sampled:
+    model, finite = logits, _ = _finite(logits)
+    if any(adjusts):
+        logits, still = _finite(adjust(logits, adjusts))
+        finite = finite & still
     ids = logits.argmax(-1)
     rows = _read_rows(draws, logits.device)
     drawn = (rows.temperature > 0).nonzero().view(-1)
     if drawn.numel():
         ids[drawn] = draw(logits[drawn], rows.take(drawn))
     ids = ids.masked_fill_(~finite, 0)
-    flags = (~finite).to(torch.uint8) * int(RowFlag.NUMERIC)
-    logprobs, top_ids, top_logprobs = _logprobs(logits, ids, draws.num_logprobs)
+    logprobs, top_ids, top_logprobs = _logprobs(model, ids, draws.num_logprobs)
     logprobs = [value if ok else 0.0 for value, ok in zip(logprobs, finite.tolist(), strict=True)]
     return Sampled(
         ints(ids.tolist()),
-        bytes(flags.tolist()),
+        _flags(finite),
         reals(logprobs),
         ints(top_ids),
         reals(top_logprobs),
     )
+
+
+def adjust(logits: Tensor, adjusts: Sequence[Adjust | None]) -> Tensor:
+    """Return float32 logits with some rows adjusted, as `drivers.base.Reset` says."""
+    logits = logits.clone()
+    for row, how in zip(logits, adjusts, strict=True):
+        if how is not None and how.bias_ids:
+            ids = _numbers(how.bias_ids, torch.int32, row).long()
+            row[ids] += _numbers(how.bias, torch.float32, row)  # the ids are distinct
+        if how is not None and how.counts is not None:
+            ids = _numbers(how.counts.ids, torch.int32, row).long()
+            count = _numbers(how.counts.output, torch.int32, row)
+            seen = row[ids]
+            seen = torch.where(seen > 0, seen / how.repetition, seen * how.repetition)
+            row[ids] = seen - (how.presence * (count > 0) + how.frequency * count)
+    return logits
+
+
+def _numbers(values: "array[int] | array[float]", dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Return a copy of an array; while a tensor lies in its memory, it could not grow."""
+    return torch.frombuffer(values, dtype=dtype).to(like.device, copy=True)
 
 
 def draw(logits: Tensor, rows: Rows) -> Tensor:

@@ -1,33 +1,39 @@
 """Submit: the order of fences, and the checks of all ops before the first of them runs.
 
 `Fences` knows what was submitted. `check_ops` looks at every op of a Submit and raises PLAN_INVALID
-(UNSUPPORTED for a host tier that is not there, SLOT_LOST for a last sample that nobody has); then
-nothing has run. It returns each op with its buffers read:
+(UNSUPPORTED for a host tier that is not there, SLOT_LOST for a last sample or counts that nobody
+has); then nothing has run. It returns each op with its buffers read:
 
     Reset   -> ids              Copy   -> (src, dst)     Execute -> Plan
-    Scrub, Export, Import, Checksum -> blocks            Sample  -> Draws
+    Scrub, Export, Import, Checksum -> blocks            Sample  -> Draws     Score -> Given
+
+The logit rows of a Plan are those of its Sample, then those of its Score.
 """
 
 from array import array
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from drivers import base, wire
 from drivers.base import NULL_BLOCK, Direction, DriverFault, FaultKind
 from drivers.plan import (
+    Draws,
     Plan,
     Shape,
     check_execute,
     check_length,
     check_range,
     check_sample,
+    check_score,
     invalid,
     read_ints,
 )
+from drivers.slots import Known, Slot, adjusts, known
 
 MAX_ANSWER = wire.MAX_MESSAGE - 1024
 """Bytes that the results of a Submit may take."""
-COMPUTE_ONLY = (base.Reset, base.Execute, base.Sample)
+COMPUTE_ONLY = (base.Reset, base.Execute, base.Sample, base.Score)
 HOST_SOURCE = (Direction.H2D, Direction.H2H)
 HOST_TARGET = (Direction.D2H, Direction.H2H)
 
@@ -57,16 +63,14 @@ class Fences:
 
 
 def check_ops(
-    submit: base.Submit, shape: Shape | None, last: Mapping[int, tuple[int, int]]
+    submit: base.Submit, shape: Shape | None, slots: Mapping[int, Slot]
 ) -> list[tuple[Any, Any]]:
-    """Check all ops of a Submit; return (op, what was read of it) for each.
-
-    `last` has the last sample of a slot as (generation, id).
-    """
+    """Check all ops of a Submit; return (op, what was read of it) for each."""
     if shape is None or submit.model != shape.model:
         raise invalid(f"model {submit.model} is not loaded")
-    known = {slot: generation for slot, (generation, _) in last.items()} if submit.ops else {}
+    state = known(slots) if submit.ops else {}
     plan: Plan | None = None
+    forward, scored = 0, False  # where the Execute of `plan` stands; whether it has its Score
     checked: list[tuple[Any, Any]] = []
     for op in submit.ops:
         kind = type(op)
@@ -75,14 +79,24 @@ def check_ops(
         read: Any
         if kind is base.Execute:
             read = plan = check_execute(op, shape)
-            _check_slots(plan, known)
+            forward, scored = len(checked), False
+            _check_slots(plan, state)
         elif kind is base.Sample:
             read = check_sample(op, plan, shape)
             assert plan is not None
-            known.update((plan.slots[s], plan.generations[s]) for s in read.rows)
+            _check_draws(read, plan, state)
+        elif kind is base.Score:
+            read = check_score(op, plan, shape)
+            assert plan is not None
+            if scored:
+                raise invalid("an Execute has two Scores")
+            scored = True
+            whole = plan._replace(logit_rows=plan.logit_rows + read.rows)
+            checked[forward] = checked[forward][0], whole
         elif kind is base.Reset:
-            read = check_reset(op, shape)
-            known[op.slot] = op.generation
+            read = check_reset(op, shape, state.get(op.slot))
+            length = op.start + len(read) if op.start or op.num_prompt >= 0 else None
+            state[op.slot] = Known(op.generation, adjusts(op), length)
         elif kind is base.Copy:
             read = check_copy(op, shape)
         else:
@@ -102,10 +116,25 @@ def _answer_bytes(checked: tuple[Any, Any]) -> int:
     if isinstance(op, base.Sample):
         best = sum(max(0, count) for count in read.num_logprobs)
         return int(32 + 9 * len(read.rows) + 8 * best)
+    if isinstance(op, base.Score):
+        return int(32 + 5 * len(read.rows) + 8 * sum(read.num_logprobs))
     return 0
 
 
-def _check_slots(plan: Plan, known: dict[int, int]) -> None:
+def _check_draws(draws: Draws, plan: Plan, state: dict[int, Known]) -> None:
+    """Refuse rows whose adjustments are not there; follow what each draw does to its slot."""
+    fresh, lost = Known(-1, False, None), []
+    for r, (s, position) in enumerate(zip(draws.rows, draws.position, strict=True)):
+        slot, generation = plan.slots[s], plan.generations[s]
+        before = state.get(slot, fresh)
+        if draws.adjust and draws.adjust[r] and not before.fits(generation, position):
+            lost.append(slot)
+        state[slot] = before.drew(generation, position)
+    if lost:
+        raise DriverFault(FaultKind.SLOT_LOST, f"no counts or biases of slots {lost}", lost)
+
+
+def _check_slots(plan: Plan, state: dict[int, Known]) -> None:
     """Refuse a LAST_SAMPLE of a slot whose last sample is not there."""
     if base.LAST_SAMPLE not in plan.tokens:
         return
@@ -113,21 +142,46 @@ def _check_slots(plan: Plan, known: dict[int, int]) -> None:
         plan.slots[s]
         for s in range(len(plan.slots))
         if base.LAST_SAMPLE in plan.tokens[plan.qo_indptr[s] : plan.qo_indptr[s + 1]]
-        and known.get(plan.slots[s]) != plan.generations[s]
+        and (plan.slots[s] not in state or state[plan.slots[s]].generation != plan.generations[s])
     ]
     if lost:
         raise DriverFault(FaultKind.SLOT_LOST, f"no last sample of slots {lost}", lost)
 
 
-def check_reset(reset: base.Reset, shape: Shape) -> "array[int]":
-    """Check a Reset; return its ids."""
+def check_reset(reset: base.Reset, shape: Shape, before: Known | None) -> "array[int]":
+    """Check a Reset; return its ids. `before` is what is known of its slot."""
     ids = read_ints(reset.ids)
     if not 0 <= reset.slot < shape.max_seqs:
         raise invalid(f"slot {reset.slot}, there are {shape.max_seqs}")
     if not ids:
         raise invalid(f"the Reset of slot {reset.slot} has no ids")
     check_range("id", ids, 0, shape.vocab)
+    if not 0 <= reset.start <= shape.max_ctx - len(ids) and (reset.start or reset.num_prompt >= 0):
+        raise invalid(f"{len(ids)} ids from {reset.start} on are counted, max_ctx {shape.max_ctx}")
+    if reset.start:
+        if reset[4:] != base.Reset(0, 0, b"")[4:]:
+            raise invalid("a Reset that goes on has ids only")
+        if before is None or (before.generation, before.length) != (reset.generation, reset.start):
+            what = f"slot {reset.slot} has not counted the {reset.start} ids before"
+            raise DriverFault(FaultKind.SLOT_LOST, what, (reset.slot,))
+    _check_adjust(reset, shape)
     return ids
+
+
+def _check_adjust(reset: base.Reset, shape: Shape) -> None:
+    numbers = reset.repetition, reset.presence, reset.frequency
+    if not all(map(isfinite, numbers)) or reset.repetition <= 0:
+        raise invalid("repetition {:g}, presence {:g}, frequency {:g}".format(*numbers))
+    if numbers != (1, 0, 0) and reset.num_prompt < 0:
+        raise invalid("penalties, and the ids are not counted")
+    bias_ids = read_ints(reset.bias_ids)
+    check_range("bias id", bias_ids, 0, shape.vocab)
+    if len(reset.bias) != 4 * len(bias_ids) or len(set(bias_ids)) != len(bias_ids):
+        raise invalid(f"{len(bias_ids)} bias ids, distinct ones, for {len(reset.bias)} bytes")
+    if len(bias_ids) > base.MAX_BIAS:
+        raise invalid(f"a bias of {len(bias_ids)} ids, the limit is {base.MAX_BIAS}")
+    if not all(map(isfinite, base.read_reals(reset.bias))):
+        raise invalid("a bias is no number")
 
 
 def check_copy(copy: base.Copy, shape: Shape) -> tuple["array[int]", "array[int]"]:

@@ -38,6 +38,8 @@ from drivers.base import (
     Reset,
     Sample,
     Sampled,
+    Score,
+    Scored,
     Scrub,
     Stats,
     StatsReply,
@@ -57,6 +59,7 @@ _MESSAGES: tuple[Any, ...] = (
 )  # fmt: skip
 _PARTS: tuple[Any, ...] = (
     Reset, Copy, Scrub, Execute, Sample, Export, Import, Checksum, Sampled,
+    Score, Scored,
 )  # fmt: skip
 _ROWS: tuple[Any, ...] = (Fence, BlockTable, KvGroup)
 _ENUMS: tuple[tuple[type[IntEnum], int], ...] = (
@@ -66,8 +69,11 @@ _ENUMS: tuple[tuple[type[IntEnum], int], ...] = (
 _OF_1_0 = 14, 9
 """Messages and parts that version 1.0 has."""
 _OF_DRIVERS = frozenset(
-    (Ready, Progress, Estimate, Loaded, Complete, Fault, Heartbeat, StatsReply, Sampled, KvGroup)
-)
+    (
+        Ready, Progress, Estimate, Loaded, Complete, Fault, Heartbeat, StatsReply,
+        Sampled, Scored, KvGroup,
+    )
+)  # fmt: skip
 
 
 class BadMessage(Exception):

@@ -11,7 +11,7 @@ from math import inf
 from typing import NamedTuple
 
 from drivers import base
-from kernel.request import Request, Token
+from kernel.request import Request, Scores, Token
 from syscalls.errors import EIO, KernelError
 
 MAX_BLOCKS = 1 << 24
@@ -75,43 +75,94 @@ def check_fence(answer: base.Complete | base.Fault, epoch: int, in_flight: int) 
         raise Lie(f"ended fence {fence}, in flight is {in_flight or 'none'} of epoch {epoch}")
 
 
-def read_samples(
-    complete: base.Complete, samplers: Sequence[Request], vocab: int
-) -> list[Token | KernelError]:
-    """Return what was sampled for each request of the step that asked for it."""
+Result = Token | Scores | KernelError
+"""What a step gave a request: an id, probabilities, or the error that ends it."""
+
+
+def read_results(
+    complete: base.Complete,
+    samplers: Sequence[Request],
+    scorers: Sequence[tuple[Request, int]],
+    vocab: int,
+) -> list[Result]:
+    """Return what a step gave each request that asked for a sample, then for so many scores."""
     if complete.end_us < complete.start_us:
         raise Lie("ended a step before it began")
-    if len(complete.results) != bool(samplers):
+    if len(complete.results) != bool(samplers) + bool(scorers):
         raise Lie(f"gave {len(complete.results)} results for {len(samplers)} rows")
-    if not samplers:
-        return []
-    (sampled,) = complete.results
-    if type(sampled) is not base.Sampled:
-        raise Lie("sampled nothing")
-    counts = [request.infer.logprobs or 0 for request in samplers if request.infer is not None]
-    _check_sizes(sampled, len(samplers), sum(counts))
-    ids, logprobs = base.read_ints(sampled.ids), base.read_reals(sampled.logprobs)
-    top_ids, top_logprobs = base.read_ints(sampled.top_ids), base.read_reals(sampled.top_logprobs)
-    first, answers = 0, list[Token | KernelError]()
-    for row, count in enumerate(counts):
-        best = slice(first, first + count)
-        first += count
-        if sampled.flags[row] == base.RowFlag.NUMERIC:
-            answers.append(
-                EIO("the model's logits are not numbers (NaN or Inf); nothing was sampled")
-            )
-            continue
-        top = list(zip(top_ids[best], top_logprobs[best], strict=True))
-        _check_row(row, sampled.flags[row], [(ids[row], logprobs[row]), *top], vocab)
-        answers.append(Token(ids[row], logprobs[row], top))
+    results = list(complete.results)
+    answers: list[Result] = []
+    if samplers:
+        answers += _samples(results.pop(0), samplers, vocab)
+    if scorers:
+        answers += _scores(results.pop(0), scorers, vocab)
     return answers
 
 
-def _check_sizes(sampled: base.Sampled, rows: int, best: int) -> None:
-    sizes = (rows * 4, rows, rows * 4, best * 4, best * 4)
-    for name, raw, size in zip(sampled._fields, sampled, sizes, strict=True):
+def _samples(sampled: object, samplers: Sequence[Request], vocab: int) -> list[Result]:
+    if type(sampled) is not base.Sampled:
+        raise Lie("sampled nothing")
+    counts = [request.infer.logprobs or 0 for request in samplers if request.infer is not None]
+    rows, best = len(samplers), sum(counts)
+    _check_sizes(sampled, (rows * 4, rows, rows * 4, best * 4, best * 4))
+    ids, logprobs = base.read_ints(sampled.ids), base.read_reals(sampled.logprobs)
+    top = _Top(sampled)
+    answers: list[Result] = []
+    for row, count in enumerate(counts):
+        pairs = top.next(count)
+        if sampled.flags[row] == base.RowFlag.NUMERIC:
+            answers.append(_numeric("sampled"))
+            continue
+        _check_row(row, sampled.flags[row], [(ids[row], logprobs[row]), *pairs], vocab)
+        answers.append(Token(ids[row], logprobs[row], pairs))
+    return answers
+
+
+def _scores(scored: object, scorers: Sequence[tuple[Request, int]], vocab: int) -> list[Result]:
+    if type(scored) is not base.Scored:
+        raise Lie("scored nothing")
+    rows = sum(count for _, count in scorers)
+    best = sum(count * request.score.top for request, count in scorers if request.score)
+    _check_sizes(scored, (rows, rows * 4, best * 4, best * 4))
+    logprobs, top = base.read_reals(scored.logprobs), _Top(scored)
+    answers: list[Result] = []
+    first = 0
+    for request, count in scorers:
+        assert request.score is not None
+        mine, first = range(first, first + count), first + count
+        scores = Scores(
+            list(logprobs[mine.start : mine.stop]), [top.next(request.score.top) for _ in mine]
+        )
+        if any(scored.flags[row] == base.RowFlag.NUMERIC for row in mine):
+            answers.append(_numeric("scored"))
+            continue
+        for row, logprob, pairs in zip(mine, *scores, strict=True):
+            _check_row(row, scored.flags[row], [(0, logprob), *pairs], vocab)
+        answers.append(scores)
+    return answers
+
+
+def _numeric(what: str) -> KernelError:
+    return EIO(f"the model's logits are not numbers (NaN or Inf); nothing was {what}")
+
+
+class _Top:
+    """The best ids of all rows, to be taken row by row."""
+
+    def __init__(self, result: base.Sampled | base.Scored) -> None:
+        ids, logprobs = base.read_ints(result.top_ids), base.read_reals(result.top_logprobs)
+        self._pairs = list(zip(ids, logprobs, strict=True))
+        self._first = 0
+
+    def next(self, count: int) -> list[tuple[int, float]]:
+        self._first += count
+        return self._pairs[self._first - count : self._first]
+
+
+def _check_sizes(result: base.Sampled | base.Scored, sizes: Sequence[int]) -> None:
+    for name, raw, size in zip(result._fields, result, sizes, strict=True):
         if len(raw) != size:
-            raise Lie(f"sampled {len(raw)} bytes of {name}, {rows} rows need {size}")
+            raise Lie(f"gave {len(raw)} bytes of {name}, and {size} were asked for")
 
 
 def _check_row(row: int, flags: int, pairs: list[tuple[int, float]], vocab: int) -> None:

@@ -12,17 +12,17 @@ take the device down for ever. A model that its driver refuses fails alone, if o
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from drivers import base, wire
-from kernel.answer import Lie, check_fence, read_samples
+from kernel.answer import Lie, Result, check_fence, read_results
 from kernel.context import Context
 from kernel.link import Link, LinkDown
 from kernel.model import Model, ModelState, ModelTable
 from kernel.policy import Policy
-from kernel.request import Request, Token
+from kernel.request import Request
 from kernel.step import Entry, step_ops
 from kernel.watch import Patience, Watch
 from syscalls.errors import EIO, ENODEV, ENOMEM, ENOTSUP, KernelError
@@ -44,8 +44,8 @@ class News(NamedTuple):
     what: base.Progress | KernelError | None
 
 
-Outcome = tuple[Request, Token | KernelError]
-"""What a step gave a request: an id, or the error that ends it."""
+Outcome = tuple[Request, Result]
+"""What a step gave a request."""
 
 
 class DeviceState(Enum):
@@ -262,11 +262,12 @@ class Device:
         model = self._flown(complete)
         if model is None:
             return ()
-        sampled = read_samples(complete, model.sched.samplers, model.desc.vocab)
+        sched = model.sched
+        results = read_results(complete, sched.samplers, sched.scorers, model.desc.vocab)
         self._landed()
         model.pool.fence_passed(complete.value)
         took_us = complete.end_us - complete.start_us
-        return model.sched.commit(sampled, took_us) if model.sched.step else ()
+        return sched.commit(results, took_us) if sched.step else ()
 
     def _flown(self, answer: base.Complete | base.Fault) -> Model | None:
         """Return the model of the Submit that is answered; None if it has gone since."""
@@ -328,16 +329,29 @@ class Device:
         return True
 
     def _step(self, model: Model) -> bool:
-        """Submit the next step of a model, or its scrubs; False if there was nothing to submit."""
-        entries, copies = model.sched.plan()
+        """Submit a model's next step, or what goes before it; False if there is nothing to do."""
+        sched = model.sched
+        resets = sched.resets()
+        if resets:
+            self._submit(model, [], [], resets)
+            return True
+        entries, copies = sched.plan()
         if entries:
             self._submit(model, entries, copies)
-        model.sched.make_room()
+        elif resets := sched.resets():
+            self._submit(model, [], [], resets)
+        sched.make_room()
         if not self._in_flight and model.pool.has_dirty:
             self._submit(model, [], [])
         return self._in_flight is not None
 
-    def _submit(self, model: Model, entries: list[Entry], copies: list[tuple[int, int]]) -> None:
+    def _submit(
+        self,
+        model: Model,
+        entries: list[Entry],
+        copies: list[tuple[int, int]],
+        resets: Sequence[base.Reset] = (),
+    ) -> None:
         self._value += 1
         value, number = self._value, model.number
         ops = step_ops(number, value, entries, copies, model.pool.take_dirty(value))
@@ -345,6 +359,7 @@ class Device:
         self._watch.stepping()
         if entries:
             model.sched.submitted(value, entries)
+        ops = (*resets, *ops)
         self.link.send(base.Submit(self.epoch, base.Queue.COMPUTE, value, (), number, ops))
 
     @property

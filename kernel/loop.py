@@ -197,7 +197,7 @@ class Kernel:
     def _shut_down(self, now: float) -> None:
         k = self.system
         assert k.stop_by is not None
-        infers = [request for request in k.device.requests if request.infer]
+        infers = [request for request in k.device.requests if not request.background]
         if infers and now < k.stop_by:
             return
         for request in infers:

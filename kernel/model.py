@@ -146,8 +146,9 @@ class Model:
     def lose_all(self) -> list[Request]:
         """Forget all KV: the epoch has ended; return the requests that were in flight."""
         hit = self._sched.fail() if self._sched and self._sched.step else []
-        if self._pool:
+        if self._pool and self._sched:
             self._pool.lose_all()
+            self._sched.lose_slots()
         if self.serves:
             self.state = ModelState.WAITING
         return hit
@@ -155,7 +156,7 @@ class Model:
     def end(self, state: ModelState, note: str) -> list[Request]:
         """Serve no more: FAILED or GONE; return the requests that this ends."""
         self.state, self.note = state, note
-        return [request for request in self.requests if request.infer]
+        return [request for request in self.requests if not request.background]
 
 
 class ModelTable:

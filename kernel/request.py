@@ -1,4 +1,4 @@
-"""Request: one infer, or the background prefill of an append, being scheduled on a context.
+"""Request: one infer or score, or the background prefill of an append, scheduled on a context.
 
 A request counts its own progress; ids belong to the context. States, with the letters of ps:
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kernel.context import Context
 from kernel.panic import KernelPanic
-from syscalls.abi import Finish, Infer
+from syscalls.abi import Finish, Infer, Score
 
 
 class RequestState(Enum):
@@ -35,15 +35,30 @@ class Token(NamedTuple):
     top: list[tuple[int, float]]
 
 
+class Scores(NamedTuple):
+    """Ids of a context from where its score has come to, each with its probability."""
+
+    logprobs: list[float]
+    top: list[list[tuple[int, float]]]
+
+
 class Request:
-    """One request. `infer` None: a prefill that nobody waits for."""
+    """One request. Neither `infer` nor `score`: a prefill that nobody waits for."""
 
     def __init__(
-        self, arrival: int, ctx: Context, infer: Infer | None, owner: Any, call: int, seed: int
+        self,
+        arrival: int,
+        ctx: Context,
+        infer: Infer | None,
+        owner: Any,
+        call: int,
+        seed: int,
+        score: Score | None = None,
     ) -> None:
         self.arrival = arrival  # order of acceptance, unique
         self.ctx = ctx
         self.infer = infer
+        self.score = score
         self.owner = owner  # the Session that gets the events
         self.call = call
         self.seed = seed
@@ -51,6 +66,12 @@ class Request:
         self.cached = min(ctx.computed, max(0, ctx.length - 1))
         self.output = 0
         self.overrun = 0
+        self.scored = score.start if score else 0  # the next position to be scored
+        self.counted = infer is not None and penalizes(infer)
+        self.adjusted = infer is not None and (self.counted or bool(infer.logit_bias))
+        from_ = infer.penalize_from if infer else None
+        self.penalize_from = self.prompt if from_ is None else from_
+        self.told = 0  # ids that the driver has been told for this slot, if it is adjusted
         self.stop_ids: frozenset[int] = frozenset()
         self.start = 0  # where the next step begins, as its plan has found it
         self.slot: int | None = None
@@ -79,11 +100,16 @@ class Request:
     @property
     def background(self) -> bool:
         """Nobody waits for it: it computes the ids of an append before an infer needs them."""
-        return self.infer is None
+        return self.infer is None and self.score is None
+
+    @property
+    def untold(self) -> bool:
+        """Whether the driver lacks what it needs to adjust the next sample."""
+        return self.adjusted and self.told != self.ctx.length
 
     @property
     def target(self) -> int:
-        """Positions to compute: an infer needs the logits of the last id, a prefill does not."""
+        """Positions to compute: an infer needs the logits of the last id, nobody else does."""
         return self.ctx.length if self.infer else max(0, self.ctx.length - 1)
 
     @property
@@ -102,6 +128,13 @@ class Request:
             return Finish.STOP
         self.ctx.append(array("i", (token,)))
         self.output += 1
+        self.told += self.told > 0  # the driver has counted it
         if self.output == self.infer.max_tokens or self.ctx.length == max_ctx:
             return Finish.LENGTH
         return None
+
+
+def penalizes(infer: Infer) -> bool:
+    """Whether an infer's ids have to be counted."""
+    off = infer.repetition_penalty == 1 and not infer.presence_penalty
+    return not off or bool(infer.frequency_penalty)

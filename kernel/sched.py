@@ -9,16 +9,22 @@ takes new blocks, so room goes to whom it was made for. A prefill in the backgro
 ends: it may use what is free, and nothing is dropped for it.
 
 A position that is filled is never written again. A request that needs logits of one (a fork of
-a finished context, a cached prompt) runs that token again and stores it in the null block.
+a finished context, a cached prompt, a score) runs that token again and stores it in the null block.
+An entry is either all of filled positions or all of others: that is what its writes say.
+
+Rows of logits are a budget too: one per sample, one per id that a score asks for. A score leaves
+those to others that may sample in the same step, so it is slower in company and stops nobody.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
+from drivers import base
 from kernel import pager
 from kernel.block import NOT_RESIDENT, Block, BlockPool
 from kernel.policy import Policy
-from kernel.request import Request, RequestState, Token
+from kernel.request import Request, RequestState, Scores, Token
+from kernel.slots import Slots, resets
 from kernel.step import Entry, Step, StepLimits, Write
 from syscalls.errors import KernelError
 
@@ -35,8 +41,8 @@ class Scheduler:
         self.steps = 0
         self.wasted = 0
         self._contexts = contexts  # () -> Iterable[Context], for the pager
-        self._slots = list(range(limits.max_seqs - 1, -1, -1))
-        self._generation = 0
+        self._slots = Slots(limits.max_seqs)
+        self._told = False  # the last call of `resets` gave some
         self._us_per_token = 0.0
         self._starved: tuple[Request, list[Block]] | None = None
 
@@ -53,7 +59,12 @@ class Scheduler:
         self.requests.pop(request.arrival, None)
         if request.ctx.request is request:
             request.ctx.request = None
-        self._give_slot(request)
+        self._slots.give(request)
+
+    def lose_slots(self) -> None:
+        """Forget what the driver was told: its epoch has ended."""
+        for request in self.requests.values():
+            self._slots.give(request)
 
     @property
     def crowded(self) -> bool:
@@ -68,6 +79,7 @@ class Scheduler:
         copies: list[tuple[int, int]] = []
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
         self._starved = None  # of a plan that was never sent
+        rows = self.limits.max_logit_rows
         runnable = [r for r in self.requests.values() if not r.held]
         for request in runnable:
             request.start = request.ctx.planned
@@ -78,9 +90,16 @@ class Scheduler:
             if tokens == 0 or len(entries) == self.limits.max_seqs:
                 break
             start, end = self._span(request, min(chunk, tokens))
+            if request.score is not None:
+                spare = max(1, rows - (len(runnable) - len(entries)))
+                end = min(end, max(start, request.scored - 1) + spare)
             if start == end:
                 self.remove(request)  # a prefill that has nothing left to do
                 continue
+            samples = request.infer is not None and end == request.target
+            scores = max(0, end + 1 - max(request.scored, start + 1)) if request.score else 0
+            if samples + scores > rows or (samples and request.untold):
+                continue  # the next step has rows; what is to be told goes before it
             size = self.pool.block_size
             if -(-end // size) > refs:
                 if request.decoding:
@@ -92,11 +111,35 @@ class Scheduler:
                 else:
                     dry = True
                 continue
-            self._take_slot(request, entries)
-            entries.append(self._entry(request, start, end))
+            self._slots.take(request, self._may_wait(entry.request for entry in entries))
+            entries.append(self._entry(request, start, end, samples, scores))
             tokens -= end - start
             refs -= -(-end // size)
+            rows -= samples + scores
         return entries, copies
+
+    def resets(self) -> list[base.Reset]:
+        """Return what the driver must be told before requests can sample; it counts as told.
+
+        Only of those that come first: others might lose their slots before they get that far.
+        After a call that gave some, one gives none, so that steps have their turn.
+        """
+        self._told = not self._told
+        runnable = [r for r in self.requests.values() if not r.held]
+        if not self._told or not any(request.untold for request in runnable):
+            self._told = False
+            return []
+        order = [cast(Request, item) for item in self.policy.order(runnable)]
+        first = order[: self.limits.max_seqs]
+        untold = [request for request in first if request.untold]
+        for request in untold:
+            self._slots.take(request, self._may_wait(first))
+        return resets(untold)
+
+    def _may_wait(self, chosen: Iterable[Request]) -> Iterator[Request]:
+        """Yield the requests that are not chosen, the youngest first."""
+        run = set(chosen)
+        yield from (request for request in reversed(self.requests.values()) if request not in run)
 
     def _chunk(self, decodes: int) -> int:
         """Tokens of prefill per request: as many as keep a step with decodes near its target."""
@@ -115,6 +158,9 @@ class Scheduler:
         start, target = request.start, request.target
         if start < ctx.length and ctx.blocks[start // size].refs > 1:
             start = ctx.planned  # a sharer may have its part of this very step
+        if request.score and start >= request.scored:
+            again = request.scored - 1
+            return again, min(target, start, again + budget)
         if start >= target:
             return (target - 1, target) if request.infer else (target, target)
         end = min(target, start + budget)
@@ -122,24 +168,6 @@ class Scheduler:
             if ctx.blocks[index].reach:
                 return start, index * size
         return start, end
-
-    def _take_slot(self, request: Request, entries: list[Entry]) -> None:
-        """Give a request of this step a slot: there are more of them than entries so far."""
-        if request.slot is not None:
-            return
-        if not self._slots:
-            chosen = {entry.request for entry in entries}
-            for other in self.requests.values():
-                if other not in chosen:
-                    self._give_slot(other)
-        request.slot = self._slots.pop()
-        self._generation = (self._generation + 1) & 0x7FFFFFFF
-        request.generation = self._generation
-
-    def _give_slot(self, request: Request) -> None:
-        if request.slot is not None:
-            self._slots.append(request.slot)
-            request.slot = None
 
     def _reserve(
         self, request: Request, start: int, end: int, dry: bool, copies: list[tuple[int, int]]
@@ -165,7 +193,7 @@ class Scheduler:
             self.pool.copied += 1
         self.pool.drop_origin(block)
 
-    def _entry(self, request: Request, start: int, end: int) -> Entry:
+    def _entry(self, request: Request, start: int, end: int, samples: bool, scores: int) -> Entry:
         ctx, size = request.ctx, self.pool.block_size
         writes = []
         for index in range(start // size, -(-end // size)):
@@ -173,10 +201,9 @@ class Scheduler:
             if upto > block.planned:
                 block.planned = upto
                 writes.append(Write(block, block.id, upto))
-        samples = request.infer is not None and end == request.target
         decoding = samples and end - start == 1
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)
-        return Entry(request, start, end, writes, samples)
+        return Entry(request, start, end, writes, samples, scores)
 
     def make_room(self) -> None:
         """Let the pager find blocks for the first request of the last plan that got none.
@@ -206,21 +233,29 @@ class Scheduler:
         """The requests of the step in flight that get an id of it, in order."""
         return [entry.request for entry in self.step.entries if entry.samples] if self.step else []
 
+    @property
+    def scorers(self) -> list[tuple[Request, int]]:
+        """The requests of the step in flight that get so many scores of it, in order."""
+        entries = self.step.entries if self.step else []
+        return [(entry.request, entry.scores) for entry in entries if entry.scores]
+
     def commit(
-        self, sampled: Sequence[Token | KernelError], took_us: int
-    ) -> Iterator[tuple[Request, Token | KernelError]]:
-        """Take the step's results: KV is filled, each live request gets its sampled id."""
-        samplers, step = self.samplers, self._end_step()
+        self, results: Sequence[Token | Scores | KernelError], took_us: int
+    ) -> Iterator[tuple[Request, Token | Scores | KernelError]]:
+        """Take the step's results, of samplers, then of scorers: KV is filled, each live request
+        gets its own."""
+        waiting = [*self.samplers, *(request for request, _ in self.scorers)]
+        step = self._end_step()
         self._measure(step, took_us)
         for entry in step.entries:
             for write in entry.writes:
                 if write.block.id == write.id:
                     write.block.filled = max(write.block.filled, write.upto)
-        for request, token in zip(samplers, sampled, strict=True):
+        for request, result in zip(waiting, results, strict=True):
             if request.done:
                 self.wasted += 1
             else:
-                yield request, token
+                yield request, result
 
     def fail(self) -> list[Request]:
         """Undo the step that faulted; return its live requests."""

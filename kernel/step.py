@@ -19,7 +19,8 @@ from kernel.request import Request
 MAX_SEQS = 512
 MAX_TOKENS = 4096
 SEQ_BYTES = 80
-"""Of a sequence in a message: 5 ints of its own, 10 of its sample (a seed counts two), a copy."""
+"""Of a sequence in a message: 5 ints of its own, 11 of its sample (a seed counts two), a copy. A
+row of a score takes the place of a sample."""
 TOKEN_BYTES = 12
 """Of a token: id, position, slot."""
 BLOCK_BYTES = 4
@@ -35,6 +36,7 @@ class StepLimits(NamedTuple):
     max_block_refs: int
     prefill_chunk: int
     target_us: int  # 0: no target; a fixed chunk, for tests and simulation
+    max_logit_rows: int  # samples, and ids that are scored
 
 
 def step_limits(loaded: base.Loaded, prefill_chunk: int, target_us: int) -> StepLimits:
@@ -43,8 +45,9 @@ def step_limits(loaded: base.Loaded, prefill_chunk: int, target_us: int) -> Step
     room = wire.MAX_MESSAGE - ENVELOPE_BYTES - MAX_SCRUBS * BLOCK_BYTES
     refs = (room - tokens * TOKEN_BYTES - seqs * SEQ_BYTES) // BLOCK_BYTES
     return StepLimits(
-        tokens, seqs, min(loaded.max_block_refs, refs), min(prefill_chunk, tokens), target_us
-    )
+        tokens, seqs, min(loaded.max_block_refs, refs), min(prefill_chunk, tokens), target_us,
+        min(loaded.max_logit_rows or seqs, seqs),
+    )  # fmt: skip
 
 
 class Write(NamedTuple):
@@ -63,6 +66,7 @@ class Entry(NamedTuple):
     end: int
     writes: list[Write]
     samples: bool
+    scores: int = 0  # of its last positions: what follows them is scored
 
 
 class Step(NamedTuple):
@@ -87,6 +91,8 @@ def step_ops(
         samplers = [(s, e.request) for s, e in enumerate(entries) if e.samples]
         if samplers:
             ops.append(_sample(samplers))
+        if any(entry.scores for entry in entries):
+            ops.append(_score(entries))
     return tuple(ops)
 
 
@@ -129,6 +135,7 @@ def _write_slots(entry: Entry, table: "array[int]", ctx: Context) -> list[int]:
 
 def _sample(samplers: list[tuple[int, Request]]) -> base.Sample:
     infers = [cast(Any, request.infer) for _, request in samplers]
+    adjusted = any(request.adjusted for _, request in samplers)
     return base.Sample(
         base.ints(row for row, _ in samplers),
         base.reals(i.temperature for i in infers),
@@ -138,4 +145,19 @@ def _sample(samplers: list[tuple[int, Request]]) -> base.Sample:
         base.seeds(request.seed for _, request in samplers),
         base.ints(request.ctx.length for _, request in samplers),
         base.ints(-1 if i.logprobs is None else i.logprobs for i in infers),
+        base.ints(request.adjusted for _, request in samplers) if adjusted else b"",
     )
+
+
+def _score(entries: list[Entry]) -> base.Score:
+    """Return the Score of a step: after each of an entry's last positions, the id that is there."""
+    rows, ids, num_logprobs = array("i"), array("i"), array("i")
+    end = 0
+    for entry in entries:
+        end += entry.end - entry.start
+        if entry.scores:
+            score = cast(Any, entry.request.score)
+            rows.extend(range(end - entry.scores, end))
+            ids.extend(entry.request.ctx.read(entry.end - entry.scores + 1, entry.end + 1))
+            num_logprobs.extend([score.top] * entry.scores)
+    return base.Score(rows.tobytes(), ids.tobytes(), num_logprobs.tobytes())

@@ -1,4 +1,4 @@
-"""Handlers of infer and cancel, and what happens to a request afterwards.
+"""Handlers of infer and cancel, and what happens to a request (a score, too) afterwards.
 
 A request ends in one of three ways, all of them here: `finish_request` (stop, length, cancelled),
 `fail_request` (an error), `drop_request` (its context or task went away).
@@ -11,11 +11,11 @@ from typing import Any
 from kernel.context import Context
 from kernel.device import Outcome
 from kernel.handler import PENDING, Caller, Done, Pending
-from kernel.request import Request, Token
+from kernel.request import Request, Scores, Token, penalizes
 from kernel.system import System
 from kernel.task import TaskState
-from syscalls.abi import Cancel, Event, Finish, Infer, InferResult, LengthResult
-from syscalls.errors import E2BIG, EBUSY, ECANCELED, EINVAL, ENOMEM, ESRCH, KernelError
+from syscalls.abi import Cancel, Event, Finish, Infer, InferResult, LengthResult, ScoreResult
+from syscalls.errors import E2BIG, EBUSY, ECANCELED, EINVAL, ENOMEM, ENOTSUP, ESRCH, KernelError
 
 
 def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
@@ -39,21 +39,48 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
         raise EINVAL(f"stop ids are below {desc.vocab}, the model's vocabulary")
     if (args.logprobs or 0) > desc.vocab:
         raise EINVAL(f"{args.logprobs} best ids of a vocabulary of {desc.vocab}")
+    _check_adjust(k, ctx, args, length)
     cached = min(ctx.computed, length - 1)
     if ids:
         ctx.append(ids)
-    _start(k, caller, ctx, args, cached)
+    seed = k.random.getrandbits(64) if args.seed is None else args.seed
+    request = Request(next(k.arrivals), ctx, args, caller.session, caller.call, seed)
+    eos = () if args.ignore_eos else desc.eos_ids
+    request.stop_ids = frozenset((*args.stop_ids, *eos))
+    start_request(k, caller, request, cached)
     return PENDING
 
 
-def _start(k: System, caller: Caller, ctx: Context, args: Infer, cached: int) -> None:
+def _check_adjust(k: System, ctx: Context, args: Infer, length: int) -> None:
+    """Raise ENOTSUP or EINVAL unless the device can adjust logits as it is asked to."""
+    if penalizes(args):
+        require_feature(k, "penalties")
+    if args.penalize_from is not None and args.penalize_from > length:
+        raise EINVAL(f"penalize_from {args.penalize_from} of a context of {length} ids")
+    if not args.logit_bias:
+        return
+    require_feature(k, "bias")
+    ids = array("i", (token for token, _ in args.logit_bias))
+    check_ids(ctx, ids)
+    if len(set(ids)) != len(ids):
+        raise EINVAL("logit_bias names an id twice")
+
+
+def require_feature(k: System, name: str) -> None:
+    """Raise ENOTSUP unless the device has it."""
+    ready = k.device.ready
+    if ready is None or name not in ready.features:
+        raise ENOTSUP(
+            f"device {k.device.name} has no {name}", "leave it out, or use another device"
+        )
+
+
+def start_request(k: System, caller: Caller, request: Request, cached: int) -> None:
+    """Give a request that is accepted to the scheduler; its call ends when it does."""
+    ctx = request.ctx
     if ctx.request is not None:
-        ctx.model.sched.remove(ctx.request)  # a background prefill: the infer does its work too
-    seed = k.random.getrandbits(64) if args.seed is None else args.seed
-    request = Request(next(k.arrivals), ctx, args, caller.session, caller.call, seed)
+        ctx.model.sched.remove(ctx.request)  # a background prefill: this does its work too
     request.cached = cached
-    eos = () if args.ignore_eos else ctx.model.desc.eos_ids
-    request.stop_ids = frozenset((*args.stop_ids, *eos))
     if caller.task.state is TaskState.STOPPED:
         request.held = "signal"
     ctx.model.sched.add(request)
@@ -63,10 +90,12 @@ def _start(k: System, caller: Caller, ctx: Context, args: Infer, cached: int) ->
 
 
 def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
-    """End an infer of this session; its FIN says `cancelled`."""
+    """End an infer or a score of this session; its FIN says `cancelled`."""
     request = caller.session.infers.get(args.call)
     if request is None:
         return _cancel_waiting(caller, args)
+    if args.keep is not None and request.score:
+        raise EINVAL("a score has no output of which something could be kept", "leave out keep")
     if args.keep is not None and args.keep > request.output:
         raise EINVAL(f"keep {args.keep} of {request.output} output ids")
     if args.keep is not None:
@@ -78,28 +107,32 @@ def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
 
 
 def _cancel_waiting(caller: Caller, args: Cancel) -> Done:
-    """End an infer that has not begun: it waits behind another one (QUEUE)."""
+    """End a call that has not begun: it waits behind an infer or a score (QUEUE)."""
     for ctx in caller.task.contexts.values():
         if args.keep:
             break
         if cancel_queued(ctx, args.call):
             return Done(LengthResult(ctx.length))
-    raise ESRCH(f"call {args.call} is no unfinished infer of this session")
+    raise ESRCH(f"call {args.call} is no unfinished infer or score of this session")
 
 
 def cancel_queued(ctx: Context, call: int | None = None) -> bool:
-    """End the infers that wait on a context, all or one of them; see whether there was any."""
+    """End infers and scores that wait on a context, all or one; see whether there was any."""
 
     def chosen(request: Any) -> bool:
-        return request.row.name == "infer" and call in (None, request.call)
+        return request.row.name in ("infer", "score") and call in (None, request.call)
 
     found = [item for item in ctx.queued if chosen(item[1])]
     if found:
         ctx.queued = deque(item for item in ctx.queued if not chosen(item[1]))
     for session, queued in found:
-        seed = queued.args.seed or 0
-        result = InferResult(int(Finish.CANCELLED), ctx.length, ctx.length, 0, 0, 0, seed)
-        session.finish(queued.call, result)
+        end, length, args = int(Finish.CANCELLED), ctx.length, queued.args
+        session.finish(
+            queued.call,
+            ScoreResult(end, length, args.start, 0, 0)
+            if queued.row.name == "score"
+            else InferResult(end, length, length, 0, 0, 0, args.seed or 0),
+        )
     return bool(found)
 
 
@@ -146,12 +179,15 @@ def check_room(ctx: Context, length: int, max_tokens: int) -> None:
 
 
 def deliver(k: System, outcome: Outcome) -> None:
-    """Give a request what a step had for it: its next id, or its end."""
+    """Give a request what a step had for it: its next id, some scores, or its end."""
     request, what = outcome
     if request.done:
         return  # an earlier outcome of the same turn ended it
     if isinstance(what, KernelError):
         fail_request(k, request, what)
+        return
+    if isinstance(what, Scores):
+        _deliver_scores(k, request, what)
         return
     finish = request.take(what.id, request.ctx.model.desc.max_ctx)
     if finish is not Finish.STOP:
@@ -159,6 +195,21 @@ def deliver(k: System, outcome: Outcome) -> None:
         _emit_token(request, what)
     if finish is not None:
         finish_request(k, request, finish)
+
+
+def _deliver_scores(k: System, request: Request, scores: Scores) -> None:
+    assert request.score is not None
+    start = request.scored
+    request.scored += len(scores.logprobs)
+    request.owner.emit(
+        Event.TOKEN,
+        request.call,
+        list(request.ctx.read(start, request.scored)),
+        scores.logprobs,
+        scores.top if request.score.top else None,
+    )
+    if request.scored == request.ctx.length:
+        finish_request(k, request, Finish.LENGTH)
 
 
 def _emit_token(request: Request, token: Token) -> None:
@@ -173,22 +224,27 @@ def _emit_token(request: Request, token: Token) -> None:
 
 
 def finish_request(k: System, request: Request, finish: Finish) -> None:
-    """End an infer with its result."""
+    """End an infer or a score with its result."""
     _retire(k, request)
     k.counters.finished += 1
-    request.owner.finish(
-        request.call,
-        InferResult(
-            int(finish), request.ctx.length, request.prompt, request.cached,
-            request.output, request.overrun, request.seed,
-        ),
+    request.owner.finish(request.call, _result(request, int(finish)))
+
+
+def _result(request: Request, finish: int) -> InferResult | ScoreResult:
+    length, score = request.ctx.length, request.score
+    if score is not None:
+        scored = request.scored - score.start
+        return ScoreResult(finish, length, score.start, scored, request.cached)
+    return InferResult(
+        finish, length, request.prompt, request.cached,
+        request.output, request.overrun, request.seed,
     )  # fmt: skip
 
 
 def fail_request(k: System, request: Request, error: KernelError) -> None:
-    """End an infer with an error; a background prefill just ends."""
+    """End an infer or a score with an error; a background prefill just ends."""
     _retire(k, request)
-    if request.infer is not None:
+    if not request.background:
         k.counters.failed += 1
         request.owner.fail(request.call, error)
 

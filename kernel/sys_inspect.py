@@ -70,7 +70,7 @@ def _pool_row(k: System, model: Model) -> Row:
 
 def _kernel_row(k: System, _: System) -> Row:
     c, totals = k.counters, k.device.models.totals
-    infers = [request for request in k.device.requests if request.infer]
+    infers = [request for request in k.device.requests if not request.background]
     running = sum(request.slot is not None for request in infers)
     yield len(infers)
     return KernelRow(

@@ -8,7 +8,7 @@ anything but KernelError. Anything else is our bug and stops the kernel.
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from kernel import sys_admin, sys_ctx, sys_infer, sys_inspect, sys_model, sys_task
+from kernel import sys_admin, sys_ctx, sys_infer, sys_inspect, sys_model, sys_score, sys_task
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import Work
 from kernel.session import Session
@@ -34,6 +34,7 @@ HANDLERS: dict[str, Handler] = {
     "stat_ctx": sys_ctx.sys_stat_ctx,
     "infer": sys_infer.sys_infer,
     "cancel": sys_infer.sys_cancel,
+    "score": sys_score.sys_score,
     "load_model": sys_model.sys_load_model,
     "unload_model": sys_model.sys_unload_model,
     "list_models": sys_model.sys_list_models,
@@ -47,7 +48,7 @@ HANDLERS: dict[str, Handler] = {
 MAX_STRIKES = 3
 """Messages that are not of this ABI, before the session is closed."""
 
-_ON_CONTEXT = frozenset({"append", "trim_ctx", "infer"})
+_ON_CONTEXT = frozenset({"append", "trim_ctx", "infer", "score"})
 _RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill"})
 """What a client that is at its limits may still call: it brings it below them."""
 

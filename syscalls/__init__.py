@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from syscalls.child import Child
 from syscalls.client import Task, connect
-from syscalls.context import Context, Stream
+from syscalls.context import Answers, Context, Stream
 from syscalls.conversation import Turn
 from syscalls.errors import (
     E2BIG,
@@ -42,6 +42,7 @@ from syscalls.errors import (
     KernelError,
 )
 from syscalls.flow import Raw
+from syscalls.forks import Scored
 from syscalls.output import Piece, Usage
 from syscalls.session import Exited, Progress, Signalled
 
@@ -56,8 +57,10 @@ __all__ = [
     "Child",
     "Context",
     "Stream",
+    "Answers",
     # values
     "Piece",
+    "Scored",
     "Usage",
     "Progress",
     "Turn",

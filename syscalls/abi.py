@@ -24,6 +24,7 @@ MAX_FRAME = 64 * 1024
 MAX_IDS = 256 * 1024
 MAX_EVENTS = 4096  # in one reply
 MAX_STOP_IDS = 64
+MAX_BIAS = 300
 MAX_LOGPROBS = 20
 KEPT_RESULTS = 1024
 MODEL_CHUNK = 256 * 1024
@@ -66,6 +67,14 @@ class Ints(NamedTuple):
     hi: int
 
 
+class Pairs(NamedTuple):
+    """At most `max_len` arrays [whole number, number], each in its range."""
+
+    max_len: int
+    first: Int
+    second: Real
+
+
 U8 = Annotated[int, Int(0, 2**8 - 1)]
 U32 = Annotated[int, Int(0, 2**32 - 1)]
 U64 = Annotated[int, Int(0, 2**64 - 1)]
@@ -80,6 +89,10 @@ Path = Annotated[str, Text(4096, re.compile(r"[^\x00-\x1f\x7f]*"))]
 ModelName = Annotated[str, Text(128, re.compile(r"[A-Za-z0-9._:/-]{1,128}"))]
 Ticket = Annotated[bytes, Blob(32)]
 StopIds = Annotated[tuple[int, ...], Ints(MAX_STOP_IDS, 0, INT32_MAX)]
+Penalty = Annotated[float, Real(-2.0, 2.0)]
+Biases = Annotated[
+    tuple[tuple[int, float], ...], Pairs(MAX_BIAS, Int(0, INT32_MAX), Real(-100.0, 100.0))
+]
 
 
 class Flag(IntFlag):
@@ -112,10 +125,10 @@ class Sig(IntEnum):
 
 
 class Finish(IntEnum):
-    """Why an infer ended."""
+    """Why an infer or a score ended."""
 
     STOP = 1  # a stop id; the id itself is not part of the context
-    LENGTH = 2  # max_tokens, or the context is full
+    LENGTH = 2  # max_tokens, or the context is full; of a score: all ids have been scored
     CANCELLED = 3
 
 
@@ -278,7 +291,21 @@ class CtxRow(NamedTuple):
 
 
 class Infer(NamedTuple):
-    """A second frame of ids is appended to the context first, in the same call."""
+    """A second frame of ids is appended to the context first, in the same call.
+
+    What is done to the logits before an id is drawn, in this order, each step on what the one
+    before gave: `logit_bias` is added; `repetition_penalty` p divides a logit above 0 by p, and
+    multiplies another with p, for each id that is in the context, prompt and output alike;
+    `presence_penalty` + n * `frequency_penalty` is taken from the logit of an id that is n > 0
+    times among the generated ones; then temperature, top_k, top_p, min_p. Greedy (temperature 0)
+    takes the best of the adjusted logits. Logprobs are those of the model, before all of this.
+
+    Generated ids are those from position `penalize_from` on: by default the length of the context
+    when the call is accepted. Whoever goes on after a cancel gives the position at which the output
+    has begun, and gets the stream that would have come without it (with the same seed).
+
+    A bias of -100 makes an id exp(100 / temperature) times less likely; that is no ban.
+    """
 
     ctx: Handle
     max_tokens: Annotated[int, Int(1, INT32_MAX)] = 512
@@ -290,6 +317,11 @@ class Infer(NamedTuple):
     stop_ids: StopIds = ()
     ignore_eos: bool = False
     logprobs: Annotated[int, Int(0, MAX_LOGPROBS)] | None = None  # n: also the n best; nil: none
+    repetition_penalty: Annotated[float, Real(0.01, 100.0)] = 1.0  # 1: off
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: Biases = ()  # [id, bias], no id twice
+    penalize_from: Length | None = None
 
 
 class InferResult(NamedTuple):
@@ -305,6 +337,26 @@ class InferResult(NamedTuple):
 class Cancel(NamedTuple):
     call: U64
     keep: Length | None = None  # output ids to keep; nil: all
+
+
+class Score(NamedTuple):
+    """A second frame of ids is appended to the context first, in the same call.
+
+    TOKEN events carry the ids from position `start` on, some per event, each with its logprob given
+    all ids before it, and with the `top` best ids if any are asked for. Nothing is generated.
+    """
+
+    ctx: Handle
+    start: Annotated[int, Int(1, INT32_MAX)]
+    top: Annotated[int, Int(0, MAX_LOGPROBS)] = 0
+
+
+class ScoreResult(NamedTuple):
+    finish: int
+    length: int  # of the context
+    start: int
+    scored: int
+    cached: int  # positions below start - 1 that were computed before
 
 
 # --- models and devices -----------------------------------------------------------------------
@@ -520,10 +572,13 @@ CALLS: tuple[Call, ...] = (
     # inference
     Call(64, "infer", Infer, InferResult, _T, False, False,
          "Generate: TOKEN events, then FIN.",
-         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED", ids=True),
+         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED ENOTSUP", ids=True),
     Call(65, "cancel", Cancel, LengthResult, _T, True, False,
-         "End an infer of this session, keeping some of its output.", "ESRCH EINVAL"),
-    _reserved(66, "score", _T, "Return the probability of given ids.", ids=True),
+         "End an infer or a score of this session, keeping some of an infer's output.",
+         "ESRCH EINVAL"),
+    Call(66, "score", Score, ScoreResult, _T, False, False,
+         "Return the log-probabilities of ids of a context: TOKEN events, then FIN.",
+         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED ENOTSUP", ids=True),
     _reserved(67, "embed", _T, "Return a vector for given ids.", idempotent=True, ids=True),
     # messages
     _reserved(80, "bind", _T, "Own a named port."),

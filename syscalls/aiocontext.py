@@ -1,15 +1,16 @@
 """The asyncio Context and Stream; see `context` for what they are, `aio` for how they wait."""
 
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Unpack, overload
 
-from syscalls import abi
-from syscalls.ctxflow import ContextFacts, ContextFlow, Sampling
-from syscalls.errors import ENOTSUP
+from syscalls import abi, forks
+from syscalls.ctxflow import ContextFacts, ContextFlow
+from syscalls.forks import Answer, Held, Scored
 from syscalls.generation import Generation, StreamFacts
 from syscalls.output import Piece
+from syscalls.sampling import Options, asked
 
 if TYPE_CHECKING:
     from syscalls.aio import Task
@@ -71,13 +72,29 @@ class Context(ContextFacts):
         ignore_eos: bool = False,
         logprobs: int | None = None,
         text: bool = True,
+        *,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        penalize_from: int | None = None,
     ) -> Stream:
-        """Generate. With text=False pieces have ids only, and no tokenizer is loaded."""
-        ids = tuple(stop_ids)
-        sampling = Sampling(
-            max_tokens, temperature, top_k, top_p, min_p, seed, ids, ignore_eos, logprobs
-        )
-        return Stream(self._task, await self._task.run(self._flow.infer(sampling, stop, text)))
+        """Generate; `context.Context.infer` says what each argument does."""
+        how = Options(
+            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            seed=seed, stop=stop, stop_ids=stop_ids, ignore_eos=ignore_eos, logprobs=logprobs,
+            text=text, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias,
+            penalize_from=penalize_from,
+        )  # fmt: skip
+        return Stream(self._task, await self._task.run(self._flow.infer(asked(how))))
+
+    async def infer_n(
+        self, n: int, *, same_seed: bool = False, **how: Unpack[Options]
+    ) -> "Answers":
+        """Generate n answers, each on a fork; see `context.Context.infer_n`."""
+        flow = forks.infer_n(self._flow, n, asked(how), same_seed)
+        return Answers(self._task, await self._task.run(flow))
 
     async def cancel(self, keep: int | None = None) -> int:
         """End the running infer, if there is one; return the length."""
@@ -87,9 +104,15 @@ class Context(ContextFacts):
         """Return ids of the context."""
         return await self._task.run(self._flow.read(start, max_ids))
 
-    async def score(self, texts: Sequence[str]) -> list[float]:
-        """Return the probability of each text as the continuation; not built in this version."""
-        raise ENOTSUP(f"score of {len(texts)} texts: reserved, and not built in this version")
+    async def score(
+        self, continuations: "Sequence[str | Sequence[int] | array[int]]", top: int = 0
+    ) -> list[Scored]:
+        """Return the log-probabilities of each text or list of ids, if it came next."""
+        return await self._task.run_for(forks.score(self._flow, continuations, top), None)
+
+    async def prompt_logprobs(self, top: int = 0) -> Scored:
+        """Return the log-probability of each id of the context, from the second on."""
+        return await self._task.run_for(forks.prompt_logprobs(self._flow, top), None)
 
     @overload
     async def fork(self, n: None = None, name: str | None = None) -> "Context": ...
@@ -120,6 +143,32 @@ class Context(ContextFacts):
         return await self._task.run(self._flow.stat())
 
     async def __aenter__(self) -> "Context":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        await self.free()
+
+
+class Answers(Held[Context, Stream]):
+    """The streams of `Context.infer_n`; `context.Answers` is its twin."""
+
+    def __init__(self, task: "Task", answers: list[Answer]) -> None:
+        contexts = [Context(task, answer.context) for answer in answers]
+        super().__init__(contexts, [Stream(task, answer.generation) for answer in answers])
+        self._task = task
+
+    async def read(self) -> list[str]:
+        """Wait for all of them and free their forks; return the texts."""
+        async with self:
+            return [await stream.read() for stream in self._streams]
+
+    async def free(self) -> None:
+        """Give all forks back that are not kept; what still runs on them ends."""
+        await self._task.run(self.free_all())
+
+    async def __aenter__(self) -> "Answers":
         return self
 
     async def __aexit__(

@@ -7,15 +7,16 @@ A context is the kernel's until `free`, the end of a `with` block, or the end of
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Unpack, overload
 
-from syscalls import abi
-from syscalls.ctxflow import ContextFacts, ContextFlow, Sampling
-from syscalls.errors import ENOTSUP
+from syscalls import abi, forks
+from syscalls.ctxflow import ContextFacts, ContextFlow
+from syscalls.forks import Answer, Held, Scored
 from syscalls.generation import Generation, StreamFacts
 from syscalls.output import Piece
+from syscalls.sampling import Options, asked
 
 if TYPE_CHECKING:
     from syscalls.client import Task
@@ -81,23 +82,39 @@ class Context(ContextFacts):
         ignore_eos: bool = False,
         logprobs: int | None = None,
         text: bool = True,
+        *,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        penalize_from: int | None = None,
     ) -> Stream:
         """Generate. With text=False pieces have ids only, and no tokenizer is loaded.
 
+        What is done to the logits, in this order: `logit_bias` (id: -100 to 100) is added, the
+        penalties, then temperature, top_k, top_p, min_p. `repetition_penalty` is on all ids of the
+        context, the two others on generated ones: those from position `penalize_from` on, by
+        default from where this output begins.
+
         What the kernel refuses is raised by the first step of the stream.
         """
-        sampling = Sampling(
-            max_tokens,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            seed,
-            tuple(stop_ids),
-            ignore_eos,
-            logprobs,
-        )
-        return Stream(self._task, self._task.run(self._flow.infer(sampling, stop, text)))
+        how = Options(
+            max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            seed=seed, stop=stop, stop_ids=stop_ids, ignore_eos=ignore_eos, logprobs=logprobs,
+            text=text, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias,
+            penalize_from=penalize_from,
+        )  # fmt: skip
+        return Stream(self._task, self._task.run(self._flow.infer(asked(how))))
+
+    def infer_n(self, n: int, *, same_seed: bool = False, **how: Unpack[Options]) -> "Answers":
+        """Generate n answers, each on a fork; `how` is what `infer` takes.
+
+        Their seeds come from one, by their index, so they differ unless `same_seed`. Use it in a
+        `with` block, or `read()` all: then the forks are freed, but for those that are kept.
+        """
+        flow = forks.infer_n(self._flow, n, asked(how), same_seed)
+        return Answers(self._task, self._task.run(flow))
 
     def cancel(self, keep: int | None = None) -> int:
         """End the running infer, if there is one; return the length."""
@@ -107,9 +124,18 @@ class Context(ContextFacts):
         """Return ids of the context."""
         return self._task.run(self._flow.read(start, max_ids))
 
-    def score(self, texts: Sequence[str]) -> list[float]:
-        """Return the probability of each text as the continuation; not built in this version."""
-        raise ENOTSUP(f"score of {len(texts)} texts: reserved, and not built in this version")
+    def score(
+        self, continuations: "Sequence[str | Sequence[int] | array[int]]", top: int = 0
+    ) -> list[Scored]:
+        """Return the log-probabilities of each text or list of ids, if it came next.
+
+        With the `top` best alternatives of each id. The context stays as it is.
+        """
+        return self._task.run_for(forks.score(self._flow, continuations, top), None)
+
+    def prompt_logprobs(self, top: int = 0) -> Scored:
+        """Return the log-probability of each id of the context, from the second on."""
+        return self._task.run_for(forks.prompt_logprobs(self._flow, top), None)
 
     # --- shape --------------------------------------------------------------------------------
 
@@ -148,3 +174,29 @@ class Context(ContextFacts):
     def stat(self) -> abi.CtxRow:
         """Ask the kernel what it knows of the context."""
         return self._task.run(self._flow.stat())
+
+
+class Answers(Held[Context, Stream]):
+    """The streams of `Context.infer_n`. They may be read in any order, or all by `read`."""
+
+    def __init__(self, task: "Task", answers: list[Answer]) -> None:
+        contexts = [Context(task, answer.context) for answer in answers]
+        super().__init__(contexts, [Stream(task, answer.generation) for answer in answers])
+        self._task = task
+
+    def read(self) -> list[str]:
+        """Wait for all of them and free their forks; return the texts."""
+        with self:
+            return [stream.read() for stream in self._streams]
+
+    def free(self) -> None:
+        """Give all forks back that are not kept; what still runs on them ends."""
+        self._task.run(self.free_all())
+
+    def __enter__(self) -> "Answers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self.free()

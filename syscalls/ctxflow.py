@@ -7,7 +7,7 @@ kept in `generation` from before its call is sent, so that an interrupted progra
 
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from syscalls import abi
 from syscalls.conversation import Conversation, Turn, encode
@@ -15,23 +15,10 @@ from syscalls.errors import EBUSY, EINVAL
 from syscalls.flow import Caller, Flow, finish
 from syscalls.generation import Generation
 from syscalls.output import Output
+from syscalls.sampling import Asked
 
 if TYPE_CHECKING:
     from syscalls.text import TextModel
-
-
-class Sampling(NamedTuple):
-    """The arguments of an infer, in the order of `abi.Infer` after the handle."""
-
-    max_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int | None
-    stop_ids: tuple[int, ...]
-    ignore_eos: bool
-    logprobs: int | None
 
 
 class ContextFlow:
@@ -52,7 +39,7 @@ class ContextFlow:
         """Add text or ids; return the new length."""
         yield from self._idle()
         if isinstance(what, str):
-            ids: Sequence[int] | array[int] = encode((yield from self._text()), what)
+            ids: Sequence[int] | array[int] = encode((yield from self.text()), what)
         else:
             ids = what
         if len(ids) == 0:
@@ -64,7 +51,7 @@ class ContextFlow:
     def say(self, role: str, text: str) -> Flow[int]:
         """Add one message of a chat; return the new length."""
         yield from self._idle()
-        model = yield from self._text()
+        model = yield from self.text()
         ids = self.conversation.turn_ids(model, role, text)
         length = yield from self.append(ids)
         self.conversation.said(role, text, length)
@@ -81,8 +68,9 @@ class ContextFlow:
             )
         yield from running.drain()
 
-    def _text(self) -> Flow["TextModel"]:
-        model = yield from self.caller.text_model(self.about.model, self.about.load)
+    def text(self) -> Flow["TextModel"]:
+        """Return the text layer of the context's model; EINVAL if it has none."""
+        model = yield from self._text_model()
         if model is None:
             raise EINVAL(
                 f"model {self.about.model} has no tokenizer, so it takes ids and no text",
@@ -90,18 +78,18 @@ class ContextFlow:
             )
         return model
 
+    def _text_model(self) -> Flow["TextModel | None"]:
+        return self.caller.text_model(self.about.model, self.about.load)
+
     # --- ids out ------------------------------------------------------------------------------
 
-    def infer(self, sampling: Sampling, stop: str | Sequence[str], text: bool) -> Flow[Generation]:
+    def infer(self, asked: Asked) -> Flow[Generation]:
         """Start to generate; the first step of the generation tells if the kernel refused."""
         yield from self._idle()
+        sampling, stop, text = asked
         needed = text or self.conversation.waits(self.length)
-        model = (
-            (yield from self.caller.text_model(self.about.model, self.about.load))
-            if needed
-            else None
-        )
-        output = Output(model if text else None, (stop,) if isinstance(stop, str) else tuple(stop))
+        model = (yield from self._text_model()) if needed else None
+        output = Output(model if text else None, stop)
         prompt = self.conversation.prompt_ids(model, self.length) if model is not None else []
         before = self.length
         generation = Generation(self, output, before, before + len(prompt))
@@ -205,6 +193,11 @@ class ContextFacts:
 
     def __init__(self, flow: ContextFlow) -> None:
         self._flow = flow
+
+    @property
+    def flow(self) -> ContextFlow:
+        """What the library itself works with."""
+        return self._flow
 
     @property
     def handle(self) -> int:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from syscalls.text import StreamDecoder, TextModel
 
 
+MAX_STOPS = 16
+MAX_STOP_LEN = 1024
+"""Stop strings of an infer, and characters of one: each id's text is compared with all of them."""
+
+
 class Piece(NamedTuple):
     """One id of an output, with the text that became certain with it.
 
@@ -52,6 +57,11 @@ class Output:
             raise EINVAL("stop strings need a tokenizer, and there is none here", "use stop_ids")
         if "" in stop:
             raise EINVAL("a stop string is empty")
+        if len(stop) > MAX_STOPS:
+            raise EINVAL(f"{len(stop)} stop strings, the limit is {MAX_STOPS}")
+        longest = max(map(len, stop), default=0)
+        if longest > MAX_STOP_LEN:
+            raise EINVAL(f"a stop string of {longest} characters, the limit is {MAX_STOP_LEN}")
         self.ids: list[int] = []
         self.keep: int | None = None
         self._model = model

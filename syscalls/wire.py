@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 import msgpack
 
 from syscalls import abi
-from syscalls.abi import Blob, Int, Ints, Real, Text
+from syscalls.abi import Blob, Int, Ints, Pairs, Real, Text
 from syscalls.errors import E2BIG, EINVAL, ENOTSUP, EPROTO, KernelError
 
 type_check = Callable[[Any], str | None]
@@ -272,6 +272,8 @@ def _annotated_check(limit: Any) -> type_check:
         return _blob_check(limit)
     if isinstance(limit, Ints):
         return _ints_check(limit)
+    if isinstance(limit, Pairs):
+        return _pairs_check(limit)
     raise TypeError(f"the ABI has no check for {limit}")
 
 
@@ -326,6 +328,24 @@ def _ints_check(limit: Ints) -> type_check:
         if type(value) is not list or len(value) > limit.max_len:
             return wrong
         good = all(type(item) is int and limit.lo <= item <= limit.hi for item in value)
+        return None if good else wrong
+
+    return check
+
+
+def _pairs_check(limit: Pairs) -> type_check:
+    (lo, hi), (least, most) = limit.first, limit.second
+    first, second = _int_check(limit.first), _real_check(limit.second)
+    wrong = (
+        f"must be at most {limit.max_len} pairs of a whole number from {lo} to {hi} and a finite "
+        f"number from {least} to {most}"
+    )
+
+    def check(value: Any) -> str | None:
+        if type(value) is not list or len(value) > limit.max_len:
+            return wrong
+        pairs = all(type(item) is list and len(item) == 2 for item in value)
+        good = pairs and not any(first(a) or second(b) for a, b in value)
         return None if good else wrong
 
     return check

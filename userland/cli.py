@@ -16,6 +16,7 @@ from userland.desk import Desk
 from userland.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, PipeClosed, report
 
 GROUPS = {
+    "Daily": {"run": "userland.bin.run"},
     "Kernel": {
         "up": "userland.bin.up",
         "down": "userland.bin.up",
@@ -29,6 +30,7 @@ GROUPS = {
         "load": "userland.bin.load",
         "unload": "userland.bin.load",
     },
+    "Setup": {"completion": "userland.bin.completion"},
 }
 COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 

@@ -15,7 +15,10 @@ from userland.exits import Failure, PipeClosed
 
 
 class Desk:
-    """Streams, and a task that is made when it is first needed."""
+    """Streams, and a task that is made when it is first needed.
+
+    `stdin` is what a program reads that a command starts; None: what this process reads.
+    """
 
     def __init__(
         self,
@@ -24,9 +27,11 @@ class Desk:
         task: syscalls.Task | None = None,
         address: str | None = None,
         name: str = "llmos",
+        stdin: int | None = None,
     ) -> None:
         self.out = out
         self.err = err
+        self.stdin = stdin
         self.address = address
         self.name = name
         self.json_errors = False
@@ -39,6 +44,11 @@ class Desk:
         if self._task is None:
             self._task = syscalls.connect(self.name, address=self.address)
         return self._task
+
+    @property
+    def has_task(self) -> bool:
+        """Whether there is a task already, so that asking for it connects to nothing."""
+        return self._task is not None
 
     def close(self) -> None:
         """End the task if the desk made it."""

@@ -26,19 +26,19 @@ import psutil
 import torch
 from torch import Tensor
 
-from drivers import base, wire
+from drivers import base, slots, wire
 from drivers.base import DriverFault, FaultKind
 from drivers.cpu import machine
 from drivers.cpu.model import CpuModel
 from drivers.models.errors import ModelError
 from drivers.plan import Draws, Plan, shape_of
 from drivers.pool import DTYPES, KvPool
-from drivers.sampling import sample
+from drivers.sampling import sample, score
 from drivers.submit import Fences, check_ops
 
 FEATURES = (
     "copy_d2d", "scrub", "export", "import", "checksum",
-    "sample", "logprobs", "last_sample", "reset", "deterministic",
+    "sample", "logprobs", "last_sample", "reset", "deterministic", "penalties", "bias", "score",
 )  # fmt: skip
 
 
@@ -129,8 +129,11 @@ class CpuDriver:
                 case base.Sample():
                     assert step is not None
                     results.append(_sample(model, read, *step))
+                case base.Score():
+                    assert step is not None
+                    results.append(score(step[1][len(step[1]) - len(read.rows) :], read))
                 case base.Reset():
-                    model.last[op.slot] = op.generation, read[-1]
+                    slots.reset(model.last, op, read)
                 case base.Checksum():
                     results.append(list(model.pool.checksum(_blocks(read))))
                 case _:
@@ -151,15 +154,19 @@ class CpuDriver:
 
 
 def _sample(model: CpuModel, draws: Draws, plan: Plan, logits: Tensor) -> base.Sampled:
-    """Draw, and keep what each slot drew last."""
-    sampled = sample(logits, draws)
-    drawn = zip(draws.rows, base.read_ints(sampled.ids), sampled.flags, strict=True)
-    for sequence, token, flag in drawn:
+    """Draw, and keep what each slot drew."""
+    adjusts = [
+        model.last[plan.slots[s]].adjust if flag else None
+        for s, flag in zip(draws.rows, draws.adjust, strict=bool(draws.adjust))
+    ]
+    sampled = sample(logits[: len(draws.rows)], draws, adjusts)
+    drawn = zip(draws.rows, draws.position, base.read_ints(sampled.ids), sampled.flags, strict=True)
+    for sequence, position, token, flag in drawn:
         slot = plan.slots[sequence]
         if flag:
             model.last.pop(slot, None)
         else:
-            model.last[slot] = plan.generations[sequence], token
+            slots.drew(model.last, slot, plan.generations[sequence], position, token)
     return sampled
 
 

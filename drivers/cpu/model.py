@@ -23,6 +23,7 @@ from drivers.models.config import ModelConfig
 from drivers.plan import Draws, Plan
 from drivers.pool import DTYPES, KvPool, PoolShape
 from drivers.sampling import ROWS_AT_ONCE, sample
+from drivers.slots import COUNT_BYTES, Slot
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class CpuModel:
 
     def __init__(self, load: base.Load, emit: base.Emit) -> None:
         start = time.monotonic_ns()
-        self.last: dict[int, tuple[int, int]] = {}  # slot -> generation, last sampled id
+        self.last: dict[int, Slot] = {}
         source = weights.open_source(load.path)
         config = source.config
         max_ctx = _check(load, config)
@@ -62,6 +63,7 @@ class CpuModel:
             load.model, config.arch, config.num_layers, config.vocab_size, max_ctx, weights_bytes,
             tuple(config.eos_ids), (group,), load.block_size, shape.block_bytes, shape.num_blocks,
             load.dtype, MAX_TOKENS, MAX_SEQS, MAX_BLOCK_REFS, (time.monotonic_ns() - start) // 1000,
+            max_logit_rows=MAX_SEQS,
         )  # fmt: skip
 
     def execute(self, plan: Plan) -> Tensor:
@@ -70,7 +72,7 @@ class CpuModel:
         tokens = torch.frombuffer(plan.tokens, dtype=torch.int32).long()
         for row in (tokens == base.LAST_SAMPLE).nonzero().view(-1).tolist():
             sequence = int(np.searchsorted(plan.qo_indptr, row, "right")) - 1
-            tokens[row] = self.last[plan.slots[sequence]][1]
+            tokens[row] = self.last[plan.slots[sequence]].last
         positions = torch.frombuffer(plan.positions, dtype=torch.int32).long()
         slots = torch.frombuffer(plan.tables[0].write_slot, dtype=torch.int32).long()
         rows = torch.tensor(plan.logit_rows, dtype=torch.int64)
@@ -155,10 +157,12 @@ def work_bytes(config: ModelConfig, load: base.Load, max_ctx: int) -> int:
     floats = 3 if config.qk_norm else 2
     before = (3 * hidden + queries + 2 * keys) * size + (queries + keys) * (floats * 4 + size)
     after = (4 * ffn + (4 if config.post_norms else 2) * hidden) * size
-    logits = (MAX_SEQS * size + ROWS_AT_ONCE * 32) * config.vocab_size
+    # an adjusted row is drawn from a copy; what it is adjusted by is kept, per slot
+    logits = (MAX_SEQS * size + ROWS_AT_ONCE * 36) * config.vocab_size
+    counts = MAX_SEQS * min(max_ctx, config.vocab_size) * COUNT_BYTES
     attention = _attention(load).work_bytes(heads, shape, max_ctx, MAX_SEQS)
     step = MAX_TOKENS * max(before, after) + logits + attention
-    return (64 << 20) + angles + max(loading, step)
+    return (64 << 20) + angles + counts + max(loading, step)
 
 
 def _pool_shape(config: ModelConfig, load: base.Load, num_blocks: int) -> PoolShape:

@@ -42,8 +42,14 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "list_devices": (),
     "snapshot": ("contexts", 256),
     "shutdown": (2.5,),
-}
-IDS = {"append": (0, 1, 49151, 2**31 - 1), "infer": (7,)}
+    "score": (HANDLE, 17, 5),
+    # A call that has grown, once more: what was recorded of it before is above.
+    "infer+adjusted": (
+        HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), True, 5,
+        1.25, -0.5, 0.25, ((7, -100.0), (151645, 2.5)), 236,
+    ),
+}  # fmt: skip
+IDS = {"append": (0, 1, 49151, 2**31 - 1), "infer": (7,), "infer+adjusted": (7,), "score": (8, 9)}
 
 RESULT = abi.InferResult(Finish.LENGTH, 300, 236, 220, 64, 1, 2**64 - 1)
 EVENTS: dict[str, list[Any]] = {
@@ -57,11 +63,16 @@ EVENTS: dict[str, list[Any]] = {
 }
 
 
+def call_of(name: str) -> str:
+    """Return the call of a golden request."""
+    return name.partition("+")[0]
+
+
 def request(name: str) -> list[bytes]:
     """Return the frames of a golden request."""
-    row = abi.BY_NAME[name]
-    args = tuple(row.args(*REQUESTS[name]))
-    flags = int(abi.Flag.QUEUE | abi.Flag.CHAIN) if name == "infer" else 0
+    row = abi.BY_NAME[call_of(name)]
+    args = tuple(row.args(*REQUESTS[name]))[: len(REQUESTS[name])]
+    flags = int(abi.Flag.QUEUE | abi.Flag.CHAIN) if call_of(name) == "infer" else 0
     frames = [wire.pack_request(row.number, CALL, flags, args)]
     return [*frames, wire.pack_ids(IDS[name])] if name in IDS else frames
 

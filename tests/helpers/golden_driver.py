@@ -31,6 +31,11 @@ OPS = (
 )  # fmt: skip
 GROUP = base.KvGroup(30, "full", 0, 3, 64, "bfloat16")
 
+RESET = base.Reset(4, 5, ints([1, 2]), 0, 1, 1.5, 0.25, -0.5, ints([7]), reals([-100]))
+ADJUSTED = SAMPLE._replace(adjust=ints([1]))
+SCORE = base.Score(ints([0]), ints([9]), ints([2]))
+SCORED = base.Scored(b"\0", reals([-2]), ints([7, 9]), reals([-0.5, -2]))
+
 # Positions are those of version 1.0: later fields have their defaults here, and do not show.
 MESSAGES: tuple[Any, ...] = (
     base.Hello(1, 0, "schema", 2, "cpu0"),
@@ -39,17 +44,51 @@ MESSAGES: tuple[Any, ...] = (
     base.Submit(2, 0, 9, (base.Fence(2, 1, 4),), 3, OPS),
     base.Stats(),
     base.Close(),
-    base.Ready(1, 0, "schema", 2, "cpu", "cpu0", 99, "a CPU", 1 << 34, 1 << 33, ("float32",),
-               ("scrub", "sample"), "none"),
+    base.Ready(
+        1,
+        0,
+        "schema",
+        2,
+        "cpu",
+        "cpu0",
+        99,
+        "a CPU",
+        1 << 34,
+        1 << 33,
+        ("float32",),
+        ("scrub", "sample"),
+        "none",
+    ),
     base.Progress(3, "weights", 4, 30),
     base.Estimate(3, 1 << 28, 368640, 64, 1 << 33),
-    base.Loaded(3, "llama", 30, 49152, 8192, 1 << 28, (2,), (GROUP,), 16, 368640, 64, "bfloat16",
-                2048, 256, 32768, 1_000_000),
+    base.Loaded(
+        3,
+        "llama",
+        30,
+        49152,
+        8192,
+        1 << 28,
+        (2,),
+        (GROUP,),
+        16,
+        368640,
+        64,
+        "bfloat16",
+        2048,
+        256,
+        32768,
+        1_000_000,
+    ),
     base.Complete(2, 0, 9, 1000, 2000, (SAMPLED, ("00ff", "ff00"))),
     base.Fault(2, 0, 9, 1, "what is wrong", (4, 5)),
     base.Heartbeat(2, 9),
     base.StatsReply(1 << 30, 1 << 29, 100, 2000, 5_000_000, 0),
-)  # fmt: skip
+)
+OF_1_1: tuple[Any, ...] = (
+    base.Submit(2, 0, 10, (), 3, (RESET, RESET._replace(start=2), EXECUTE, ADJUSTED, SCORE)),
+    base.Complete(2, 0, 10, 1000, 2000, (SAMPLED, SCORED)),
+    MESSAGES[9]._replace(max_logit_rows=256),
+)
 
 
 def everything() -> dict[str, Any]:
@@ -57,6 +96,7 @@ def everything() -> dict[str, Any]:
     return {
         "schema": wire.schema(),
         "messages": {type(m).__name__: wire.encode(m).hex() for m in MESSAGES},
+        "messages of 1.1": {type(m).__name__: wire.encode(m).hex() for m in OF_1_1},
     }
 
 

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from drivers.null import SLOT, draw, slot_digest
+from drivers.null_model import SLOT, Draw, draw, slot_digest
 
 VOCAB = 251
 """Of the null model that the tests use."""
@@ -26,7 +26,7 @@ def _fold(ids: tuple[int, ...]) -> bytes:
 
 def next_id(ids: list[int], temperature: float, seed: int, vocab: int) -> int:
     """Return the id that follows `ids`."""
-    return draw(_history(tuple(ids)), temperature, seed, len(ids), vocab)
+    return draw(_history(tuple(ids)), Draw(temperature, seed, len(ids)), vocab)
 
 
 def expected(ids: list[int], count: int) -> list[int]:

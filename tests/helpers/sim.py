@@ -293,7 +293,7 @@ class Sim:
         used = sum(model.pool.counts.used for model in self.loaded)
         assert abs(shares - used) < 1e-6, "ps and the allocator agree"
         counters = k.counters
-        live = sum(request.infer is not None for request in k.device.requests)
+        live = sum(not request.background for request in k.device.requests)
         assert counters.admitted == counters.finished + counters.failed + live
 
     def _check_free_blocks_are_zero(self) -> None:

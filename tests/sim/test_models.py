@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from drivers import base
-from kernel.device import DeviceState
+from kernel.device import Device, DeviceState
 from kernel.link import LoopbackLink
-from kernel.model import ModelState
+from kernel.model import Model, ModelState, ModelTable
+from kernel.panic import KernelPanic
 from syscalls.abi import Event
 from syscalls.errors import Errno
 from tests.helpers.oracle import expected, next_id
@@ -227,6 +228,7 @@ def test_a_model_in_use_stays_unless_forced(sim: Sim) -> None:
     sim.until(lambda: len(infer.tokens) > 3)
     assert operator.ask("unload_model", "other", True).result.contexts == 1
     sim.until(lambda: infer.done)
+    sim.check()
     assert infer.errno == Errno.ENODEV and "unloaded" in infer.message
     ids = client.ask("read_ctx", handle).ids
     assert list(ids) == [1, 2, 3, *infer.tokens] == [1, 2, 3, *other_ids([1, 2, 3], len(ids) - 3)]
@@ -255,6 +257,7 @@ def test_unloading_in_the_middle_of_a_step(sim: Sim, pump: int) -> None:
     new = context(client, "other", [9])
     done = client.ask("infer", new, 9, 0.0)
     assert done.errno == 0 and done.tokens == other_ids([9], 9)
+    assert sim.system.device.epoch == 1
     sim.leave()
 
 
@@ -388,3 +391,82 @@ def test_any_order_of_loading_using_unloading_and_dying(seed: int) -> None:
     for name in ("a", "b"):
         clients[0].ask("unload_model", name, True)
     sim.leave()
+
+
+# --- planted bugs --------------------------------------------------------------------------------
+
+
+def room_from_any_model(patch: pytest.MonkeyPatch) -> None:
+    take = Model.take
+
+    def sees_all(self: Model, loaded: Any, *rest: Any) -> str:
+        why = take(self, loaded, *rest)
+        self.sched._contexts = rest[-1]
+        return why
+
+    patch.setattr(Model, "take", sees_all)
+
+
+def kv_survives_an_unload(patch: pytest.MonkeyPatch) -> None:
+    lose_all = Model.lose_all
+    patch.setattr(
+        Model, "lose_all", lambda self: [] if self.state is ModelState.GONE else lose_all(self)
+    )
+
+
+def driver_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Device, "remove", lambda self, model, note: self.models.remove(model) or [])
+
+
+def always_the_first(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ModelTable, "served", lambda self, model: None)
+
+
+def not_loaded_again(patch: pytest.MonkeyPatch) -> None:
+    lose_all = Model.lose_all
+
+    def stays_up(self: Model) -> Any:
+        state = self.state
+        hit = lose_all(self)
+        self.state = state
+        return hit
+
+    patch.setattr(Model, "lose_all", stays_up)
+
+
+def results_of_a_model_that_has_gone(patch: pytest.MonkeyPatch) -> None:
+    def flown(self: Device, answer: Any) -> Any:
+        assert self._in_flight is not None
+        return self._in_flight[1]
+
+    patch.setattr(Device, "_flown", flown)
+
+
+def small_pools(_: Sim) -> None:
+    """Two models whose contexts do not fit their pools."""
+    sim = Sim(num_blocks=12)
+    client = sim.client()
+    loaded(client, num_blocks=12)
+    handles = [context(client, name, list(range(60))) for name in ("null", "other") * 4]
+    infers = [client.send("infer", handle, 20, 0.0) for handle in handles]
+    sim.until(lambda: all(infer.done for infer in infers))
+    assert infers[0].tokens == expected(list(range(60)), 20)
+    sim.leave()
+
+
+FOUND_BY: list[tuple[Any, Any]] = [
+    (room_from_any_model, small_pools),
+    (kv_survives_an_unload, test_a_model_in_use_stays_unless_forced),
+    (driver_is_not_told, test_unload_gives_everything_back),
+    (always_the_first, test_models_take_turns),
+    (not_loaded_again, test_all_models_come_back_after_a_death_and_streams_go_on),
+    (results_of_a_model_that_has_gone, lambda sim: test_unloading_in_the_middle_of_a_step(sim, 0)),
+]
+
+
+@pytest.mark.parametrize(("plant", "test"), FOUND_BY, ids=lambda it: getattr(it, "__name__", "-"))
+def test_a_planted_bug_is_found(plant: Any, test: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    test(Sim())
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, KernelPanic, KeyError, IndexError)):
+        test(Sim())

@@ -37,19 +37,21 @@ EDGES: list[Any] = [
     0, 1, 2, -1, 255, 256, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63, 2**64 - 1, True, None,
     0.0, -0.0, 1.0, 1e-320, 1e308, float("nan"), float("inf"), "", "x", "x" * 64, "x" * 65,
     "\x00", "../..", "a\nb", b"", b"x" * 32, b"x" * 33, [], [0], [-1], [2**31], [True],
-    list(range(65)), {},
+    list(range(65)), {}, [[0, 1.0]], [[0, 1.0], [0, 1.0]], [[300, 1.0]], [[0]], [[0, 101]],
+    [[0, float("nan")]], [[n, 1] for n in range(301)],
 ]  # fmt: skip
 SAMPLES: dict[str, tuple[Any, ...]] = {
     "hello": ("x", None, False, None), "spawn": ("x", False), "exit": (0,), "wait": (0, True),
     "kill": (99, 15), "stat_task": (0,), "alloc_ctx": (9, None, None, False),
     "fork_ctx": (1, 9, None), "append": (1,), "trim_ctx": (1, 1), "free_ctx": (9,),
     "read_ctx": (1, 0, None), "stat_ctx": (1,), "cancel": (1, None), "list_models": (),
-    "infer": (1, 2, 1.0, 0, 1.0, 0.0, None, (), False, None),
+    "infer": (1, 2, 1.0, 0, 1.0, 0.0, None, (), False, None, 1.5, 0.5, 0.5, [[3, 1.0]], None),
+    "score": (1, 1, 0),
     "read_model": (None, "tokenizer.json", 0), "list_devices": (), "snapshot": ("tasks", 0),
     "load_model": ("other", "null:vocab=17", None, None, 0, 8, 0, None),
     "unload_model": ("other", True), "shutdown": (0.0,),
 }  # fmt: skip
-NEED_IDS = ("append", "infer")
+NEED_IDS = ("append", "infer", "score")
 BUILT = [row for row in abi.CALLS if row.args is not None]
 
 

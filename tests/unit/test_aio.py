@@ -88,8 +88,6 @@ def test_calls(kernel: FakeKernel, play: Play) -> None:
             assert await task.call_raw("read_ctx", ctx.handle, 1) == ((1, 3), [2, 3])
             with pytest.raises(ENOTSUP):
                 await ctx.save("x")
-            with pytest.raises(ENOTSUP):
-                await ctx.score(["x"])
         assert kernel.contexts == {}
 
     play(body)

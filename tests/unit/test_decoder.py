@@ -233,7 +233,7 @@ def test_a_long_context_needs_room_to_work(monkeypatch: pytest.MonkeyPatch) -> N
     path = Path("random:layers=1,hidden=64,heads=4,kv_heads=4,vocab=64,ffn=64,max_ctx=1048576")
     monkeypatch.setattr(machine, "memory_free", lambda: 1 << 30)
     told = refused(path, FaultKind.OOM)
-    assert "weights 64.1 MiB" in told and "to work in 1382.7 MiB" in told
+    assert "weights 64.1 MiB" in told and "to work in 1382.8 MiB" in told
     assert "a max_ctx below 1048576" in told
     estimate = open_engine(path, max_ctx=4096).messages[0]
     assert isinstance(estimate, base.Estimate) and estimate.weights_bytes < 1 << 20

@@ -51,4 +51,4 @@ def test_the_fullest_step_fits_into_a_message(
 
 
 def test_limits_of_the_drivers_that_are_built_are_not_lowered() -> None:
-    assert step_limits(LOADED, 512, 9) == StepLimits(2048, 256, 32768, 512, 9)
+    assert step_limits(LOADED, 512, 9) == StepLimits(2048, 256, 32768, 512, 9, 256)

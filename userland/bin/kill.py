@@ -4,6 +4,7 @@ import click
 
 from syscalls import KernelError
 from syscalls.abi import Sig
+from userland import complete
 from userland.desk import Desk, pass_desk
 from userland.exits import Failure, report
 
@@ -36,7 +37,13 @@ def _split(words: tuple[str, ...], signal: str) -> tuple[int, list[str]]:
     context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 )
 @click.option("-s", "--signal", default="TERM", metavar="SIGNAL", help="TERM unless given.")
-@click.argument("words", nargs=-1, required=True, metavar="[-SIGNAL] PID...")
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    metavar="[-SIGNAL] PID...",
+    shell_complete=complete.signals_and_tasks,
+)
 @pass_desk
 def kill(desk: Desk, signal: str, words: tuple[str, ...]) -> None:
     """Send a signal to tasks.

@@ -5,15 +5,16 @@ import time
 import click
 
 from syscalls import Progress
+from userland import complete
 from userland.bin.up import parse_size, telling
 from userland.desk import Desk, json_option, pass_desk
 from userland.view import count, size
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @click.option("--as", "name", metavar="NAME", help="What the kernel calls it.  [default: MODEL]")
-@click.option("--device", help="Where to load it.")
+@click.option("--device", shell_complete=complete.devices, help="Where to load it.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
@@ -77,7 +78,7 @@ def load(
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", shell_complete=complete.loaded)
 @click.option("-f", "--force", is_flag=True, help="Also if contexts use it: they cannot go on.")
 @pass_desk
 def unload(desk: Desk, model: str, force: bool) -> None:

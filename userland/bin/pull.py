@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from userland import complete
 from userland.desk import Desk, pass_desk
 from userland.exits import USAGE, Failure
 
@@ -22,7 +23,7 @@ PLAIN_S = 2.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("name", metavar="MODEL")
+@click.argument("name", metavar="MODEL", shell_complete=complete.pullable)
 @click.option("--name", "as_name", metavar="NAME[:TAG]", help="What it is called here.")
 @click.option("--sha256", metavar="SUM", help="What the file must have.")
 @click.option("--copy", is_flag=True, help="Keep an own copy of files of this machine.")

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 import syscalls
 from syscalls.abi import KernelRow
 from syscalls.address import runtime_dir, socket_path
-from userland import daemon
+from userland import complete, daemon
 from userland.daemon import Boot, Tell
 from userland.desk import Desk, pass_desk
 from userland.exits import Failure
@@ -31,7 +31,12 @@ def boot_options(command: F) -> F:
     for option in reversed(
         [
             click.option(
-                "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Model to load."
+                "-m",
+                "--model",
+                default=DEFAULT_MODEL,
+                show_default=True,
+                shell_complete=complete.models,
+                help="Model to load.",
             ),
             click.option("--device", default="cpu0", show_default=True, help="Where to load it."),
             click.option(

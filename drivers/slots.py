@@ -1,0 +1,154 @@
+"""Slots: what a driver remembers of sequences between Submits, each for one generation of a slot.
+
+That is the id sampled last, and how the logits of the sequence are adjusted before an id is drawn:
+a bias per id, and penalties on ids that are there already, for which the ids are counted:
+
+    ids       3   7   3   9 | 7   7   2         num_prompt = 4
+    seen      2, 3, 7, 9                        repetition: prompt and output
+    output    2: 1, 7: 2                        presence, frequency: output only
+
+A Reset rebuilds all of it from the ids of the sequence, each draw adds one id. Nothing is guessed:
+`Known.fits` compares a row with what is here, and what does not fit is SLOT_LOST. A slot takes at
+most `COUNT_BYTES` per id of the vocabulary, and per position of a context, whichever are fewer.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from drivers import base
+
+COUNT_BYTES = 8
+
+
+class Counts:
+    """Which ids are in a sequence, and how often each is in its output."""
+
+    def __init__(self, num_prompt: int) -> None:
+        self.num_prompt = num_prompt
+        self.length = 0  # ids counted
+        self.ids = array("i")  # that were seen, sorted
+        self.output = array("i")  # for each, how often it is in the output
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Count the ids that come next in the sequence."""
+        if len(ids) == 1:
+            self._add_one(ids[0])
+            return
+        prompt = max(0, min(len(ids), self.num_prompt - self.length))
+        counts = dict(zip(self.ids, self.output, strict=True))
+        for token in set(ids[:prompt]):
+            counts.setdefault(token, 0)
+        for token, count in Counter(ids[prompt:]).items():
+            counts[token] = counts.get(token, 0) + count
+        self.ids = array("i", sorted(counts))
+        self.output = array("i", [counts[token] for token in self.ids])
+        self.length += len(ids)
+
+    def _add_one(self, token: int) -> None:
+        place = bisect_left(self.ids, token)
+        if place == len(self.ids) or self.ids[place] != token:
+            self.ids.insert(place, token)
+            self.output.insert(place, 0)
+        self.output[place] += self.length >= self.num_prompt
+        self.length += 1
+
+    def copy(self) -> "Counts":
+        other = Counts(self.num_prompt)
+        other.length, other.ids, other.output = self.length, self.ids[:], self.output[:]
+        return other
+
+
+class Adjust(NamedTuple):
+    """How the logits of a sequence are adjusted; `drivers.base.Reset` says in which order."""
+
+    repetition: float
+    presence: float
+    frequency: float
+    bias_ids: "array[int]"
+    bias: "array[float]"
+    counts: Counts | None  # None: without penalties
+
+
+class Slot(NamedTuple):
+    """Of one sequence."""
+
+    generation: int
+    last: int
+    adjust: Adjust | None = None
+
+    @property
+    def length(self) -> int | None:
+        """Ids counted, None if they are not."""
+        return self.adjust.counts.length if self.adjust and self.adjust.counts else None
+
+
+class Known(NamedTuple):
+    """What will be known of a slot at some op of a Submit that is being checked."""
+
+    generation: int
+    adjusted: bool
+    length: int | None
+
+    def fits(self, generation: int, position: int) -> bool:
+        """Whether a row that draws the id at `position` can be adjusted."""
+        right = self.adjusted and self.generation == generation
+        return right and self.length in (None, position)
+
+    def drew(self, generation: int, position: int) -> "Known":
+        """Return what is known after a draw."""
+        if not self.fits(generation, position):
+            return Known(generation, False, None)
+        return self._replace(length=None if self.length is None else position + 1)
+
+
+def known(slots: Mapping[int, Slot]) -> dict[int, Known]:
+    """Return what is known of every slot."""
+    return {
+        number: Known(slot.generation, slot.adjust is not None, slot.length)
+        for number, slot in slots.items()
+    }
+
+
+def adjusts(op: base.Reset) -> bool:
+    """Whether rows can be adjusted after this Reset."""
+    return op.start > 0 or op.num_prompt >= 0 or bool(op.bias)
+
+
+def reset(slots: dict[int, Slot], op: base.Reset, ids: "array[int]") -> None:
+    """Run a Reset that has been checked; `ids` are its ids."""
+    if op.start:
+        adjust = slots[op.slot].adjust
+        assert adjust is not None and adjust.counts is not None
+        adjust.counts.add(ids)
+    else:
+        counts = Counts(op.num_prompt) if op.num_prompt >= 0 else None
+        if counts is not None:
+            counts.add(ids)
+        adjust = Adjust(
+            op.repetition, op.presence, op.frequency,
+            base.read_ints(op.bias_ids), base.read_reals(op.bias), counts,
+        ) if adjusts(op) else None  # fmt: skip
+    slots[op.slot] = Slot(op.generation, ids[-1], adjust)
+
+
+def drew(slots: dict[int, Slot], number: int, generation: int, position: int, token: int) -> None:
+    """Note the id that a sequence has drawn for `position`."""
+    slot, adjust = slots.get(number), None
+    if slot is not None and slot.generation == generation and slot.length in (None, position):
+        adjust = slot.adjust
+        if adjust is not None and adjust.counts is not None:
+            adjust.counts.add((token,))
+    slots[number] = Slot(generation, token, adjust)
+
+
+def copy(slots: Mapping[int, Slot]) -> dict[int, Slot]:
+    """Return the slots as they are now, whatever becomes of these."""
+    return {
+        number: slot._replace(adjust=slot.adjust._replace(counts=slot.adjust.counts.copy()))
+        if slot.adjust is not None and slot.adjust.counts is not None
+        else slot
+        for number, slot in slots.items()
+    }

@@ -31,14 +31,13 @@ from accelerate.utils import compute_module_sizes, infer_auto_device_map
 from torch import Tensor
 
 from drivers.models.config import ModelConfig
-from drivers.models.decoder import Decoder, DecoderLayer, Linear, num_turn_tables
+from drivers.models.decoder import Decoder, DecoderLayer, Linear
 from drivers.models.errors import FETCH, ModelError
 from drivers.models.gguf import GgufFile
 from drivers.models.manifest import check_unchanged
 from drivers.models.tensors import ROPE_FACTORS, Shapes, tensor_shapes
+from drivers.sizes import SLICE_BYTES, turn_bytes
 
-SLICE_BYTES = 4 << 20
-"""Of a tensor in float32, as it is read; rows are never cut."""
 RANDOM = "random"
 RANDOM_KEYS = {
     "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "vocab": 512, "ffn": 0,
@@ -158,24 +157,14 @@ def measure(config: ModelConfig, dtype: torch.dtype, max_ctx: int, budget: int) 
     with init_empty_weights():
         model = Decoder(config, dtype)
     # the tables of positions are no weights, but as large as some
-    turn_bytes = num_turn_tables(config) * max_ctx * config.head_dim * 4
+    tables = turn_bytes(config, max_ctx)
     places = infer_auto_device_map(
         model,
-        max_memory={"cpu": max(budget - turn_bytes, 0)},
+        max_memory={"cpu": max(budget - tables, 0)},
         no_split_module_classes=[DecoderLayer.__name__],
     )
-    size = compute_module_sizes(model)[""] + turn_bytes
+    size = compute_module_sizes(model)[""] + tables
     return Measure(size, Counter(str(place) for place in places.values()))
-
-
-def loading_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return what loading takes beside the weights: the largest matrix twice, and a slice."""
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    rows = max(config.vocab_size, 2 * config.intermediate_size, queries + 2 * keys)
-    widest = max(config.hidden_size, config.intermediate_size, queries)
-    # as it is read, before it is packed; the library that dequantizes makes three copies of a slice
-    slice_bytes = max(SLICE_BYTES, 4 * widest)
-    return 2 * rows * config.hidden_size * dtype.itemsize + 4 * slice_bytes
 
 
 def load(

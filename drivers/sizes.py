@@ -61,7 +61,11 @@ def weights_bytes(config: "ModelConfig", itemsize: int, max_ctx: int) -> int:
     elements = sum(prod(shape) for shape in tensor_shapes(config).values())
     if config.tied_embeddings:
         elements += config.vocab_size * config.hidden_size  # the head has a copy, packed
-    return elements * itemsize + turn_bytes(config, max_ctx)
+    spread = 0
+    if config.qk_norm:  # kept for every head, in float32
+        heads = config.num_heads + config.num_kv_heads
+        spread = config.num_layers * config.head_dim * (4 * heads - 2 * itemsize)
+    return elements * itemsize + spread + turn_bytes(config, max_ctx)
 
 
 def turn_bytes(config: "ModelConfig", max_ctx: int) -> int:

@@ -19,16 +19,19 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
+from stat import S_ISREG
 
 from drivers.models.errors import ModelError as ModelError  # the store's face, like the next
 from drivers.models.errors import short
 from drivers.models.job import NAME, Job, Say, Source
 from drivers.models.job import Progress as Progress
-from drivers.models.manifest import MANIFEST, read_manifest
+from drivers.models.manifest import MANIFEST
 from drivers.models.manifest import InstalledModel as InstalledModel
-from drivers.models.manifest import ModelFile as ModelFile
+from drivers.models.manifest import Manifest as Manifest
+from drivers.models.manifest import read_manifest as read_manifest
 from drivers.models.shortnames import shortnames as shortnames
 from drivers.models.source import is_bare, known_source, read_source, unknown
 
@@ -68,6 +71,12 @@ class ModelStore:
 
     def find(self, name: str) -> InstalledModel:
         """Return a model by `name` or `name:tag`, its files there; ENOENT says what to pull."""
+        model = read_manifest(self.folder(name))
+        model.check()
+        return model
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of an installed model, sound or not; ENOENT, EINVAL."""
         folders = [folder for folder in self._folders() if _named(folder, name)]
         if len(folders) > 1:  # then the one that is pulled by that name
             known = known_source(name)
@@ -77,12 +86,19 @@ class ModelStore:
             what = f"{name} can be any of {found}"
             raise ModelError("EINVAL", what, f"say which, such as {_full_name(folders[0])}")
         if not folders:
-            error = unknown(name, self._names())
-            what = f"model {name} is not installed in {self.root}"
-            raise ModelError("ENOENT", what, error.hint.partition(";")[0])
-        model = read_manifest(folders[0])
-        model.check()
-        return model
+            close = get_close_matches(name, [*self._names(), *shortnames()], 1)
+            hint = f"llmos pull {close[0] if close else 'smollm2'}"
+            raise ModelError("ENOENT", f"model {name} is not installed in {self.root}", hint)
+        return folders[0]
+
+    def facts(self, model: InstalledModel) -> Manifest:
+        """Return what is known of a model; read from its files if an older version installed it."""
+        if model.manifest.arch:
+            return model.manifest
+        from drivers.models.installed import examine, with_facts
+
+        with os_errors(f"read {model.full_name}"):
+            return with_facts(model.manifest, examine(model.weights))
 
     def verify(self, model: InstalledModel, progress: Progress) -> None:
         """Read all files of a model and compare their sha256; ECORRUPT if one differs."""
@@ -125,21 +141,21 @@ class ModelStore:
         with os_errors(f"install {as_name} in {self.root}"), self._locked(as_name):
             return self._pull(source, self.root / as_name / as_tag, progress, say, copy)
 
-    def remove(self, model: InstalledModel) -> int:
-        """Remove a model's folder, and what a download has of it; return the bytes that frees.
+    def remove(self, folder: Path) -> int:
+        """Remove a model, and what a download has of it; return the bytes that this frees.
 
         Files used in place are somebody else's, and stay.
         """
-        name = model.manifest.name
-        with os_errors(f"remove {model.folder}"), self._locked(name):
-            scratch, part = self._scratch(name), self._part(model.folder)
-            freed = disk_bytes(model.folder) + disk_bytes(part)
+        name = folder.parent.name
+        with os_errors(f"remove {folder}"), self._locked(name):
+            scratch, part = self._scratch(name), self._part(folder)
+            freed = disk_bytes(folder, max_links=1) + disk_bytes(part)
             scratch.mkdir(mode=0o700)
-            model.folder.rename(scratch / "removed")  # from here on it is not found
+            folder.rename(scratch / "removed")  # from here on it is not found
             shutil.rmtree(scratch)
             if part.exists():
                 shutil.rmtree(part)
-            self._tidy(model.folder.parent)
+            self._tidy(folder.parent)
         return freed
 
     def _source(self, what: str, sha256: str) -> Source | None:
@@ -236,10 +252,11 @@ class ModelStore:
             folder.rmdir()
 
 
-def disk_bytes(folder: Path) -> int:
-    """Return the bytes of the files in a folder; links count as nothing."""
-    files = (path for path in folder.rglob("*") if not path.is_symlink() and path.is_file())
-    return sum(path.stat().st_size for path in files)
+def disk_bytes(folder: Path, max_links: int = 1 << 30) -> int:
+    """Return the bytes of the files in a folder that have no more hard links than that."""
+    stats = [path.lstat() for path in folder.rglob("*")]
+    files = [stat for stat in stats if S_ISREG(stat.st_mode) and stat.st_nlink <= max_links]
+    return sum(stat.st_size for stat in files)
 
 
 @contextmanager

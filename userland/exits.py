@@ -1,6 +1,6 @@
 """Exit codes, and how an expected error looks: what and why, then what to do next.
 
-0 ok                    69 no kernel reachable     77 not permitted
+0 ok                    69 out of reach            77 not permitted
 1 failed                70 bug                     78 bad configuration
 2 usage                 74 input or output         124 took too long
 3 not found             75 try again               128+N killed by signal N (130: Ctrl-C)
@@ -25,6 +25,7 @@ _CODES = {
     "ESRCH": 3,
     "EBADCTX": 3,
     "ECONNRESET": NO_KERNEL,
+    "ENETUNREACH": NO_KERNEL,  # where a model comes from
     "EIO": 74,
     "ENOSPC": 74,
     "ECORRUPT": 74,

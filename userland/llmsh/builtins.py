@@ -119,21 +119,25 @@ def _command(name: str) -> Function:
 BUILTINS: dict[str, Function] = {
     "cd": cd,
     "ctx": ctx.run,
+    "dmesg": _command("dmesg"),
     "exit": leave,
     "fork": fork,
     "free": _command("free"),
     "help": show_help,
     "kill": _command("kill"),
+    "lsdev": _command("lsdev"),
+    "pmap": _command("pmap"),
     "ps": _command("ps"),
     "pwd": pwd,
     "set": set_sampling,
+    "top": _command("top"),
     "undo": undo,
 }
 
 UNBUILT = {
-    "alias", "ask", "at", "bg", "chat", "continue", "disown", "dmesg", "export", "fg", "history",
-    "jobs", "load", "lsdev", "lsmod", "map", "model", "models", "pmap", "pull", "read", "redo",
-    "renice", "retry", "schema", "source", "strace", "system", "table", "tools", "top", "trap",
+    "alias", "ask", "at", "bg", "chat", "continue", "disown", "export", "fg", "history",
+    "jobs", "load", "lsmod", "map", "model", "models", "pull", "read", "redo",
+    "renice", "retry", "schema", "source", "strace", "system", "table", "tools", "trap",
     "type", "ulimit", "unload", "vmstat", "wait", ".", "merge-log",
 }  # fmt: skip
 """Names that the shell is to have one day, and a host may or may not have."""

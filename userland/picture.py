@@ -41,7 +41,7 @@ def word_of(run: BlockRun) -> str:
     return KINDS[Use(run.use)].word
 
 
-def title(found: PmapResult, room: int) -> str:
+def title(found: PmapResult, room: int, fancy: bool) -> str:
     """Say whose context it is, and how large."""
     facts = [
         f"pid {found.pid}",
@@ -51,7 +51,7 @@ def title(found: PmapResult, room: int) -> str:
         found.model,
         found.device,
     ]
-    tail = " · ".join(["", *facts])
+    tail = (" · " if fancy else " | ").join(["", *facts])
     head = f"ctx {found.ctx}" + (f" {view.printable(found.name)}" if found.name else "")
     return view.shorten(head, max(12, room - len(tail))) + tail
 
@@ -83,11 +83,12 @@ def legend(found: PmapResult, fancy: bool) -> list[Segment]:
         counts[Use(run.use)] += run.blocks
     parts: list[Segment] = []
     for use, kind in KINDS.items():
-        parts.append((f"  {kind.glyph if fancy else kind.letter}", kind.style))
-        parts.append((f" {kind.word} {count(counts[use])}", ""))
+        if counts[use]:
+            parts.append((f"  {kind.glyph if fancy else kind.letter}", kind.style))
+            parts.append((f" {kind.word} {count(counts[use])}", ""))
     tail = found.runs[-1] if found.runs else None
     if tail is not None and tail.ids % found.block_size:
-        parts.append((f", the last block {tail.ids % found.block_size}/{found.block_size}", ""))
+        parts.append((f"  last block {tail.ids % found.block_size}/{found.block_size}", ""))
     return parts
 
 

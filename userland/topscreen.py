@@ -6,7 +6,6 @@ stops, and draws anew when the program goes on; a change of size wakes the wait 
 
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -151,8 +150,3 @@ class Screen:
             return "escape"
         first, self._typed = self._typed[:1], self._typed[1:]
         return first.decode("latin-1")
-
-
-def size_of_pipe() -> int:
-    """Return how wide a frame is that goes into no terminal."""
-    return max(40, shutil.get_terminal_size((100, 24)).columns)

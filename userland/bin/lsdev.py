@@ -114,6 +114,10 @@ def lsdev(desk: Desk, full: bool, no_headers: bool, watch: float | None, as_json
             return
         columns = COLUMNS if full else _TABLE
         view.draw(desk, columns, rows, not no_headers, lambda row: COLORS.get(row.state, ""))
+        if desk.out.isatty():
+            for row in rows:
+                if row.state in ("failed", "starting") and row.note:  # the table may have cut it
+                    desk.note(f"{row.device.device}: {row.note}")
 
     if watch is None:
         draw(desk)

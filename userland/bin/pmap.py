@@ -9,7 +9,7 @@ import click
 
 import syscalls
 from syscalls.abi import BlockRun, CtxRow, PmapResult
-from userland import picture, view
+from userland import complete, picture, view
 from userland.desk import Desk, json_option, pass_desk
 from userland.exits import USAGE, Failure
 from userland.glyphs import unicode_to
@@ -38,7 +38,9 @@ COLUMNS = [
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("words", nargs=-1, metavar="[PID] [CTX|@NAME]")
+@click.argument(
+    "words", nargs=-1, metavar="[PID] [CTX|@NAME]", shell_complete=complete.tasks_and_contexts
+)
 @click.option("-x", "--ranges", is_flag=True, help="List ranges of blocks instead.")
 @click.option("--no-headers", is_flag=True, help="Rows only, of a list.")
 @json_option
@@ -144,9 +146,10 @@ def _draw(desk: Desk, found: PmapResult) -> None:
 
     console = Console(file=desk.out, highlight=False)
     fancy = unicode_to(desk.out)
-    lines = [[(picture.title(found, console.width), "bold")]]
+    lines = [[(picture.title(found, console.width, fancy), "bold")]]
     lines += picture.cells(found, fancy)
-    lines.append(picture.legend(found, fancy))
+    if found.runs:
+        lines.append(picture.legend(found, fancy))
     if sharing := picture.shared_with(found, console.width):
         lines.append([(sharing, "")])
     with desk.writing():

@@ -1,6 +1,7 @@
 """top: tasks, blocks and speed, again and again."""
 
 import os
+import shutil
 import time
 
 import click
@@ -11,7 +12,7 @@ from userland.desk import Desk, json_option, pass_desk
 from userland.exits import USAGE, Failure
 from userland.glyphs import unicode_to
 from userland.topmodel import SORTS, TopModel, sample
-from userland.topscreen import Line, Screen, size_of_pipe
+from userland.topscreen import Line, Screen
 
 FIRST_S = 0.5
 """Until the second look, with which there are rates."""
@@ -91,13 +92,14 @@ def top(
 def _print_frames(
     desk: Desk, model: TopModel, delay: float, frames: int | None, as_json: bool
 ) -> None:
-    width, fancy, printed = size_of_pipe(), unicode_to(desk.out), 0
+    width = shutil.get_terminal_size().columns if desk.out.isatty() else 1 << 16
+    fancy, printed = unicode_to(desk.out), 0
     while True:
         model.feed(sample(desk.task))
         if as_json:
             desk.say_json("top", model.document(), stream=True)
         else:
-            lines = [*model.header(width, fancy), "", *model.table(1 << 16)]
+            lines = [*model.header(width, fancy), "", *model.table(width)]
             desk.say("\n".join(lines + [""] * (printed + 1 != frames)))
             desk.flush()
         printed += 1

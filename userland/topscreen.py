@@ -122,7 +122,7 @@ class Screen:
             with self._console.capture() as captured:
                 self._console.print(Text(text[:width], style), end="", soft_wrap=True)
             drawn.append(f"{captured.get()}\x1b[K")
-        self._write("\x1b[H" + "\r\n".join(drawn) + "\x1b[J")
+        self._write("\x1b[H" + "\n".join(drawn) + "\x1b[J")
 
     def key(self, timeout: float) -> str | None:
         """Return the next key; None when there was none in time, or the picture is to be drawn."""

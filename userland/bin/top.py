@@ -17,7 +17,7 @@ from userland.topscreen import Line, Screen
 FIRST_S = 0.5
 """Until the second look, with which there are rates."""
 COLORS = {"R": "green", "P": "green", "Q": "yellow", "D": "yellow", "T": "blue", "Z": "dim"}
-KEYS = "q quit  P tok/s  M blocks  T age  N pid  up/down select  k kill  space pause  +/- interval"
+KEYS = "q quit  P M T N sort  up/down select  k kill  space pause  +/- interval"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,8 +72,12 @@ def top(
     hit       tokens of new prompts that had KV already
     step      time of a step at the device, sequences and tokens in it
     waiting   infers that have no place in the batch yet
-    The columns are those of ps. Keys are at the bottom. The first frame has no rates: they are of
-    the time between two looks. --json is one frame a line.
+    The columns are those of ps. The first frame has no rates: they are of the time between two
+    looks. --json is one frame a line.
+
+    \b
+    Keys: q quit; P M T N sort by tok/s, blocks, age, pid; up, down, page up, page down select;
+    k ends the selected task, once you say y; space pauses; + and - change the interval.
     """
     model = TopModel(len(os.sched_getaffinity(0)))
     model.sort = next(key for key, (name, _) in SORTS.items() if name == sort)

@@ -1,10 +1,11 @@
-"""Handler of snapshot: counters and tables for ps, free and top. Pure reading."""
+"""Handler of snapshot: counters and tables for ps, free, top and config. Pure reading."""
 
 import sys
 from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any
 
+from kernel.config import values
 from kernel.handler import Caller, Done
 from kernel.job import Work
 from kernel.model import Model
@@ -12,7 +13,7 @@ from kernel.sys_ctx import ctx_row
 from kernel.sys_task import VERSION, task_row
 from kernel.system import System
 from kernel.tally import tally
-from syscalls.abi import KernelRow, PoolRow, Snapshot, SnapshotResult
+from syscalls.abi import ConfigRow, KernelRow, PoolRow, Snapshot, SnapshotResult
 from syscalls.errors import EINVAL
 
 PAGE = 256
@@ -26,7 +27,10 @@ CHUNK = 4096
 
 def sys_snapshot(k: System, caller: Caller, args: Snapshot) -> Work:
     """Return a page of rows."""
-    tables = {"tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel}
+    tables = {
+        "tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel,
+        "config": _config,
+    }  # fmt: skip
     table = tables.get(args.what)
     if table is None:
         raise EINVAL(f"there is no snapshot of {args.what}; there are {', '.join(tables)}")
@@ -54,6 +58,15 @@ def _pools(k: System) -> Table:
 
 def _kernel(k: System) -> Table:
     return [k], _kernel_row
+
+
+def _config(k: System) -> Table:
+    return values(k.config), _config_row
+
+
+def _config_row(k: System, item: tuple[str, Any]) -> Row:
+    yield 1
+    return ConfigRow(*item)
 
 
 def _pool_row(k: System, model: Model) -> Row:

@@ -440,7 +440,7 @@ class DeviceRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    what: Name  # tasks | contexts | pools | kernel
+    what: Name  # tasks | contexts | pools | kernel | config
     cursor: U64 = 0
 
 
@@ -483,6 +483,13 @@ class KernelRow(NamedTuple):
     failed: int
     running: int
     waiting: int
+
+
+class ConfigRow(NamedTuple):
+    """A key of the kernel's configuration and what it runs with."""
+
+    key: str
+    value: Any  # text, a number, true or false
 
 
 class Shutdown(NamedTuple):
@@ -606,7 +613,7 @@ CALLS: tuple[Call, ...] = (
     _reserved(105, "unload_driver", _O, "Stop a driver host."),
     # inspection
     Call(112, "snapshot", Snapshot, SnapshotResult, _T, True, False,
-         "Read counters: tasks, contexts, pools or kernel, a page at a time.", "EINVAL"),
+         "Read counters: tasks, contexts, pools, kernel or config, a page at a time.", "EINVAL"),
     _reserved(113, "pmap", _T, "Describe a context block by block.", idempotent=True),
     _reserved(114, "trace", _O, "Stream calls or steps."),
     _reserved(115, "log", _O, "Read the kernel's log.", idempotent=True),

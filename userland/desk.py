@@ -42,7 +42,10 @@ class Desk:
     def task(self) -> syscalls.Task:
         """This program as a task; ECONNRESET if no kernel is running."""
         if self._task is None:
+            from userland.running import mind_variables
+
             self._task = syscalls.connect(self.name, address=self.address)
+            mind_variables(self._task, self.note)
         return self._task
 
     @property

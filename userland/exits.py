@@ -1,9 +1,10 @@
 """Exit codes, and how an expected error looks: what and why, then what to do next.
 
-0 ok                    69 no kernel reachable     77 not permitted
-1 failed                70 bug                     78 bad configuration
-2 usage                 74 input or output         124 took too long
-3 not found             75 try again               128+N killed by signal N (130: Ctrl-C)
+0 ok                    69 no kernel reachable     78 bad configuration
+1 failed                70 bug                     124 took too long
+2 usage                 74 input or output         126 run: cannot be run
+3 not found             75 try again               127 run: no such program
+4 cut (--fail-on)       77 not permitted           128+N killed by signal N (130: Ctrl-C)
 """
 
 import json
@@ -15,8 +16,11 @@ from syscalls import KernelError
 
 FAILED = 1
 USAGE = 2
+CUT = 4
 NO_KERNEL = 69
 BUG = 70
+BAD_SETUP = 78
+TIMED_OUT = 124
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 

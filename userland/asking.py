@@ -91,7 +91,7 @@ _CONTEXT_OPTIONS: Sequence[Callable[[Any], Any]] = (
 
 _OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.argument("prompt", nargs=-1),
-    click.option("-s", "--system", metavar="TEXT", help="System prompt of a new context."),
+    click.option("-s", "--system", metavar="TEXT", help="System prompt; the context has no turns."),
     click.option("-f", "--file", "files", multiple=True, metavar="FILE",
                  type=click.Path(allow_dash=True),
                  help="Text that goes along, before the prompt; - is stdin. May be repeated."),
@@ -100,7 +100,7 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option("-n", "--max-tokens", type=click.IntRange(1, MAX_TOKENS), help="Longest answer."),
     click.option("--top-p", type=click.FloatRange(0, 1), help="Only the likeliest, up to this."),
     click.option("--top-k", type=click.IntRange(0, MAX_TOKENS), help="Only the K likeliest."),
-    click.option("--min-p", type=click.FloatRange(0, 1), help="Only this share of the best."),
+    click.option("--min-p", type=click.FloatRange(0, 1), help="Only those this near the best."),
     click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT",
                  help="Text at which the answer ends. May be repeated."),

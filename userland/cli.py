@@ -30,7 +30,7 @@ GROUPS = {
         "load": "userland.bin.load",
         "unload": "userland.bin.load",
     },
-    "Setup": {"completion": "userland.bin.completion"},
+    "Setup": {"config": "userland.bin.config", "completion": "userland.bin.completion"},
 }
 COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 

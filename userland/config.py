@@ -174,7 +174,8 @@ def _text_of(config: Config, place: Place) -> str | None:
         return place.path.read_text("utf-8")
     except FileNotFoundError:
         if place.must_exist:
-            config.problems.append(f"{place.path}: there is no such file (LLMOS_CONFIG names it)")
+            named = " (LLMOS_CONFIG names it)" if place.layer == "user" else ""
+            config.problems.append(f"{place.path}: there is no such file{named}")
     except OSError as error:
         config.problems.append(f"{place.path}: cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:

@@ -58,8 +58,8 @@ class Key:
             "size": "a size like 720M or 2GiB",
         }[self.kind]  # fmt: skip
         if self.kind in ("int", "float") and math.isfinite(self.least):
-            top = f" to {self.most:g}" if math.isfinite(self.most) else " or more"
-            word += f", {self.least:g}{top}"
+            top = f" to {self.most:,}" if math.isfinite(self.most) else " or more"
+            word += f", {self.least:,}{top}"
         return word
 
     def of_toml(self, value: Any) -> Value:

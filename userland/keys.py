@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from userland.asking import MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
-from userland.exits import BAD_SETUP, Failure
+from userland.exits import BAD_SETUP, USAGE, Failure
 
 Value = str | int | float | bool
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -121,6 +121,14 @@ def size_of(text: str) -> int | None:
     except (ValueError, OverflowError):
         return None
     return found if 0 < found < 1 << 60 else None
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size; a usage error if it is none."""
+    found = size_of(text)
+    if found is None:
+        raise Failure(f"{text!r} is not a size", "sizes are like 720M, 1.5GiB or 1000000", USAGE)
+    return found
 
 
 CLIENT = (

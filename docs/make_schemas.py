@@ -31,6 +31,7 @@ DATA: dict[str, Any] = {
     "config-show": [
         {"key": str, "value": Scalar | None, "origin": str, "running": Scalar | None}
     ],
+    "doctor": [{"check": str, "level": str, "text": str, "todo": str}],
     "free": list[abi.PoolRow],
     "load": abi.ModelRow,
     "ping": {"kernel_pid": int, "count": int, "best_us": float, "mean_us": float},

@@ -30,7 +30,11 @@ GROUPS = {
         "load": "userland.bin.load",
         "unload": "userland.bin.load",
     },
-    "Setup": {"config": "userland.bin.config", "completion": "userland.bin.completion"},
+    "Setup": {
+        "doctor": "userland.bin.doctor",
+        "config": "userland.bin.config",
+        "completion": "userland.bin.completion",
+    },
 }
 COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 

@@ -57,6 +57,7 @@ ROWS = {
     "config check": Row((), "config-check", kernel=False, absent=("/none.toml",), absent_code=78),
     "config path": Row((), "config-path", kernel=False),
     "config show": Row(("--origin",), "config-show", kernel=False),
+    "doctor": Row(("--quick",), "doctor", kernel=False, sentences=True),
     "down": Row(None, kernel=False),
     "free": Row((), "free"),
     "kill": Row(None, absent=("999999",)),

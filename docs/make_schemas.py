@@ -32,6 +32,10 @@ DATA: dict[str, Any] = {
         {"key": str, "value": Scalar | None, "origin": str, "running": Scalar | None}
     ],
     "doctor": [{"check": str, "level": str, "text": str, "todo": str}],
+    "explain": [{
+        "code": str, "number": int, "exit_code": int, "meaning": str,
+        "causes": list[str], "steps": list[str],
+    }],
     "free": list[abi.PoolRow],
     "load": abi.ModelRow,
     "ping": {"kernel_pid": int, "count": int, "best_us": float, "mean_us": float},

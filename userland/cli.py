@@ -32,6 +32,7 @@ GROUPS = {
     },
     "Setup": {
         "doctor": "userland.bin.doctor",
+        "explain": "userland.bin.explain",
         "config": "userland.bin.config",
         "completion": "userland.bin.completion",
     },

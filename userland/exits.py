@@ -40,6 +40,11 @@ _CODES = {
 }
 
 
+def code_of(errno: str) -> int:
+    """Return the exit code of an error by its errno's name."""
+    return _CODES.get(errno, FAILED)
+
+
 class Failure(Exception):
     """A command cannot do what it was asked for. `code` is an errno name, where there is one."""
 
@@ -50,7 +55,7 @@ class Failure(Exception):
         self.message = message
         self.hint = hint
         self.code = code
-        self.exit_code = _CODES.get(code, FAILED) if exit_code is None else exit_code
+        self.exit_code = code_of(code) if exit_code is None else exit_code
 
 
 REFUSED = (OSError, ValueError)
@@ -76,7 +81,7 @@ EXPECTED = (KernelError, Failure, click.ClickException)
 def exit_code(error: Expected) -> int:
     """Return the exit code of an expected error."""
     if isinstance(error, KernelError):
-        return _CODES.get(error.errno.name, FAILED)
+        return code_of(error.errno.name)
     return error.exit_code
 
 

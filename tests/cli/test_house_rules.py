@@ -59,6 +59,7 @@ ROWS = {
     "config show": Row(("--origin",), "config-show", kernel=False),
     "doctor": Row(("--quick",), "doctor", kernel=False, sentences=True),
     "down": Row(None, kernel=False),
+    "explain": Row(("EIO",), "explain", kernel=False, absent=("ENOSUCH",), sentences=True),
     "free": Row((), "free"),
     "kill": Row(None, absent=("999999",)),
     "load": Row(None, "load", kernel=False, absent=("gpt-9",)),

@@ -11,7 +11,7 @@ from syscalls import abi
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("maker", ["make_syscalls.py", "make_schemas.py"])
+@pytest.mark.parametrize("maker", ["make_syscalls.py", "make_schemas.py", "make_errors.py"])
 def test_the_page_is_not_stale(maker: str) -> None:
     made = subprocess.run(
         [sys.executable, f"docs/{maker}", "--check"],

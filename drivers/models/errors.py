@@ -23,5 +23,5 @@ class ModelError(Exception):
 def short(value: object) -> str:
     """Spell a value from a file for a message: it may be a list of a million items."""
     form = Repr()
-    form.maxlist, form.maxstring = 4, 64
+    form.maxlist, form.maxstring, form.maxlevel = 4, 64, 2
     return form.repr(value)

@@ -26,9 +26,9 @@ DATA: dict[str, Any] = {
         "usage": {"prompt": int, "cached": int, "output": int, "overrun": int},
         "first_s": float, "whole_s": float,
     },
-    "config-check": {"problems": list[str], "notes": list[str], "set": list[str]},
-    "config-path": [{"layer": str, "path": str, "exists": bool}],
-    "config-show": [
+    "config.check": {"problems": list[str], "notes": list[str], "set": list[str]},
+    "config.path": [{"layer": str, "path": str, "exists": bool}],
+    "config.show": [
         {"key": str, "value": Scalar | None, "origin": str, "running": Scalar | None}
     ],
     "doctor": [{"check": str, "level": str, "text": str, "todo": str}],
@@ -89,7 +89,7 @@ def documents() -> dict[str, dict[str, Any]]:
     for name, data in DATA.items():
         whole = _object({"schema": str, "data": data})
         whole["properties"]["schema"] = {"const": f"llmos.{name}/1"}
-        made[name] = {"$schema": DRAFT, "title": f"llmos {name.replace('-', ' ')} --json"} | whole
+        made[name] = {"$schema": DRAFT, "title": f"llmos {name.replace('.', ' ')} --json"} | whole
     error = _object(ERROR)
     error["properties"]["error"]["properties"]["details"] = {"type": "object"}
     made["error"] = {"$schema": DRAFT, "title": "an error of a command with --json"} | error

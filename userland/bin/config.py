@@ -75,7 +75,7 @@ def show(desk: Desk, origin: bool, as_json: bool) -> None:
         for s in found
     ]
     if as_json:
-        desk.say_json("config-show", [_fact(row) for row in rows])
+        desk.say_json("config.show", [_fact(row) for row in rows])
     else:
         columns = [column for column in COLUMNS if origin or column.key != "origin"]
         if not used:
@@ -154,7 +154,7 @@ def check(desk: Desk, file: Path | None, as_json: bool) -> None:
     set_keys = [setting.key.shown for setting in found if setting.explicit]
     if as_json:
         facts = {"problems": found.problems, "notes": found.notes, "set": set_keys}
-        desk.say_json("config-check", facts)
+        desk.say_json("config.check", facts)
     for line in [*found.notes, *(() if as_json else found.problems)]:
         desk.note(line)
     if found.problems:
@@ -188,7 +188,7 @@ def path(desk: Desk, as_json: bool) -> None:
             {"layer": p.layer, "path": str(p.path.absolute()), "exists": p.path.exists()}
             for p in files
         ]
-        desk.say_json("config-path", facts)
+        desk.say_json("config.path", facts)
         return
     view.draw(desk, PATH_COLUMNS, files, True, lambda place: "" if place.path.exists() else "dim")
 

@@ -83,17 +83,20 @@ def models() -> Iterator[Finding]:
     if not names:
         yield Finding("models", WARN, "none is installed", "llmos pull smollm2")
     for name in names:
+        pull = f"llmos pull {name.split(':')[0]}"
         try:
             model = installed(name)
-            bytes_there = model.gguf.stat().st_size
+            wanted = model.manifest.bytes
+            path = model.folder / model.manifest.file
+            found = wanted if path.is_dir() else path.stat().st_size
         except (Failure, OSError) as error:
-            yield Finding("models", FAIL, f"{name}: {error}", f"llmos pull {name.split(':')[0]}")
+            yield Finding("models", FAIL, f"{name}: {error}", pull)
             continue
-        if bytes_there != model.manifest.bytes:
-            text = f"{name} has {bytes_there:,} bytes, its manifest says {model.manifest.bytes:,}"
-            yield Finding("models", FAIL, text, f"llmos pull {name.split(':')[0]}")
+        if found == wanted:
+            yield Finding("models", OK, f"{name}, {size(found)}")
         else:
-            yield Finding("models", OK, f"{name}, {size(bytes_there)}")
+            text = f"{name} has {found:,} bytes, its manifest says {wanted:,}"
+            yield Finding("models", FAIL, text, pull)
 
 
 def log() -> Iterator[Finding]:

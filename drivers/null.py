@@ -258,8 +258,7 @@ class NullModel:
         if options.step_us or options.token_us:
             time.sleep((options.step_us + options.token_us * num_tokens) / 1e6)
         own: dict[int, bytes] = {}
-        # By position: what a sequence reads of another one in the same step is stored before.
-        for s in sorted(range(len(plan.kv_len)), key=lambda s: plan.positions[plan.qo_indptr[s]]):
+        for s in sorted(range(len(plan.kv_len)), key=lambda s: self._turn(s, plan)):
             self._store(s, plan, own)
         seen: dict[int, bytes] = {}
         rows = []
@@ -270,6 +269,13 @@ class NullModel:
             end = (plan.positions[row] + 1) * SLOT
             rows.append(seen[s][:end] + own.get(row, b""))
         return rows
+
+    def _turn(self, s: int, plan: Plan) -> tuple[bool, int]:
+        """What a sequence reads of another one in the same step must be stored before: so by
+        position, and those that store nothing come last."""
+        first = plan.qo_indptr[s]
+        nowhere = plan.tables[0].write_slot[first] < self.shape.block_size
+        return nowhere, plan.positions[first]
 
     def _store(self, s: int, plan: Plan, own: dict[int, bytes]) -> None:
         """Store a sequence's tokens; note in `own` those whose filled slot holds another digest."""

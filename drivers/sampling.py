@@ -32,6 +32,7 @@ from torch import Tensor
 
 from drivers.base import RowFlag, Sampled, Scored, ints, reals
 from drivers.plan import Draws, Given
+from drivers.sizes import ROWS_AT_ONCE as ROWS_AT_ONCE
 from drivers.slots import Adjust
 
 NOISE_BITS = 32
@@ -39,7 +40,6 @@ NOISE_MAX = -math.log(-math.log1p(-(0.5**NOISE_BITS) / 2))
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # the constants of splitmix64, as signed 64-bit
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
-ROWS_AT_ONCE = 32  # a row takes some 20 bytes per id of the vocabulary while it is drawn
 _FIRST_SORTED = 256  # candidates looked at for top_p before everything is sorted
 
 

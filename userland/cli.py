@@ -27,6 +27,8 @@ GROUPS = {
     "Memory": {"free": "userland.bin.free"},
     "Models": {
         "pull": "userland.bin.pull",
+        "models": "userland.bin.models",
+        "ls": "userland.bin.models",
         "load": "userland.bin.load",
         "unload": "userland.bin.load",
     },

@@ -29,6 +29,7 @@ _CODES = {
     "ESRCH": 3,
     "EBADCTX": 3,
     "ECONNRESET": NO_KERNEL,
+    "ENETUNREACH": NO_KERNEL,  # where a model comes from
     "EIO": 74,
     "ENOSPC": 74,
     "ECORRUPT": 74,

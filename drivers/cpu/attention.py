@@ -37,12 +37,9 @@ from torch import Tensor
 
 from drivers.base import NULL_BLOCK
 from drivers.models.config import ModelConfig
-from drivers.pool import KvPool, PoolShape
+from drivers.pool import KvPool
+from drivers.sizes import GATHER_BYTES, MAX_TILE, MIN_TILE, SCORES_BYTES, scores_numel
 
-MAX_TILE = 128  # a power of two, as its halves are: tiles of other sizes are a fifth slower
-MIN_TILE = 16
-SCORES_BYTES = 16 << 20  # of a tile's scores
-GATHER_BYTES = 8 << 20  # of a decode group's keys and values
 PADDING = 0.75  # the shortest sequence of a group has at least this part of the longest's blocks,
 MIN_WASTE = 4  # or lacks no more than so many
 
@@ -199,7 +196,7 @@ class Prefill:
         self._tiles = list(self._cut(part))
         longest = self._tiles[0][1] - self._tiles[0][0]
         # at once: growing from tile to tile, it would leave a hole of every size behind
-        arena.take("scores", scores_numel(heads, part.kv_len, pool.shape.dtype))
+        arena.take("scores", scores_numel(heads.heads, part.kv_len, pool.shape.dtype.itemsize))
         arena.take("keys", self._dim * part.kv_len)
         whole = torch.full((longest, longest), -math.inf, dtype=pool.shape.dtype)
         self._mask = whole.triu(1)
@@ -265,18 +262,6 @@ class Attention:
             for window in heads.windows(pool.shape.layers)
         }
 
-    @staticmethod
-    def work_bytes(heads: Heads, shape: PoolShape, max_ctx: int, max_seqs: int) -> int:
-        """Return what any step takes at most, of an arena and beside it."""
-        length = -(-max_ctx // shape.block_size) * shape.block_size
-        dim = heads.kv_heads * heads.head_dim
-        gathered = max(length, GATHER_BYTES // (2 * dim * shape.dtype.itemsize))
-        scores = max(scores_numel(heads, length, shape.dtype), gathered * heads.heads)
-        wide = min(max_seqs, gathered // shape.block_size) * heads.heads * dim
-        tiles = MAX_TILE * heads.heads * heads.head_dim
-        elements = 2 * (gathered + length) * dim + scores + 2 * (wide + tiles)
-        return elements * shape.dtype.itemsize
-
     def run(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Store keys and values [T, kv_heads * D], then attend for queries [T, heads * D]."""
         self._pool.store(layer, self._rows, keys, values)
@@ -310,11 +295,6 @@ def _hiding(hidden: "np.ndarray[Any, np.dtype[np.bool_]]", dtype: torch.dtype) -
     """Return what is added to scores: nothing, or so much that what is hidden weighs nothing."""
     mask = torch.from_numpy(hidden)
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask, -math.inf)
-
-
-def scores_numel(heads: Heads, kv_len: int, dtype: torch.dtype) -> int:
-    """Return how many scores a tile of a prefill has at most."""
-    return max(SCORES_BYTES // dtype.itemsize, MIN_TILE * heads.heads * kv_len)
 
 
 def blocks_at_once(pool: KvPool) -> int:

@@ -8,6 +8,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from drivers.memory import memory_free as memory_free  # of the machine too, without torch
+from drivers.memory import memory_total as memory_total
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEEP_BYTES = 1 << 30
 
@@ -58,25 +61,3 @@ def give_back_memory() -> None:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)
-
-
-def memory_total() -> int:
-    """Return the bytes of memory that this process may have."""
-    return min(int(psutil.virtual_memory().total), _group_limit())
-
-
-def memory_free() -> int:
-    """Return the bytes of memory that can be had now."""
-    free = int(psutil.virtual_memory().available)
-    limit = _group_limit()
-    used = Path("/sys/fs/cgroup/memory.current")
-    if limit < 1 << 62 and used.exists():
-        free = min(free, max(limit - int(used.read_text()), 0))
-    return free
-
-
-def _group_limit() -> int:
-    """Return the limit of the container, if it has one."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return int(text) if text.isdecimal() else 1 << 62

@@ -17,18 +17,17 @@ from drivers import base
 from drivers.base import NULL_BLOCK, DriverFault, FaultKind
 from drivers.cpu import machine
 from drivers.cpu.attention import Arena, Attention, Heads, Part, blocks_at_once
-from drivers.cpu.ordered import TILE, OrderedAttention
+from drivers.cpu.ordered import OrderedAttention
 from drivers.models import weights
 from drivers.models.config import ModelConfig
 from drivers.plan import Draws, Plan
 from drivers.pool import DTYPES, KvPool, PoolShape
-from drivers.sampling import ROWS_AT_ONCE, sample
-from drivers.slots import COUNT_BYTES, Slot
+from drivers.sampling import sample
+from drivers.sizes import MAX_SEQS, MAX_TOKENS, ORDERED_TILE, ROWS_AT_ONCE, work_bytes
+from drivers.slots import Slot
 
 log = logging.getLogger(__name__)
 
-MAX_TOKENS = 2048
-MAX_SEQS = 256
 MAX_BLOCK_REFS = 32768
 MAX_BLOCK_SIZE = 4096
 
@@ -48,7 +47,7 @@ class CpuModel:
         def progress(done: int) -> None:
             emit(base.Progress(load.model, "weights", done, config.num_layers))
 
-        tile = TILE if load.deterministic else 0
+        tile = ORDERED_TILE if load.deterministic else 0
         self._model = weights.load(source, shape.dtype, max_ctx, tile, progress)
         source.close()
         self.pool = KvPool(shape)
@@ -145,26 +144,6 @@ def _attention(load: base.Load) -> type[Attention] | type[OrderedAttention]:
     return OrderedAttention if load.deterministic else Attention
 
 
-def work_bytes(config: ModelConfig, load: base.Load, max_ctx: int) -> int:
-    """Return the memory for temporaries, of loading or of a step, whichever needs more."""
-    shape = _pool_shape(config, load, 1)
-    size, hidden, ffn = shape.dtype.itemsize, config.hidden_size, config.intermediate_size
-    loading = weights.loading_bytes(config, shape.dtype)
-    angles = 2 * max_ctx * config.head_dim  # while a table of positions is made
-    heads = Heads.of(config)
-    queries, keys = heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim
-    # queries and keys are turned as complex numbers of float32, and before that they may be normed
-    floats = 3 if config.qk_norm else 2
-    before = (3 * hidden + queries + 2 * keys) * size + (queries + keys) * (floats * 4 + size)
-    after = (4 * ffn + (4 if config.post_norms else 2) * hidden) * size
-    # an adjusted row is drawn from a copy; what it is adjusted by is kept, per slot
-    logits = (MAX_SEQS * size + ROWS_AT_ONCE * 36) * config.vocab_size
-    counts = MAX_SEQS * min(max_ctx, config.vocab_size) * COUNT_BYTES
-    attention = _attention(load).work_bytes(heads, shape, max_ctx, MAX_SEQS)
-    step = MAX_TOKENS * max(before, after) + logits + attention
-    return (64 << 20) + angles + counts + max(loading, step)
-
-
 def _pool_shape(config: ModelConfig, load: base.Load, num_blocks: int) -> PoolShape:
     return PoolShape(
         num_blocks, config.num_layers, load.block_size, config.num_kv_heads, config.head_dim,
@@ -177,7 +156,7 @@ def _fit(
 ) -> tuple[PoolShape, int]:
     """Emit and log the Estimate; return the pool that fits, or refuse."""
     dtype, free = DTYPES[load.dtype], machine.memory_free()
-    work = work_bytes(config, load, max_ctx)
+    work = work_bytes(config, dtype.itemsize, load.block_size, max_ctx, load.deterministic)
     weights_bytes, places = measured = weights.measure(config, dtype, max_ctx, free - work)
     block_bytes = _pool_shape(config, load, 1).block_bytes
     num_blocks = load.num_blocks or load.kv_bytes // block_bytes

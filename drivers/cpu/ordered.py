@@ -21,10 +21,9 @@ from torch import Tensor
 
 from drivers.base import NULL_BLOCK
 from drivers.cpu.attention import Arena, Heads, Part
-from drivers.pool import KvPool, PoolShape
-
-TILE = 16
-SPAN_BLOCKS = 4
+from drivers.pool import KvPool
+from drivers.sizes import ORDERED_TILE as TILE
+from drivers.sizes import SPAN_BLOCKS
 
 
 class Masks:
@@ -121,14 +120,6 @@ class OrderedAttention:
             ]
             for window in heads.windows(pool.shape.layers)
         }
-
-    @staticmethod
-    def work_bytes(heads: Heads, shape: PoolShape, max_ctx: int, max_seqs: int) -> int:
-        """Return what any step takes at most, of an arena and beside it."""
-        length = max_ctx + TILE + shape.block_size * SPAN_BLOCKS
-        dim = heads.kv_heads * heads.head_dim
-        # matmuls may copy keys and values, which do not lie head by head
-        return length * (4 * dim + TILE * heads.heads) * shape.dtype.itemsize
 
     def run(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Store keys and values [T, kv_heads * D], then attend for queries [T, heads * D]."""

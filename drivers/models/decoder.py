@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from drivers.models.config import ModelConfig
+from drivers.sizes import num_turn_tables
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -257,12 +258,6 @@ def can_pack(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
-
-
-def num_turn_tables(config: ModelConfig) -> int:
-    """Return how many rotary tables a model has, each of max_ctx * head_dim float32."""
-    slides = any(config.slides(layer) for layer in range(config.num_layers))
-    return 2 if slides and config.local_rope_theta else 1
 
 
 def _turn(max_ctx: int, dim: int, theta: Tensor, factor: float, factors: Tensor | None) -> Tensor:

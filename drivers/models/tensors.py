@@ -1,15 +1,17 @@
 """The tensors that a model has, by the names of GGUF: what a source must hold, no more, no less."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from drivers.models.config import ModelConfig
+if TYPE_CHECKING:
+    from drivers.models.config import ModelConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 ROPE_FACTORS = "rope_freqs.weight"
 """The one tensor that may be there or not."""
 
 
-def tensor_shapes(config: ModelConfig) -> Shapes:
+def tensor_shapes(config: "ModelConfig") -> Shapes:
     """Return the shape of every tensor, in numpy's order."""
     table = {
         "token_embd.weight": (config.vocab_size, config.hidden_size),
@@ -23,7 +25,7 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
     return table
 
 
-def _layer_shapes(config: ModelConfig) -> Shapes:
+def _layer_shapes(config: "ModelConfig") -> Shapes:
     hidden, ffn, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
     table: dict[str, tuple[int, ...]] = {

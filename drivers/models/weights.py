@@ -33,13 +33,13 @@ from torch import Tensor
 from drivers.models.checkpoint import find_checkpoint
 from drivers.models.checkpoint_source import CheckpointSource
 from drivers.models.config import ModelConfig
-from drivers.models.decoder import Decoder, DecoderLayer, Linear, num_turn_tables
+from drivers.models.decoder import Decoder, DecoderLayer, Linear
 from drivers.models.errors import FETCH, ModelError
 from drivers.models.gguf import GgufFile
+from drivers.models.manifest import check_unchanged
 from drivers.models.tensors import ROPE_FACTORS, Shapes, tensor_shapes
+from drivers.sizes import SLICE_BYTES, turn_bytes
 
-SLICE_BYTES = 4 << 20
-"""Of a tensor in float32, as it is read; rows are never cut."""
 RANDOM = "random"
 RANDOM_KEYS = {
     "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "vocab": 512, "ffn": 0,
@@ -119,6 +119,7 @@ def open_source(path: str) -> Source:
     kind, colon, options = path.partition(":")
     if kind == RANDOM and (colon or path == RANDOM):
         return RandomSource(options)
+    check_unchanged(Path(path))
     folder = find_checkpoint(Path(path))
     if folder is not None:
         return CheckpointSource(folder)
@@ -162,24 +163,14 @@ def measure(config: ModelConfig, dtype: torch.dtype, max_ctx: int, budget: int) 
     with init_empty_weights():
         model = Decoder(config, dtype)
     # the tables of positions are no weights, but as large as some
-    turn_bytes = num_turn_tables(config) * max_ctx * config.head_dim * 4
+    tables = turn_bytes(config, max_ctx)
     places = infer_auto_device_map(
         model,
-        max_memory={"cpu": max(budget - turn_bytes, 0)},
+        max_memory={"cpu": max(budget - tables, 0)},
         no_split_module_classes=[DecoderLayer.__name__],
     )
-    size = compute_module_sizes(model)[""] + turn_bytes
+    size = compute_module_sizes(model)[""] + tables
     return Measure(size, Counter(str(place) for place in places.values()))
-
-
-def loading_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return what loading takes beside the weights: the largest matrix twice, and a slice."""
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    rows = max(config.vocab_size, 2 * config.intermediate_size, queries + 2 * keys)
-    widest = max(config.hidden_size, config.intermediate_size, queries)
-    # as it is read, before it is packed; the library that dequantizes makes three copies of a slice
-    slice_bytes = max(SLICE_BYTES, 4 * widest)
-    return 2 * rows * config.hidden_size * dtype.itemsize + 4 * slice_bytes
 
 
 def load(

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from drivers import base
+from drivers import base, sizes
 from drivers.cpu import attention
 from drivers.cpu.attention import MIN_WASTE, Arena, Attention, Heads, Part, group
 from drivers.cpu.model import CpuModel
-from drivers.cpu.ordered import SPAN_BLOCKS, TILE, OrderedAttention
+from drivers.cpu.ordered import OrderedAttention
+from drivers.models import weights
 from drivers.pool import KvPool, PoolShape
 from tests.helpers import tiny_model
 from tests.helpers.contexts import Ctx, Engine, How, load_of
@@ -24,6 +25,7 @@ from tests.helpers.plain_decoder import Plain
 from tests.helpers.tiny_model import CONFIGS, VOCAB
 
 TOP = 8
+TILE = sizes.ORDERED_TILE
 BOTH = pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
 KINDS = "llama", "mistral", "gemma3"
 EVERY = pytest.mark.parametrize("kind", KINDS)
@@ -171,8 +173,8 @@ def test_no_step_takes_more_than_was_counted(deterministic: bool, dtype: str) ->
     load = load_of(LONG, dtype, num_blocks=4, threads=1, deterministic=deterministic)
     model = CpuModel(load, lambda message: None)
     buffers = model._arena._buffers.values()
-    kind = OrderedAttention if deterministic else Attention
-    counted = kind.work_bytes(model._heads, model.pool.shape, 16384, 256)
+    count = sizes.ordered_bytes if deterministic else sizes.attention_bytes
+    counted = count(weights.open_source(LONG).config, sizes.ITEMSIZES[dtype], 16, 16384)
     assert counted / 2 < sum(buffer.nbytes for buffer in buffers) <= counted
 
 
@@ -194,7 +196,8 @@ def attend(kind: type[Attention] | type[OrderedAttention], arena: Arena, parts: 
 
 def test_scores_do_not_grow_from_tile_to_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every size once would leave the heap full of holes, several times what is in use."""
-    monkeypatch.setattr(attention, "SCORES_BYTES", 1024)
+    for module in (attention, sizes):
+        monkeypatch.setattr(module, "SCORES_BYTES", 1024)
     made: list[tuple[int, ...]] = []
     zeros = torch.zeros
 
@@ -220,7 +223,7 @@ def test_masks_are_small_however_long_the_contexts_are() -> None:
     tiles = ordered._tiles[0]
     storages = {tile._behind.untyped_storage().data_ptr() for tile in tiles}
     assert len(storages) == 1 and len(tiles) > 4
-    assert tiles[0]._behind.untyped_storage().nbytes() == 4 * TILE * (TILE + 16 * SPAN_BLOCKS)
+    assert tiles[0]._behind.untyped_storage().nbytes() == 4 * TILE * (TILE + 16 * sizes.SPAN_BLOCKS)
     decodes = Attention(pool, arena, heads, slots, parts)._work[0][0]
     assert isinstance(decodes, attention.DecodeGroup)
     assert decodes._bias.shape == (2, 1, 1008 - 990)

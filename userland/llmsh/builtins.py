@@ -124,7 +124,9 @@ BUILTINS: dict[str, Function] = {
     "free": _command("free"),
     "help": show_help,
     "kill": _command("kill"),
+    "models": _command("models"),
     "ps": _command("ps"),
+    "pull": _command("pull"),
     "pwd": pwd,
     "set": set_sampling,
     "undo": undo,
@@ -132,7 +134,7 @@ BUILTINS: dict[str, Function] = {
 
 UNBUILT = {
     "alias", "ask", "at", "bg", "chat", "continue", "disown", "dmesg", "export", "fg", "history",
-    "jobs", "load", "lsdev", "lsmod", "map", "model", "models", "pmap", "pull", "read", "redo",
+    "jobs", "load", "lsdev", "lsmod", "map", "model", "pmap", "read", "redo",
     "renice", "retry", "schema", "source", "strace", "system", "table", "tools", "top", "trap",
     "type", "ulimit", "unload", "vmstat", "wait", ".", "merge-log",
 }  # fmt: skip

@@ -65,6 +65,8 @@ soak: models ## HOURS=8 of it, on a quiet machine
 
 docs: $(STAMP) ## write the generated pages of docs/ again
 	@$(PY) docs/make_syscalls.py
+	@$(PY) docs/make_schemas.py
+	@$(PY) docs/make_errors.py
 
 clean: ## caches and build outputs; .venv and models stay
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Handlers of snapshot, pmap and log: what ps, free, top, pmap and dmesg show. Pure reading."""
+"""Handlers of snapshot, pmap and log: what ps, free, top and others show. Pure reading."""
 
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from kernel import blockmap
+from kernel.config import values
 from kernel.context import Context
 from kernel.handler import Caller, Done
 from kernel.job import Work
@@ -15,6 +16,7 @@ from kernel.sys_task import VERSION, task_row
 from kernel.system import System
 from kernel.tally import tally
 from syscalls.abi import (
+    ConfigRow,
     KernelRow,
     Log,
     Pmap,
@@ -42,7 +44,10 @@ MAX_SHARERS = 64
 
 def sys_snapshot(k: System, caller: Caller, args: Snapshot) -> Work:
     """Return a page of rows."""
-    tables = {"tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel}
+    tables = {
+        "tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel,
+        "config": _config,
+    }  # fmt: skip
     table = tables.get(args.what)
     if table is None:
         raise EINVAL(f"there is no snapshot of {args.what}; there are {', '.join(tables)}")
@@ -70,6 +75,15 @@ def _pools(k: System) -> Table:
 
 def _kernel(k: System) -> Table:
     return [k], _kernel_row
+
+
+def _config(k: System) -> Table:
+    return values(k.config), _config_row
+
+
+def _config_row(k: System, item: tuple[str, Any]) -> Row:
+    yield 1
+    return ConfigRow(*item)
 
 
 def _pool_row(k: System, model: Model) -> Row:

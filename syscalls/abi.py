@@ -464,7 +464,7 @@ class DeviceRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    what: Name  # tasks | contexts | pools | kernel
+    what: Name  # tasks | contexts | pools | kernel | config
     cursor: U64 = 0
 
 
@@ -584,6 +584,13 @@ class LogResult(NamedTuple):
     rows: list[Any]
     cursor: int  # for the next call
     end: int  # number of the record to come; `cursor` < `end`: there are more
+
+
+class ConfigRow(NamedTuple):
+    """A key of the kernel's configuration and what it runs with."""
+
+    key: str
+    value: Any  # text, a number, true or false
 
 
 class Shutdown(NamedTuple):
@@ -707,7 +714,7 @@ CALLS: tuple[Call, ...] = (
     _reserved(105, "unload_driver", _O, "Stop a driver host."),
     # inspection
     Call(112, "snapshot", Snapshot, SnapshotResult, _T, True, False,
-         "Read counters: tasks, contexts, pools or kernel, a page at a time.", "EINVAL"),
+         "Read counters: tasks, contexts, pools, kernel or config, a page at a time.", "EINVAL"),
     Call(113, "pmap", Pmap, PmapResult, _T, True, False,
          "Describe a context block by block, a page at a time.", "EBADCTX ESRCH EINVAL"),
     _reserved(114, "trace", _O, "Stream calls or steps."),

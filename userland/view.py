@@ -55,7 +55,7 @@ def draw(
         lines.insert(0, [column.title for column in columns])
         styles.insert(0, "bold")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    if desk.out.isatty():
+    if desk.out.isatty() or desk.color == "always":
         _draw_rich(desk, columns, lines, widths, styles)
         return
     for line in lines:
@@ -108,11 +108,10 @@ def _draw_rich(
     widths: list[int],
     styles: list[str],
 ) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=desk.out, highlight=False)
-    fitted = fit(columns, widths, console.width)
+    console = desk.console()
+    fitted = fit(columns, widths, console.width) if desk.out.isatty() else widths
     with desk.writing():
         for line, style in zip(lines, styles, strict=True):
             console.print(Text(_join(columns, line, fitted), style), soft_wrap=True)

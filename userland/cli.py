@@ -16,7 +16,7 @@ from userland.desk import Desk
 from userland.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, PipeClosed, report
 
 GROUPS = {
-    "Daily": {"run": "userland.bin.run"},
+    "Daily": {"run": "userland.bin.run", "chat": "userland.bin.chat"},
     "Kernel": {
         "up": "userland.bin.up",
         "down": "userland.bin.up",

@@ -18,7 +18,7 @@ from userland.llmsh.streams import Intake
 if TYPE_CHECKING:
     from userland.llmsh.state import State
 
-_MAX_DEPTH = 50
+_MAX_DEPTH = 25
 
 
 def capture(state: "State", run: Callable[[], None]) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from userland.llmsh.scan import SINGLE, Text, scan_text, scan_word
 
 Parse = Callable[["Lexer"], Line]
 
-_MAX_DEPTH = 20
+_MAX_DEPTH = 25
 _BLANK = re.compile(r"(?:[ \t]|\\\r?\n|#[^\n]*)+")
 _OPERATORS = (
     ("_NEWLINE", r"\r?\n"),
@@ -128,6 +128,7 @@ class Lexer:
     def _keyword(self, word: str) -> Iterator[Token]:
         kind = _KEYWORDS[word]
         if kind in _CLOSERS:
+            self._deeper(self.at)
             self._compounds.append(_CLOSERS[kind])
         if kind in _CLOSE:
             self._begins = False
@@ -204,10 +205,16 @@ class Lexer:
         return self._token("ASSIGN", end, Assignment(found[1], value))
 
     def _nested(self, at: int) -> tuple[Line, int]:
-        if self._depth == _MAX_DEPTH:
-            raise ParseError(f"more than {_MAX_DEPTH} $( within each other", self.text, at - 2)
-        inner = Lexer(self.text, self._parse, at, self._depth + 1)
+        inner = Lexer(self.text, self._parse, at, self._deeper(at - 2))
         return self._parse(inner), inner.at
+
+    def _deeper(self, at: int) -> int:
+        """Count what is open around here; all of it is read, and run, one within the other."""
+        depth = self._depth + len(self._compounds) + 1
+        if depth > _MAX_DEPTH:
+            why = f"more than {_MAX_DEPTH} compounds and $( within each other"
+            raise ParseError(why, self.text, at)
+        return depth
 
     # --- operators ----------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import Heading, Markdown
 from rich.text import Text
 
+from userland.llmsh.markdown import parser
+
 
 class _Line(Heading):
     """A heading at the left, in bold; rich puts the first into a box."""
@@ -21,4 +23,5 @@ class Look(Markdown):
     elements = {**Markdown.elements, "heading_open": _Line}  # noqa: RUF012  as rich declares it
 
     def __init__(self, source: str) -> None:
-        super().__init__(source, code_theme="ansi_dark", hyperlinks=False)
+        super().__init__("", code_theme="ansi_dark", hyperlinks=False)
+        self.parsed = parser().parse(source)

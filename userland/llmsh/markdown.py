@@ -94,7 +94,11 @@ class Splitter:
     def _blocks(self) -> Iterator[Piece]:
         """Take every block but the last, and of the last what is finished."""
         lines = self._tail.split("\n")
-        blocks = [token for token in _parser().parse(self._tail) if token.map and not token.level]
+        blocks = [
+            token
+            for token in parser(inline=False).parse(self._tail)
+            if token.map and not token.level
+        ]
         if not blocks:
             self._tail = lines[-1]  # blank lines
             return
@@ -131,15 +135,15 @@ class Splitter:
         rest = lines[token.map[0] :]
         if token.type in ("bullet_list_open", "ordered_list_open"):
             yield from self._items(token, rest)
-        elif token.type == "paragraph_open" and len(rest) > 2:
-            yield from self._verses(rest)
+        elif token.type == "paragraph_open":
+            yield from self._verses(rest, token.map[1] - token.map[0])
         else:
             self._tail = "\n".join(rest)
 
     def _items(self, token: "Token", lines: list[str]) -> Iterator[Piece]:
         starts = [
             item.map[0]
-            for item in _parser().parse("\n".join(lines))
+            for item in parser(inline=False).parse("\n".join(lines))
             if item.type == "list_item_open" and item.level == 1 and item.map
         ]
         for start, end in pairwise(starts):
@@ -148,14 +152,19 @@ class Splitter:
             self._joined = True
         self._tail = "\n".join(lines[starts[-1] if starts else 0 :])
 
-    def _verses(self, lines: list[str]) -> Iterator[Piece]:
-        done = lines[:-2]
-        if _is_open("\n".join(done)) and len(done) < _PATIENCE:
-            self._tail = "\n".join(lines)
+    def _verses(self, lines: list[str], end: int) -> Iterator[Piece]:
+        """Take a paragraph that a blank line ends, or all but the last two lines of one."""
+        if end < len(lines) - 1:
+            yield self._markdown("\n".join(lines[:end]), self._joined)
+            self._joined = False
+            self._tail = "\n".join(lines[end:])
             return
-        yield self._markdown("\n".join(done), self._joined)
-        self._joined = True
-        self._tail = "\n".join(lines[-2:])
+        done = lines[:-2]
+        self._tail = "\n".join(lines)
+        if done and (not _is_open("\n".join(done)) or len(done) >= _PATIENCE):
+            yield self._markdown("\n".join(done), self._joined)
+            self._joined = True
+            self._tail = "\n".join(lines[-2:])
 
     def _markdown(self, source: str, joined: bool) -> Piece:
         return Piece(source, joined)
@@ -178,8 +187,9 @@ def _renumbered(before: str, line: str) -> str:
 
 
 @cache
-def _parser() -> "MarkdownIt":
-    """Return a parser of blocks: what is inside of them is not looked at."""
+def parser(inline: bool = True) -> "MarkdownIt":
+    """Return a parser by which every line is of some block, and HTML is text like any other."""
     from markdown_it import MarkdownIt
 
-    return MarkdownIt("commonmark").enable("table").disable("inline")
+    made = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    return made.disable(["reference"] if inline else ["reference", "inline"])

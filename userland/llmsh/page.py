@@ -32,6 +32,7 @@ _PERIOD_S = 0.05
 _SHARE = 5
 _CONTEXT = 60
 """Lines of code that are looked at to colour the next."""
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _BLANKS_AT_END = re.compile(r"[ \t]+((?:\x1b\[[0-9;]*m)*)$")
 
 
@@ -147,12 +148,14 @@ def _console(width: int) -> "Console":
 
 
 def _markdown(source: str, console: "Console") -> list[str]:
+    """Return the rows of Markdown, without blank ones at either end."""
     from userland.llmsh.look import Look
 
     with console.capture() as capture:
         console.print(Look(_verses(source)))
-    rows = capture.get().rstrip("\n").split("\n")
-    return [_BLANKS_AT_END.sub(r"\1", row) for row in rows]
+    rows = [_BLANKS_AT_END.sub(r"\1", row) for row in capture.get().split("\n")]
+    said = [at for at, row in enumerate(rows) if _ANSI.sub("", row)]
+    return rows[said[0] : said[-1] + 1] if said else []
 
 
 def _verses(source: str) -> str:

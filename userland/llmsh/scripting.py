@@ -9,6 +9,7 @@ from userland.exits import REFUSED, USAGE, Failure, reason
 from userland.llmsh.compound import Jump
 from userland.llmsh.state import State
 
+_MAX_SOURCES = 10
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -95,8 +96,8 @@ def source(state: State, args: list[str], out: TextIO) -> int:
 
     if not args:
         raise Failure("source takes a file", exit_code=USAGE)
-    if state.sources >= 50:
-        raise Failure(f"{args[0]}: 50 scripts within each other")
+    if state.sources >= _MAX_SOURCES:
+        raise Failure(f"{args[0]}: {_MAX_SOURCES} scripts within each other")
     before = state.variables.arguments
     try:
         with open(args[0], encoding="utf-8") as lines:

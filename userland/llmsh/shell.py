@@ -25,6 +25,7 @@ from userland.llmsh.parser import parse
 from userland.llmsh.questions import help_of, question_of, words_of
 from userland.llmsh.stage import Block, Inner, Model, Stage
 from userland.llmsh.state import State
+from userland.llmsh.variables import Unset
 from userland.llmsh.words import arguments, text_of
 
 
@@ -108,7 +109,10 @@ class Shell:
             stages = [self._stage(stage, len(node.stages) > 1) for stage in node.stages]
             return pipeline.run(self.state, stages)
         except EXPECTED as error:
-            return self.state.report(error)
+            status = self.state.report(error)
+            if isinstance(error, Unset) and not self.state.interactive:
+                raise Leave(status) from None
+            return status
 
     # --- values -------------------------------------------------------------------------------
 

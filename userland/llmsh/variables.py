@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from userland.llmsh.state import State
 
 
+class Unset(Failure):
+    """A variable without a value under `set -u`; it ends a script."""
+
+
 class Variables:
     """By name. A value that the environment has is kept there."""
 
@@ -51,7 +55,7 @@ class Variables:
             return f"${name}"  # a person has no arguments, and asks what $5 are in another currency
         value = self._own.get(name, os.environ.get(name))
         if value is None and self._state.options.nounset:
-            raise Failure(f"${name} has no value, and set -u is on")
+            raise Unset(f"${name} has no value, and set -u is on")
         return value or ""
 
     def assign(self, name: str, value: str) -> None:

@@ -92,7 +92,7 @@ class Group:
     def wait(self, child: Child) -> int:
         """Wait for a process; return its exit code, 128+N if signal N ended it."""
         options = os.WUNTRACED if self._terminal else 0
-        while True:
+        while child.process.returncode is None:  # sending a signal may have found it dead
             try:
                 _, status = os.waitpid(child.process.pid, options)
             except KeyboardInterrupt:
@@ -101,9 +101,9 @@ class Group:
             if os.WIFSTOPPED(status):
                 self._go_on(child, os.WSTOPSIG(status))
                 continue
-            code = os.waitstatus_to_exitcode(status)
-            child.process.returncode = code
-            return code if code >= 0 else self._killed(child, -code)
+            child.process.returncode = os.waitstatus_to_exitcode(status)
+        code = child.process.returncode
+        return code if code >= 0 else self._killed(child, -code)
 
     def interrupt(self) -> None:
         """Note that the shell was interrupted; pass it on to processes that may not have been.

@@ -56,7 +56,8 @@ def run(state: State, stages: Sequence[Stage]) -> int:
 def _connect(state: State, stages: Sequence[Stage]) -> None:
     for stage, following in pairwise(stages):
         stage.join(following)
-    stages[0].inherit(0, state.stdin)
+    if not isinstance(stages[0].what, Model):  # it reads what it is fed, and nothing by itself
+        stages[0].inherit(0, state.stdin)
     stages[-1].inherit(1, state.stdout)
     for stage in stages:
         stage.inherit(2, state.stderr)

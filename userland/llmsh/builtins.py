@@ -115,12 +115,17 @@ class ShellDesk(Desk):
     """A desk at the shell's own task, which is there when it is first needed."""
 
     def __init__(self, state: State, out: TextIO) -> None:
-        super().__init__(out, state.err, name="llmsh")
+        stdin = state.host_stdin if state.stdin is None else state.stdin
+        super().__init__(out, state.err, name="llmsh", stdin=stdin)
         self._contexts = state.contexts
 
     @property
     def task(self) -> Task:
         return self._contexts.task()
+
+    @property
+    def has_task(self) -> bool:
+        return self._contexts.connected
 
 
 def _command(name: str) -> Function:

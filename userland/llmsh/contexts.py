@@ -65,6 +65,11 @@ class Contexts:
             self._task = syscalls.connect("llmsh", address=self._address)
         return self._task
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a task already, so that asking for it connects to nothing."""
+        return self._task is not None
+
     def drop(self, error: KernelError) -> bool:
         """Forget a task whose session is lost, be it by this error, and say what went with it."""
         gone = isinstance(error, ECONNRESET)

@@ -16,7 +16,11 @@ from userland.desk import Desk
 from userland.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, PipeClosed, report
 
 GROUPS = {
-    "Daily": {"ask": "userland.bin.ask", "run": "userland.bin.run"},
+    "Daily": {
+        "ask": "userland.bin.ask",
+        "chat": "userland.bin.chat",
+        "run": "userland.bin.run",
+    },
     "Kernel": {
         "up": "userland.bin.up",
         "down": "userland.bin.up",

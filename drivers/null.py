@@ -28,12 +28,11 @@ from drivers.base import Direction, DriverFault, FaultKind
 from drivers.null_model import (
     SLOT,
     ZERO,
+    Best,
     Draw,
     Options,
     adjusted_draw,
-    best_id,
     draw,
-    logprob,
     parse_options,
     slot_digest,
 )
@@ -49,27 +48,6 @@ FEATURES = (
     "copy_d2d", "copy_host", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "penalties", "bias", "score",
 )  # fmt: skip
-
-
-class Best:
-    """The log-probabilities of rows: the n best of each, in row order."""
-
-    def __init__(self, vocab: int) -> None:
-        self._vocab = vocab
-        self._ids: list[int] = []
-        self._logprobs: list[float] = []
-
-    def add(self, history: bytes, token: int, count: int) -> float:
-        """Add the `count` best of a row; return the log-probability of `token`. -1: neither."""
-        if count < 0:
-            return 0.0
-        best = best_id(history, self._vocab)
-        self._ids += [(best + rank) % self._vocab for rank in range(count)]
-        self._logprobs += map(logprob, range(count))
-        return logprob((token - best) % self._vocab)
-
-    def raw(self) -> tuple[bytes, bytes]:
-        return base.ints(self._ids), base.reals(self._logprobs)
 
 
 class NullDriver:

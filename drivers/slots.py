@@ -146,11 +146,14 @@ def reset(slots: dict[int, Slot], op: base.Reset, ids: "array[int]") -> None:
 
 def drew(slots: dict[int, Slot], number: int, generation: int, position: int, token: int) -> None:
     """Note the id that a sequence has drawn for `position`."""
-    slot, adjust = slots.get(number), None
-    if slot is not None and slot.generation == generation and slot.length in (None, position):
-        adjust = slot.adjust
-        if adjust is not None and adjust.counts is not None:
-            adjust.counts.add((token,))
+    slot = slots.get(number)
+    if slot is None or slot.adjust is None:
+        slots[number] = Slot(generation, token)
+        return
+    fits = slot.generation == generation and slot.length in (None, position)
+    adjust = slot.adjust if fits else None
+    if adjust is not None and adjust.counts is not None:
+        adjust.counts.add((token,))
     slots[number] = Slot(generation, token, adjust)
 
 

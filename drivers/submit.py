@@ -71,12 +71,15 @@ def check_ops(
     state = Ahead(slots)
     plan: Plan | None = None
     forward, scored = 0, False  # where the Execute of `plan` stands; whether it has its Score
+    drawn: list[tuple[Draws, Plan]] = []  # what `state` does not know of yet
     checked: list[tuple[Any, Any]] = []
     for op in submit.ops:
         kind = type(op)
         if kind in COMPUTE_ONLY and submit.queue != base.Queue.COMPUTE:
             raise invalid(f"{kind.__name__} on queue {submit.queue}, it runs on queue 0 only")
         read: Any
+        if drawn:
+            _follow(drawn.pop(), state)
         if kind is base.Execute:
             read = plan = check_execute(op, shape)
             forward, scored = len(checked), False
@@ -85,6 +88,7 @@ def check_ops(
             read = check_sample(op, plan, shape)
             assert plan is not None
             _check_draws(read, plan, state)
+            drawn.append((read, plan))
         elif kind is base.Score:
             read = check_score(op, plan, shape)
             assert plan is not None
@@ -122,16 +126,23 @@ def _answer_bytes(checked: tuple[Any, Any]) -> int:
 
 
 def _check_draws(draws: Draws, plan: Plan, state: Ahead) -> None:
-    """Refuse rows whose adjustments are not there; follow what each draw does to its slot."""
-    lost = []
-    for r, (s, position) in enumerate(zip(draws.rows, draws.position, strict=True)):
-        slot, generation = plan.slots[s], plan.generations[s]
-        before = state[slot]
-        if draws.adjust and draws.adjust[r] and not before.fits(generation, position):
-            lost.append(slot)
-        state[slot] = before.drew(generation, position)
+    """Refuse rows whose adjustments are not there."""
+    rows = zip(draws.rows, draws.position, draws.adjust, strict=False)
+    lost = [
+        plan.slots[s]
+        for s, position, adjust in rows
+        if adjust and not state[plan.slots[s]].fits(plan.generations[s], position)
+    ]
     if lost:
         raise DriverFault(FaultKind.SLOT_LOST, f"no counts or biases of slots {lost}", lost)
+
+
+def _follow(drawn: tuple[Draws, Plan], state: Ahead) -> None:
+    """Note what the draws before an op do to their slots."""
+    draws, plan = drawn
+    for s, position in zip(draws.rows, draws.position, strict=True):
+        slot = plan.slots[s]
+        state[slot] = state[slot].drew(plan.generations[s], position)
 
 
 def _check_slots(plan: Plan, state: Ahead) -> None:

@@ -190,6 +190,9 @@ def main() -> None:
     _tie_to_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold what users wrote
     setproctitle(f"llmos-driver {options.device}")
+    # Read once by torch, when it is first asked for memory: large tensors lie on huge pages, which
+    # makes what reads all weights for every token up to a twentieth faster.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 ASSISTANT = "assistant"
 
 
-def encode(model: "TextModel", text: str) -> list[int]:
-    """Return the ids of text as it is; EINVAL if it is none."""
+def encode(model: "TextModel", text: str, length: int) -> list[int]:
+    """Return the ids that add text as it is to `length` others; EINVAL if it is none."""
     from syscalls.text import TextError
 
     try:
-        return model.encode(text)
+        return model.placed(model.encode(text, begins=length == 0), length)
     except TextError as error:
         raise EINVAL(str(error)) from None
 
@@ -48,9 +48,9 @@ class Conversation:
     def copy(self) -> "Conversation":
         return Conversation(self.turns)
 
-    def turn_ids(self, model: "TextModel", role: str, text: str) -> list[int]:
-        """Return the ids that add one message."""
-        return self._grow(model, [{"role": role, "content": text}], False)
+    def turn_ids(self, model: "TextModel", role: str, text: str, length: int) -> list[int]:
+        """Return the ids that add one message to a context of `length` ids."""
+        return model.placed(self._grow(model, [{"role": role, "content": text}], False), length)
 
     def prompt_ids(self, model: "TextModel", length: int) -> list[int]:
         """Return the ids that make the model answer, none if the context does not wait for it."""

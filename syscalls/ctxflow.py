@@ -39,7 +39,7 @@ class ContextFlow:
         """Add text or ids; return the new length."""
         yield from self._idle()
         if isinstance(what, str):
-            ids: Sequence[int] | array[int] = encode((yield from self.text()), what)
+            ids: Sequence[int] | array[int] = encode((yield from self.text()), what, self.length)
         else:
             ids = what
         if len(ids) == 0:
@@ -52,7 +52,7 @@ class ContextFlow:
         """Add one message of a chat; return the new length."""
         yield from self._idle()
         model = yield from self.text()
-        ids = self.conversation.turn_ids(model, role, text)
+        ids = self.conversation.turn_ids(model, role, text, self.length)
         length = yield from self.append(ids)
         self.conversation.said(role, text, length)
         return length
@@ -77,6 +77,13 @@ class ContextFlow:
                 "append a list of ids, or use another model",
             )
         return model
+
+    def answer_prompt(self) -> Flow[list[int]]:
+        """Return what makes the model answer the last message, if that is one to it."""
+        if not self.conversation.waits(self.length):
+            return []
+        model = yield from self._text_model()
+        return [] if model is None else self.conversation.prompt_ids(model, self.length)
 
     def _text_model(self) -> Flow["TextModel | None"]:
         return self.caller.text_model(self.about.model, self.about.load)

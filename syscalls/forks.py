@@ -104,23 +104,31 @@ def infer_n(context: ContextFlow, n: int, asked: Asked, same_seed: bool) -> Flow
 def score(
     context: ContextFlow, continuations: "Sequence[str | Sequence[int] | array[int]]", top: int
 ) -> Flow[list[Scored]]:
-    """Score each continuation after the context, which does not change."""
+    """Score each continuation after the context, which does not change.
+
+    After a message to the assistant, the prompt that makes it answer goes first, as in an infer.
+    """
     if isinstance(continuations, str):
         raise EINVAL("score takes a list of continuations, and got one text", "put it into a list")
     if context.length == 0:
         raise EINVAL("the context is empty: nothing goes before the first id", "append ids first")
+    prompt = yield from context.answer_prompt()
     parts = []
     for number, what in enumerate(continuations):
-        ids = encode((yield from context.text()), what) if isinstance(what, str) else what
+        ids = (
+            encode((yield from context.text()), what, context.length)
+            if isinstance(what, str)
+            else what
+        )
         if len(ids) == 0:
             raise EINVAL(f"continuation {number} has no ids")
-        parts.append(ids)
+        parts.append([*prompt, *ids])
     if not parts:
         return []
     forks = yield from context.fork(len(parts), None)
     try:
         calls = [
-            fork.caller.call("score", fork.handle, fork.length, top, ids=ids)
+            fork.caller.call("score", fork.handle, fork.length + len(prompt), top, ids=ids)
             for fork, ids in zip(forks, parts, strict=True)
         ]
         scores = []

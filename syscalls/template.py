@@ -86,14 +86,21 @@ class ChatTemplate:
         except Exception as error:  # noqa: BLE001 - the compilers of jinja2 and Python raise many
             raise ValueError(f"it is not sound: {_reason(error)}") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        """Return the text of a chat."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool,
+        words: Mapping[str, str] | None = None,
+    ) -> str:
+        """Return the text of a chat; `words` are markup that the template may call by name."""
         with self._lock:
             self._sandbox.left = MAX_COST
             try:
                 return self._sandbox.limited(
                     self._template.generate(
-                        messages=messages, add_generation_prompt=add_generation_prompt
+                        messages=messages,
+                        add_generation_prompt=add_generation_prompt,
+                        **(words or {}),
                     )
                 )
             except Excess as error:

@@ -9,42 +9,35 @@ that does not leave the placeholders whole is refused. What a template may do sa
 """
 
 import codecs
-import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from syscalls.tokenizer import ModelTokenizer, Unspacing
+from syscalls.tokenizer import TextError as TextError  # text's face, like the next
+from syscalls.tokenizer import byte_alphabet as byte_alphabet
 
+if TYPE_CHECKING:
     from syscalls.template import ChatTemplate
 
 Message = Mapping[str, str]
 """`role` and `content`."""
 
 MAX_MESSAGES = 10_000
-MAX_IDS = 1 << 32
-NOT_BUILT = ("normalizer", "truncation", "padding")
-"""Parts of a tokenizer that change or cut the text; some of them can stop the whole process."""
 ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
-
-
-class TextError(ValueError):
-    """The model cannot do this with text: no template, an unknown kind of tokenizer."""
 
 
 class StreamDecoder:
     """Ids to text, one at a time: a character that spans ids comes with its last one."""
 
-    def __init__(self, model: "TextModel") -> None:
-        self._model = model
+    def __init__(self, tokenizer: ModelTokenizer, begins: bool) -> None:
+        self._ids = Unspacing(tokenizer, begins)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
         """Return the text that is complete with this id."""
-        return self._utf8.decode(self._model.id_bytes(id))
+        return self._utf8.decode(self._ids.bytes_of(id))
 
     def flush(self) -> str:
         """Return what is left of an unfinished character, as U+FFFD."""
@@ -58,48 +51,47 @@ class TextModel:
         self, tokenizer_json: str, chat_template: str | None, config: Mapping[str, Any]
     ) -> None:
         self.config = config
-        self._tokenizer = _tokenizer(tokenizer_json)
-        self._lock = Lock()  # the tokenizer holds a setting that every encode changes
-        self._added = {
-            id: token.content.encode()
-            for id, token in self._tokenizer.get_added_tokens_decoder().items()
-        }
-        self._bytes = {char: value for value, char in enumerate(byte_alphabet())}
+        self._tokenizer = ModelTokenizer(tokenizer_json)
         self._template = _compile(chat_template) if chat_template else None
+        self._words = self._named_words()
 
     # --- plain text ---------------------------------------------------------------------------
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = False, begins: bool = True) -> list[int]:
         """Return the ids of text; special tokens spelled in it are parsed only if `special`.
 
-        Bytes that the vocabulary has no token for are left out, as llama.cpp leaves them out.
+        Some models write the first word of a text in another way than the same word further on:
+        `begins` says which this is. Bytes that the vocabulary has no token for are left out, as
+        llama.cpp leaves them out.
         """
         if not text.isascii():
             _check_utf8(text)
-        with self._lock:
-            self._tokenizer.encode_special_tokens = not special
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._tokenizer.encode(text, special, begins)
+
+    def placed(self, ids: list[int], length: int) -> list[int]:
+        """Return the ids of text or chat as they go into a context that holds `length` ids.
+
+        If the model wants bos before a text, it stands at the beginning of the context, once; a
+        template may have written it there already, or where the context goes on.
+        """
+        if not ids or not self.config.get("add_bos"):
+            return ids
+        bos = self.config.get("bos_id")
+        rest = ids[1:] if ids[0] == bos else ids
+        return rest if length or bos is None else [bos, *rest]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
-        return b"".join(map(self.id_bytes, ids)).decode("utf-8", "replace")
+        """Return the text of ids, all of it."""
+        whole = Unspacing(self._tokenizer, True)
+        return b"".join(map(whole.bytes_of, ids)).decode("utf-8", "replace")
 
     def id_bytes(self, id: int) -> bytes:
-        """Return the bytes that an id stands for; none for an id without a token."""
-        added = self._added.get(id)
-        if added is not None:
-            return added
-        token = self._tokenizer.id_to_token(id) if 0 <= id < MAX_IDS else None
-        if not token:
-            return b""
-        if all(char in self._bytes for char in token):
-            return bytes(self._bytes[char] for char in token)
-        return token.encode()  # no byte-level spelling: it stands for itself
+        """Return the bytes that an id stands for inside a text; none for an id without a token."""
+        return self._tokenizer.id_bytes(id)
 
-    def stream_decoder(self) -> StreamDecoder:
-        """Return a decoder for one stream of ids."""
-        return StreamDecoder(self)
+    def stream_decoder(self, begins: bool = False) -> StreamDecoder:
+        """Return a decoder for one stream of ids, which mostly goes on with a text."""
+        return StreamDecoder(self._tokenizer, begins)
 
     # --- chats --------------------------------------------------------------------------------
 
@@ -126,13 +118,13 @@ class TextModel:
             return self._encode(whole, messages, marks)
         if history[-1]["role"] == "assistant":
             last = marks[len(history) - 1]
-            rest = whole[whole.index(last) + len(last) :]
+            before = whole[: whole.index(last) + len(last)]
         else:
             before = self._rendered(history, marks, False)
             if not whole.startswith(before):
                 raise TextError("the chat template changes earlier turns when one is added")
-            rest = whole[len(before) :]
-        return self._encode(rest, messages, marks)
+        begins = self._tokenizer.ends_in_markup(before)
+        return self._encode(whole[len(before) :], messages, marks, begins)
 
     def _rendered(self, messages: Sequence[Message], marks: "_Marks", prompt: bool) -> str:
         if self._template is None:
@@ -144,7 +136,7 @@ class TextModel:
             for index, message in enumerate(messages)
         ]
         try:
-            rendered = self._template.render(shown, prompt)
+            rendered = self._template.render(shown, prompt, self._words)
         except ValueError as error:
             raise TextError(f"the model's chat template: {error}") from None
         lost = set(range(len(shown))) - {index for _, index in marks.split(rendered)}
@@ -153,15 +145,32 @@ class TextModel:
             raise TextError(f"the model's chat template leaves out a message of role {role}")
         return rendered
 
-    def _encode(self, rendered: str, messages: Sequence[Message], marks: "_Marks") -> list[int]:
-        """Tokenize markup with special tokens, contents without."""
+    def _encode(
+        self, rendered: str, messages: Sequence[Message], marks: "_Marks", begins: bool = True
+    ) -> list[int]:
+        """Tokenize markup with special tokens, contents without.
+
+        A space at the end of markup goes to the content behind it, as words have theirs in front.
+        """
         ids: list[int] = []
+
+        def add(text: str, special: bool) -> None:
+            fresh = self._tokenizer.is_added(ids[-1]) if ids else begins
+            ids.extend(self.encode(text, special, fresh) if text else [])
+
         for part, index in marks.split(rendered):
-            if part:
-                ids += self.encode(part, special=True)
+            space = " " if index is not None and part.endswith(" ") else ""
+            add(part.removesuffix(space), special=True)
             if index is not None:
-                ids += self.encode(messages[index]["content"])
+                add(space + messages[index]["content"], special=False)
         return ids
+
+    def _named_words(self) -> dict[str, str]:
+        """Return the markup that templates call by name."""
+        ends = self.config.get("eos_ids") or [None]
+        named = {"bos_token": self.config.get("bos_id"), "eos_token": ends[0]}
+        words = {name: self._tokenizer.spelling(id) for name, id in named.items()}
+        return {name: word for name, word in words.items() if word is not None}
 
 
 class _Marks:
@@ -189,37 +198,6 @@ class _Marks:
         if any(mark in part for part, _ in parts for mark in "\ue000\ue001"):
             raise TextError("the model's chat template cuts or changes contents")
         return parts
-
-
-def byte_alphabet() -> list[str]:
-    """Return the character that byte-level BPE writes for each byte (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = [""] * 256
-    for value in printable:
-        alphabet[value] = chr(value)
-    others = [value for value in range(256) if value not in printable]
-    for shift, value in enumerate(others):
-        alphabet[value] = chr(256 + shift)
-    return alphabet
-
-
-def _tokenizer(text: str) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    try:
-        parts = json.loads(text)
-        kind = (parts["decoder"] or {}).get("type")
-        others = [name for name in NOT_BUILT if parts.get(name) is not None]
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise TextError(f"its tokenizer is not sound: {error!r:.200}") from None
-    if kind != "ByteLevel":
-        raise TextError(f"a tokenizer with decoder {kind!r:.64} is not built; built is ByteLevel")
-    if others:
-        raise TextError(f"a tokenizer with {' and '.join(others)} is not built")
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-        raise TextError(f"its tokenizer is not sound: {error!s:.200}") from None
 
 
 def _compile(source: str) -> "ChatTemplate":

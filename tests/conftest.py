@@ -15,3 +15,12 @@ def smollm2() -> Path:
     except ModelError as error:
         reason = f"{error}: fetch the model that the tests use with `make models`"
     pytest.fail(reason, pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Return the folder of Gemma 3; tests that need it are skipped where it is not installed."""
+    try:
+        return ModelStore(default_root()).find("gemma3").folder
+    except ModelError:
+        pytest.skip("gemma3 is not installed: llmos pull gemma3")

@@ -27,6 +27,8 @@ from drivers.models.json_object import read_object
 from drivers.models.safetensors_file import MAX_TENSORS, SafetensorsFile, StoredTensor
 from drivers.models.tensors import tensor_shapes
 
+FOLDER = "checkpoint"
+"""Where an installed model has its checkpoint: a config.json of our own lies beside it."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_CONFIG = 1 << 20
@@ -100,6 +102,12 @@ def is_checkpoint(folder: Path) -> bool:
     if not (folder / CONFIG).is_file() or any(folder.glob("*.gguf")):
         return False
     return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", INDEX, *PICKLES))
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """Return the folder of a checkpoint: that of an installed model, or the path itself."""
+    folders = path / FOLDER, path
+    return next((folder for folder in folders if is_checkpoint(folder)), None)
 
 
 def describe_checkpoint(folder: Path) -> Checkpoint:
@@ -183,8 +191,10 @@ def _unused(folder: Path, weights: Weights) -> tuple[str, ...]:
     others = sorted(
         {path.name for path in folder.glob("*.safetensors")} - {p.name for p in weights}
     )
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    return (f"{others[0]:.64}{more} is not used",) if others else ()
+    if not others:
+        return ()
+    more = f" and {len(others) - 1} more are" if len(others) > 1 else " is"
+    return (f"{others[0]:.64}{more} not used",)
 
 
 # --- which tensors they have ----------------------------------------------------------------------
@@ -219,9 +229,8 @@ def _placed(read: Read, stored: dict[str, Place]) -> tuple[dict[str, Place], tup
         own = _own_name(name, base, config.post_norms)
         place = left.pop(own, None)
         if place is None:
-            raise ModelError(
-                "ECORRUPT", f"no file has the tensor {own} that {CONFIG} asks for", FETCH
-            )
+            what = f"no file has the tensor {own} that {CONFIG} asks for"
+            raise ModelError("ECORRUPT", what, FETCH)
         if place.tensor.shape != shape:
             what = f"{place.path.name}: tensor {own} at byte {place.tensor.offset} has shape"
             what = f"{what} {place.tensor.shape}, by {CONFIG} it should have {shape}"

@@ -59,8 +59,8 @@ ARCHITECTURES = {
 """By the `model_type` of config.json."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "quantization_config": (None,), "compression_config": (None,), "attention_bias": (None, False),
-    "mlp_bias": (None, False), "attn_logit_softcapping": (None,),
+    "quantization_config": (None,), "quantization": (None,), "compression_config": (None,),
+    "attention_bias": (None, False), "mlp_bias": (None, False), "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,), "use_bidirectional_attention": (None, False),
     "partial_rotary_factor": (None, 1.0), "num_experts": (None, 0), "num_local_experts": (None, 0),
     "n_routed_experts": (None, 0), "is_encoder_decoder": (None, False),

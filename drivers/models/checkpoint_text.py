@@ -15,8 +15,8 @@ from drivers.models.json_object import parse_object, read_bytes, read_object
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 MAX_TOKENIZER = 64 << 20
-MAX_ITEMS = 4 << 20
-"""Of a tokenizer; one with 262,144 tokens has 2 million."""
+MAX_ITEMS = 5 << 19
+"""Of a tokenizer, which may take some hundred MB; one with 262,144 tokens has 2 million."""
 MAX_SETTINGS = 4 << 20
 MAX_SETTING_ITEMS = 1 << 18  # thousands of added tokens, some fields each
 MAX_TEMPLATE = 1 << 20
@@ -60,14 +60,8 @@ def _corrupt(what: str) -> ModelError:
 
 
 def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return all tokens with their ids, those of the vocabulary below `rows`."""
-    model = tokenizer.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocab, list):  # of unigrams: [token, score]
-        pairs = [item[0] if isinstance(item, list) and item else None for item in vocab]
-        vocab = dict(zip(pairs, range(len(pairs)), strict=True)) if _texts(pairs) else None
-    if not isinstance(vocab, dict) or not vocab:
-        raise _corrupt(f"model.vocab is {short(vocab)}, not tokens with ids")
+    """Return all tokens with their ids, those of the vocabulary below `rows`; and notes."""
+    vocab = _vocabulary(tokenizer.get("model"))
     wrong = next((t for t, id in vocab.items() if type(id) is not int or not 0 <= id < rows), None)
     if wrong is not None:
         raise _corrupt(
@@ -86,8 +80,18 @@ def _tokens(tokenizer: dict[str, Any], rows: int) -> tuple[dict[str, int], tuple
     return vocab | added, (f"{TOKENIZER}: {what}, such as {short(token)}, {id}",)
 
 
-def _texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+def _vocabulary(model: Any) -> dict[str, int]:
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    match vocab:
+        case dict() if vocab:
+            return vocab
+        case [_, *_] if all(isinstance(i, list) and i and isinstance(i[0], str) for i in vocab):
+            tokens = {item[0]: id for id, item in enumerate(vocab)}  # of unigrams, with scores
+            if len(tokens) != len(vocab):
+                twice = len(vocab) - len(tokens)
+                raise _corrupt(f"model.vocab: {twice} tokens are there twice")
+            return tokens
+    raise _corrupt(f"model.vocab is {short(vocab)}, not tokens with ids")
 
 
 def _added(tokenizer: dict[str, Any]) -> dict[str, int]:
@@ -113,18 +117,17 @@ def _beginning(
     """Return the id that text begins with if it does, and whether it does."""
     if settings.flag("add_eos_token"):
         raise settings.not_built("add_eos_token", "text without a token at its end")
-    named = _named(settings, "bos_token")
-    bos_id = config.bos_id if named is None else ids.get(named, config.bos_id)
-    if settings.value("add_bos_token") is not None:
-        return bos_id, settings.flag("add_bos_token") and bos_id is not None
     first = _template_token(tokenizer.get("post_processor"))
-    if first is None:
-        return bos_id, False
-    if first not in ids:
+    if settings.value("add_bos_token") is not None:
+        first = None
+    named = first or _named(settings, "bos_token")
+    if first is not None and first not in ids:
         raise _corrupt(f"post_processor: token {short(first)} is not in the vocabulary")
-    if not ids[first] < config.vocab_size:
-        raise _corrupt(f"post_processor: token {short(first)} has no row in the embedding")
-    return ids[first], True
+    bos_id = config.bos_id if named is None else ids.get(named, config.bos_id)
+    if bos_id is not None and bos_id >= config.vocab_size:
+        raise _corrupt(f"token {short(named)} has id {bos_id}, no row in the embedding")
+    adds = settings.flag("add_bos_token") or first is not None
+    return bos_id, adds and bos_id is not None
 
 
 def _named(settings: Fields, name: str) -> str | None:

@@ -1,9 +1,13 @@
 """Fields of a JSON object that may say anything, each read in its range."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from drivers.models.errors import FETCH, ModelError, short
+
+PLAIN = re.compile(r"[\w.]{1,80}", re.ASCII)
+"""Names that need no quotes in a message; a file's own may have any length and letters."""
 
 
 class Fields:
@@ -24,12 +28,15 @@ class Fields:
         self._defaults = defaults or {}
 
     def corrupt(self, name: str, want: str) -> ModelError:
-        what = f"{self.file}: {self._section}{name} is {short(self.value(name))}, not {want}"
+        what = f"{self._place(name)} is {short(self.value(name))}, not {want}"
         return ModelError("ECORRUPT", what, FETCH)
 
     def not_built(self, name: str, built: str) -> ModelError:
-        what = f"{self.file}: {self._section}{name} {short(self.value(name))} is not built"
+        what = f"{self._place(name)} {short(self.value(name))} is not built"
         return ModelError("ENOTSUP", what, f"built is {built}")
+
+    def _place(self, name: str) -> str:
+        return f"{self.file}: {self._section}{name if PLAIN.fullmatch(name) else short(name)}"
 
     def value(self, name: str) -> Any:
         return self.values.get(name, self._defaults.get(name))

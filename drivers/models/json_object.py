@@ -6,10 +6,14 @@ ModelError ECORRUPT, naming the file and the byte.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from drivers.models.errors import FETCH, ModelError, short
+
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half a letter, as JSON spells it; with its other half before or after it, it is sound."""
 
 
 class _Invalid(ValueError):
@@ -52,9 +56,14 @@ def parse_object(data: bytes, name: str, max_items: int, start: int = 0) -> dict
         corrupt(f"not UTF-8 at byte {start + error.start}")
     try:
         read = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+        if SURROGATE.search(data):
+            json.dumps(read, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         at = start + len(text[: error.pos].encode("utf-8"))
         corrupt(f"no JSON at byte {at}: {error.msg}")
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        corrupt(f"the JSON at byte {start} has \\u{half:04x}, half a letter")
     except RecursionError:
         corrupt(f"the JSON at byte {start} is nested too deep")
     except _Invalid as error:

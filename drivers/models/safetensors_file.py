@@ -13,6 +13,7 @@ wrong.
 Source: the format's description in the README of github.com/huggingface/safetensors.
 """
 
+import json
 import mmap
 import os
 from math import prod
@@ -57,6 +58,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():  # opening a pipe would wait
+            raise ModelError("ENOENT", f"cannot read {path.name}: it is no file", FETCH)
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -132,33 +135,33 @@ class SafetensorsFile:
             self._corrupt(f"{METADATA} is {short(metadata)}, not texts by name")
 
     def _tensor(self, name: str, entry: Any, start: int) -> StoredTensor:
-        shown = short(name)
+        def wrong(what: str, code: str = "ECORRUPT", hint: str = FETCH) -> ModelError:
+            spelled = json.dumps(name, ensure_ascii=False).encode(errors="replace")
+            at = max(self._map.find(spelled, _LENGTH, start), _LENGTH)
+            where = f"{self.path.name}: tensor {short(name)} in the header at byte {at}"
+            return ModelError(code, f"{where}: {what}", hint)
+
         if len(name) > MAX_NAME:
-            self._corrupt(f"tensor {shown}: a name of {len(name)} letters, the limit is {MAX_NAME}")
+            raise wrong(f"a name of {len(name)} letters, the limit is {MAX_NAME}")
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            self._corrupt(f"tensor {shown} is {short(entry)}, not dtype, shape and data_offsets")
+            raise wrong(f"it is {short(entry)}, not dtype, shape and data_offsets")
         dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or (dtype not in BUILT and dtype not in OTHERS):
-            self._corrupt(f"tensor {shown}: dtype {short(dtype)} is not known")
+            raise wrong(f"dtype {short(dtype)} is not known")
         if not _counts(shape) or len(shape) > MAX_DIMS:
-            self._corrupt(f"tensor {shown}: shape {short(shape)} is not up to {MAX_DIMS} sizes")
+            raise wrong(f"shape {short(shape)} is not up to {MAX_DIMS} sizes")
         if not _counts(place) or len(place) != 2 or place[0] > place[1]:
-            self._corrupt(f"tensor {shown}: data_offsets {short(place)} are no begin and end")
+            raise wrong(f"data_offsets {short(place)} are no begin and end")
         begin, end = place
         if start + end > len(self._map):
-            self._corrupt(
-                f"tensor {shown}: data_offsets {short(place)} from byte {start} on end at "
-                f"{short(start + end)}, the file has {len(self._map)} bytes"
-            )
+            size = len(self._map) - start
+            raise wrong(f"data_offsets {place}, there are {size} bytes of data from byte {start}")
         if dtype not in BUILT:
-            what = f"{self.path.name}: tensor {shown}: dtype {dtype} is not built"
-            raise ModelError("ENOTSUP", what, f"built are: {', '.join(BUILT)}")
+            raise wrong(f"dtype {dtype} is not built", "ENOTSUP", f"built are {', '.join(BUILT)}")
         nbytes = prod(shape) * BUILT[dtype]  # Python's integers do not overflow
         if nbytes != end - begin:
-            self._corrupt(
-                f"tensor {shown} at byte {start + begin}: shape {short(shape)} of {dtype} takes "
-                f"{short(nbytes)} bytes, its data_offsets {place} give it {end - begin}"
-            )
+            taken = f"shape {short(shape)} of {dtype} takes {short(nbytes)} bytes"
+            raise wrong(f"{taken}, data_offsets {place} have {end - begin}")
         return StoredTensor(name, tuple(shape), dtype, start + begin, nbytes)
 
     def _check_places(self, tensors: list[StoredTensor], end: int) -> None:

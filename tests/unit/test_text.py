@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from drivers.models.spm import byte_piece
 from syscalls.text import TextError, TextModel, byte_alphabet
+from syscalls.tokenizer import PATTERNS
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -101,14 +103,10 @@ def test_threads_do_not_change_each_others_encoding() -> None:
         ("[" * 100_000, "not sound"),
         ('{"decoder": 7}', "not sound"),
         ('{"decoder": null}', "decoder None"),
-        ('{"decoder": {"type": "WordPiece"}}', "'WordPiece' is not built; built is ByteLevel"),
+        ('{"decoder": {"type": "WordPiece"}}', "WordPiece is not built; built is ByteLevel or"),
         ('{"decoder": {"type": "ByteLevel"}}', "not sound"),
-        (JSON.replace('"BPE"', '"XYZ"'), "not sound: .*odel"),
+        (JSON.replace('"BPE"', '"XYZ"'), "model 'XYZ' is not built; built is BPE"),
         (JSON.replace('"merges":[]', '"merges":[["q","zz"]]'), "not sound: .*vocab"),
-        (
-            JSON.replace('"normalizer":null', '"normalizer":{"type":"NFC"}'),
-            "with normalizer is not",
-        ),
         (JSON.replace('"padding":null', '"padding":1'), "with padding is not built"),
         (JSON.replace('"ByteLevel"', '"' + "B" * 9999 + '"'), "is not built"),
     ],
@@ -117,6 +115,164 @@ def test_a_tokenizer_that_is_not_sound(text: str, said: str) -> None:
     with pytest.raises(TextError, match=said) as caught:
         TextModel(text, None, {})
     assert len(str(caught.value)) < 400
+
+
+def changed(**parts: Any) -> str:
+    return json.dumps(json.loads(JSON) | parts)
+
+
+def split(pattern: str, behavior: str = "Isolated", kind: str = "Regex") -> dict[str, Any]:
+    return {"type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": False}
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+PREPEND = {"type": "Prepend", "prepend": "\u2581"}
+BACK = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+REST = [BACK, {"type": "ByteFallback"}, {"type": "Fuse"}]
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def steps(kind: str, *parts: Any) -> dict[str, Any]:
+    return {"type": "Sequence", kind: list(parts)}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "NFC"}},
+        {"normalizer": steps("normalizers")},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": steps("pretokenizers", split(LLAMA3), BYTES)},
+        {"pre_tokenizer": steps("pretokenizers", split(r"[\x{120}\x{41}]"), BYTES)},
+        {"pre_tokenizer": {"type": "Digits", "individual_digits": True}},
+        {"post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}},
+        {"post_processor": {"type": "unheard of"}},
+    ],
+    ids=str,
+)
+def test_shapes_that_are_built(parts: dict[str, Any]) -> None:
+    assert TextModel(changed(**parts), None, {}).encode("hi") == list(b"hi")
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"truncation": 1}, "with truncation is not"),
+        ({"normalizer": {"type": "NFKC"}}, 'normalizer {"type": "NFKC"}'),
+        ({"normalizer": steps("normalizers", {"type": "Precompiled"})}, "Precompiled"),
+        ({"normalizer": steps("normalizers", steps("normalizers", REPLACE))}, "Sequence"),
+        ({"normalizer": REPLACE | {"content": "xx"}}, "Replace"),
+        ({"normalizer": REPLACE | {"pattern": {"Regex": "(a*)*b"}}}, "Regex"),
+        ({"normalizer": PREPEND | {"prepend": "hello "}}, "Prepend"),
+        ({"pre_tokenizer": split("(a*)*b")}, "Split"),
+        ({"pre_tokenizer": split(LLAMA3, "Removed")}, "Split"),
+        ({"pre_tokenizer": split(LLAMA3) | {"invert": True}}, "Split"),
+        ({"pre_tokenizer": split(" ", "Removed", "String")}, "Split"),
+        ({"pre_tokenizer": split("[\\x{41}-\\x{10ffff}]")}, "Split"),
+        ({"pre_tokenizer": {"type": "BertPreTokenizer"}}, "BertPreTokenizer"),
+        ({"pre_tokenizer": BYTES | {"add_prefix_space": True}}, "ByteLevel"),
+        ({"decoder": steps("decoders", *REST[:2])}, "decoder Replace, ByteFallback is not"),
+        ({"decoder": steps("decoders", REST[0] | {"content": "x"}, *REST[1:])}, "Replace"),
+        ({"decoder": steps("decoders", *REST, STRIP | {"stop": 9})}, "Strip"),
+        ({"model": {"type": "Unigram"}}, "model 'Unigram' is not built"),
+        ({"model": {"vocab": {}}}, "model None"),
+        ({"model": {"type": "BPE", "dropout": 0.5}}, "dropout 0.5"),
+        ({"model": {"type": "BPE", "end_of_word_suffix": "</w>"}}, "end_of_word_suffix"),
+        ({"added_tokens": [{"content": "x", "single_word": True}]}, "'x' of single words"),
+        ({"added_tokens": [7]}, "not sound"),
+        ({"normalizer": 7}, "not sound"),
+        ({"pre_tokenizer": split(LLAMA3) | {"pattern": {}}}, "not sound"),
+    ],
+    ids=str,
+)
+def test_shapes_that_are_refused(parts: dict[str, Any], said: str) -> None:
+    with pytest.raises(TextError) as caught:
+        TextModel(changed(**parts), None, {})
+    assert said in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_what_is_checked_is_what_is_used() -> None:
+    """Of a key that is there twice the library might take the other one."""
+    evil = JSON.replace('"normalizer":null', '"normalizer":{"type":"Lowercase"},"normalizer":null')
+    assert evil != JSON
+    assert TextModel(evil, None, {}).encode("A") == [65]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+@pytest.mark.parametrize("text", [" ", "a", "A", "\n", "\u0301", "'s", "a\u0301", "\r\n ", "!"])
+def test_no_pattern_stalls(pattern: str, text: str) -> None:
+    """Of runs of what a pattern repeats, and then something else."""
+    model = TextModel(
+        changed(pre_tokenizer=steps("pretokenizers", split(pattern), BYTES)), None, {}
+    )
+    whole = text * (40_000 // len(text)) + "1\x00"
+    assert model.encode(whole) == list(whole.encode())
+
+
+# --- sentence pieces, as folders of other tools have them -----------------------------------------
+
+
+def pieces(prefixed: bool) -> str:
+    """Return the tokenizer.json of a small vocabulary, in the shape of Gemma's or of Llama 2's."""
+    vocab = {piece: id for id, piece in enumerate(["<s>", "</s>", *map(byte_piece, range(256))])}
+    vocab |= {piece: 258 + id for id, piece in enumerate(["\u2581", "a", "b", "\u2581a", "ab"])}
+    made = Tokenizer(
+        models.BPE(vocab=vocab, merges=[("\u2581", "a"), ("a", "b")], byte_fallback=True)
+    )
+    made.add_special_tokens(
+        [AddedToken(t, normalized=False, special=True) for t in ("<s>", "</s>")]
+    )
+    parts = json.loads(made.to_str())
+    parts["normalizer"] = steps("normalizers", PREPEND, REPLACE) if prefixed else REPLACE
+    parts["pre_tokenizer"] = None if prefixed else split(" ", "MergedWithPrevious", "String")
+    parts["decoder"] = steps("decoders", *REST, *([STRIP] if prefixed else []))
+    return json.dumps(parts)
+
+
+BOS, EOS, SP, A, B, SPA, AB = 0, 1, *range(258, 263)
+TURNS = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
+TURNS += "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+CONFIG = {"bos_id": BOS, "eos_ids": [EOS], "add_bos": True}
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_a_space_belongs_to_the_word_behind_it(prefixed: bool) -> None:
+    """Also where the space is markup and the word is not."""
+    model = TextModel(pieces(prefixed), TURNS, CONFIG)
+    ids = model.render([user("a b"), answer("ab"), user("<s>")])
+    text = "[user] a b[assistant] ab</s>[user] <s>"
+    assert model.decode(ids) == "<s>" + text
+    assert ids[:2] == [BOS, SP] if prefixed else ids[:2] == [BOS, 2 + ord("[")]
+    assert ids.count(BOS) == 1 and ids.count(EOS) == 1
+    assert SPA in ids and ids[ids.index(SPA) + 1] == SP
+
+
+def test_where_bos_goes() -> None:
+    model = TextModel(pieces(False), TURNS, CONFIG)
+    chat = model.render([user("a")])
+    assert chat[0] == BOS and chat.count(BOS) == 1
+    assert model.placed(chat, 0) == chat, "the template wrote it"
+    assert model.placed(chat, 5) == chat[1:], "nor is it written inside"
+    assert model.placed([A], 0) == [BOS, A] and model.placed([A], 5) == [A]
+    assert model.placed([], 0) == []
+    without = TextModel(pieces(False), None, CONFIG | {"add_bos": False})
+    assert without.placed([A], 0) == [A] and without.placed([BOS, A], 5) == [BOS, A]
+    nameless = TextModel(pieces(False), None, {"add_bos": True, "bos_id": None})
+    assert nameless.placed([A], 0) == [A]
+
+
+def test_turns_one_by_one_in_sentence_pieces() -> None:
+    for prefixed in (False, True):
+        model = TextModel(pieces(prefixed), TURNS, CONFIG)
+        first = model.turn_ids([], [user("a")])
+        rest = model.turn_ids([user("a")], [user("b")])
+        assert first + rest == model.render([user("a"), user("b")])
 
 
 # --- streams --------------------------------------------------------------------------------------

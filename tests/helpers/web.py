@@ -82,9 +82,10 @@ class Site:
             self.files[path] = json.dumps(info).encode()
             self.extra[path] = {"Content-Type": "application/json"}
         for name, data in files.items():
-            path = f"/{repo}/resolve/{COMMIT}/{name}"
-            self.files[path] = data
-            self.extra[path] = {"X-Repo-Commit": COMMIT}
+            for revision in (COMMIT, "main"):
+                path = f"/{repo}/resolve/{revision}/{name}"
+                self.files[path] = data
+                self.extra[path] = {"X-Repo-Commit": COMMIT}
 
     def body(self, send: Any, data: bytes) -> None:
         """Send a body as far as it is to go."""

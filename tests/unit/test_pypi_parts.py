@@ -125,7 +125,7 @@ DAMAGE: dict[str, tuple[list[bytes], tuple[int, ...], str]] = {
     "the first is missing": ([CHUNKS[1], CHUNKS[2], b""], (2, 3, 4), "has number 2"),
     "a byte": ([CHUNKS[0][:-1] + b"x", *CHUNKS[1:]], (0, 1, 2), "by its source"),
     "a byte less": ([CHUNKS[0][:-1], *CHUNKS[1:]], (0, 1, 2), "by its source"),
-    "empty": ([b"", b"", b""], (0, 1, 2), "GGUF"),
+    "empty": ([b"", b"", b""], (0, 1, 2), "by its source"),
 }
 
 

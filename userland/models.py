@@ -64,7 +64,8 @@ def rows_of_kernel(desk: Desk) -> Sequence[ModelRow] | None:
 
 def rows_of(folder: Path, rows: Sequence[ModelRow] | None) -> list[ModelRow]:
     """Return the rows of a kernel that are about a model: loaded from its folder."""
-    return [row for row in rows or () if row.path == str(folder)]
+    where = folder.resolve()
+    return [row for row in rows or () if row.path and Path(row.path).resolve() == where]
 
 
 def place_of(folder: Path) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
 from drivers.models.errors import ModelError, short
-from drivers.models.job import CHUNK, Got, Job, names_of, refuse_offline, refuse_pickle
+from drivers.models.job import Got, Job, names_of, refuse_offline, refuse_pickle
 from drivers.models.part import Origin, Part
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class _Download:
 
     def _write(self, response: "httpx2.Response", done: int, total: int) -> None:
         with self._part.append() as file:
-            for chunk in response.iter_raw(CHUNK):
+            for chunk in response.iter_raw():  # as it comes: what is gathered first can be lost
                 done += len(chunk)
                 if done > total:
                     what = f"{self._host} sends more than the {total} bytes that it said"

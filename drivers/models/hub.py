@@ -160,10 +160,17 @@ class HubSource:
             self.repo, total, next(path for path in (cache, *cache.parents) if path.exists())
         )
         bar = _bar(job, total)
-        path = ""
-        for name in chosen:
-            path = hf_hub_download(self.repo, name, revision=listing.commit, tqdm_class=bar)
-        return Path(path).parents[chosen[-1].count("/")]
+        # Weights last, so that a cache that has them is whole; by the name of the revision, so that
+        # the cache knows it without the hub.
+        for name in sorted(chosen, key=lambda name: listing.sizes[name]):
+            path = Path(
+                hf_hub_download(self.repo, name, revision=self.revision or None, tqdm_class=bar)
+            )
+            folder = path.parents[name.count("/")]
+            if folder.name != listing.commit:
+                what = f"{self.repo} has changed while it was being fetched"
+                raise ModelError("EBUSY", what, "pull again")
+        return folder
 
     def _unreachable(self, error: Exception) -> str:
         from huggingface_hub.constants import ENDPOINT
@@ -258,12 +265,13 @@ def _as_model_error(source: HubSource) -> Iterator[None]:
         raise refused("ENOENT", what, FORM) from None
     except (httpx2.TransportError, errors.OfflineModeIsEnabled) as error:
         raise ModelError("ENETUNREACH", source._unreachable(error), REACHABLE) from None
-    except errors.LocalEntryNotFoundError as error:
-        raise ModelError("ENETUNREACH", source._unreachable(error), REACHABLE) from None
     except errors.HFValidationError as error:
         raise refused("EINVAL", str(error), FORM) from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        cause = error if isinstance(error, errors.HfHubHTTPError) else error.__cause__
+        if not isinstance(cause, errors.HfHubHTTPError):
+            raise ModelError("ENETUNREACH", source._unreachable(error), REACHABLE) from None
+        status = cause.response.status_code
         code = {401: "EPERM", 403: "EPERM", 404: "ENOENT"}.get(status, "EIO")
         raise refused(code, f"the hub answers {status}", "pull again later") from None
 

@@ -1,17 +1,18 @@
 """Installing: from what a source gave to a folder that is renamed into the store.
 
-    fetch -> take (move, link or copy the files) -> examine -> sums -> describe -> sync -> rename
+    fetch -> take (move, link or copy the files) -> sums -> examine -> describe -> sync -> rename
 
 Nothing before the rename can be found, and whatever stops it stops all of it.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from drivers.models.checkpoint import FOLDER
 from drivers.models.errors import ModelError
-from drivers.models.installed import CHECKPOINT, Examined, describe, examine, sync, with_facts
+from drivers.models.installed import describe, examine, sync, with_facts
 from drivers.models.job import CHUNK, Got, Job, Progress, Source
 from drivers.models.manifest import InstalledModel, Manifest, ModelFile
 from drivers.models.place import take
@@ -38,7 +39,7 @@ def _install(source: Source, got: Got, job: Job, folder: Path, target: Path) -> 
     if source.sha256 and got.path.is_dir():
         what = f"{source.text} is a folder, which one sha256 says nothing of"
         raise ModelError("EINVAL", what, "leave --sha256 out, or pull a .gguf file")
-    file = CHECKPOINT if got.path.is_dir() else f"{name}-{tag}.gguf"
+    file = FOLDER if got.path.is_dir() else f"{name}-{tag}.gguf"
     in_place = not got.ours and not job.copy
     weights = folder / file
     watched: set[Path] = set()
@@ -48,11 +49,12 @@ def _install(source: Source, got: Got, job: Job, folder: Path, target: Path) -> 
         weights.symlink_to(got.path)
     else:
         watched = _copy(got.path, weights, job)
+    paths = examine(weights).files if weights.is_dir() else (weights,)
+    files = tuple(_sums(got, paths, weights, in_place, watched, job))
+    _check_sums(source, got, files)  # what is not what was meant is not looked into
     found = examine(weights)
     for note in found.notes:
         job.say(f"{name}: {note}")
-    files = tuple(_sums(got, found, weights, in_place, watched, job))
-    _check_sums(source, got, files)
     manifest = with_facts(
         Manifest(
             name=name,
@@ -89,11 +91,16 @@ def _copy(source: Path, target: Path, job: Job) -> set[Path]:
 
 
 def _sums(
-    got: Got, found: Examined, weights: Path, in_place: bool, watched: set[Path], job: Job
+    got: Got,
+    paths: Sequence[Path],
+    weights: Path,
+    in_place: bool,
+    watched: set[Path],
+    job: Job,
 ) -> Iterable[ModelFile]:
     """Yield what is recorded of each file; the times of those that others may change."""
-    total, done = sum(path.stat().st_size for path in found.files), 0
-    for path in found.files:
+    total, done = sum(path.stat().st_size for path in paths), 0
+    for path in paths:
         before = path.stat()
         digest = got.digests.get(got.path.name if path == weights else path.name)
         if digest is None:

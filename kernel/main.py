@@ -23,6 +23,7 @@ from setproctitle import setproctitle
 from kernel.config import Config, default_kv_bytes, table
 from kernel.ipc import Busy, Ipc, RunDir, Unsafe
 from kernel.link import HostLink
+from kernel.logring import LogRing, RingHandler
 from kernel.loop import Kernel, Sleeper
 from kernel.policy import Fifo
 from kernel.system import System
@@ -32,10 +33,12 @@ log = logging.getLogger("kernel")
 
 def boot(config: Config, run_dir: RunDir) -> None:
     """Bring a kernel up, run it, take it down."""
+    ring = LogRing(time.monotonic)  # the log, as clients read it
+    logging.getLogger("kernel").addHandler(RingHandler(ring))
     front = Ipc(run_dir)  # clients: socket, credentials
     link = HostLink(config.device, config.bulk_bytes)  # the driver's process
     system = System(  # tasks, contexts, blocks
-        config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid()
+        config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid(), ring
     )
     kernel = Kernel(system, front)  # the loop
     sleeper = Sleeper(kernel, front.fileno(), _wake_on_signals(system))
@@ -45,6 +48,7 @@ def boot(config: Config, run_dir: RunDir) -> None:
         kernel.run(sleeper)
         kernel.reply()  # what the shutdown itself had for its clients
     finally:
+        system.bursts.close()
         link.close()
         front.close()
         run_dir.close()

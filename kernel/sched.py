@@ -40,6 +40,10 @@ class Scheduler:
         self.step: Step | None = None
         self.steps = 0
         self.wasted = 0
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+        self.seqs = 0
+        self.step_us = 0
         self._contexts = contexts  # () -> Iterable[Context], for the pager
         self._slots = Slots(limits.max_seqs)
         self._told = False  # the last call of `resets` gave some
@@ -276,6 +280,11 @@ class Scheduler:
 
     def _measure(self, step: Step, took_us: int) -> None:
         tokens = sum(entry.end - entry.start for entry in step.entries)
+        decodes = sum(entry.decodes for entry in step.entries)
+        self.prefill_tokens += tokens - decodes
+        self.decode_tokens += decodes
+        self.seqs += len(step.entries)
+        self.step_us += took_us
         if tokens >= self.pool.block_size:
             per_token = took_us / tokens
             old = self._us_per_token or per_token

@@ -22,9 +22,15 @@ GROUPS = {
         "down": "userland.bin.up",
         "status": "userland.bin.status",
         "ping": "userland.bin.ping",
+        "dmesg": "userland.bin.dmesg",
     },
-    "Tasks": {"ps": "userland.bin.ps", "kill": "userland.bin.kill"},
-    "Memory": {"free": "userland.bin.free"},
+    "Tasks": {
+        "ps": "userland.bin.ps",
+        "top": "userland.bin.top",
+        "kill": "userland.bin.kill",
+    },
+    "Memory": {"free": "userland.bin.free", "pmap": "userland.bin.pmap"},
+    "Devices": {"lsdev": "userland.bin.lsdev"},
     "Models": {
         "pull": "userland.bin.pull",
         "models": "userland.bin.models",

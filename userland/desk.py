@@ -107,9 +107,12 @@ class Desk:
         self.err.write(f"{line}\n")
         self.err.flush()
 
-    def say_json(self, schema: str, data: Any) -> None:
-        """Write one JSON document."""
-        self.say(json.dumps({"schema": f"llmos.{schema}/1", "data": data}, indent=1))
+    def say_json(self, schema: str, data: Any, stream: bool = False) -> None:
+        """Write one JSON document; of a stream of them, on one line and at once."""
+        document = {"schema": f"llmos.{schema}/1", "data": data}
+        self.say(json.dumps(document, indent=None if stream else 1))
+        if stream:
+            self.flush()
 
 
 pass_desk = click.make_pass_decorator(Desk)

@@ -62,6 +62,24 @@ def draw(
         desk.say(_join(columns, line, widths))
 
 
+def lines_of(columns: Sequence[Column], rows: Sequence[Any], room: int) -> list[str]:
+    """Return the header and the rows of a table, as they fit into `room` columns."""
+    lines = [[column.title for column in columns]]
+    lines += [[column.cell(row) for column in columns] for row in rows]
+    widths = fit(columns, [max(map(len, column)) for column in zip(*lines, strict=True)], room)
+    return [_join(columns, line, widths) for line in lines]
+
+
+def shorten(text: str, room: int) -> str:
+    """Cut a text that is too long, and show that it was."""
+    return text if len(text) <= room else f"{text[: max(0, room - 1)]}…"
+
+
+def printable(text: str) -> str:
+    """Return a text that others have chosen as one line that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
 def fit(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
     """Return the widths for a terminal, 0 for what is left out: spare columns, from the right.
 

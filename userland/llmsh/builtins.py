@@ -119,23 +119,29 @@ def _command(name: str) -> Function:
 BUILTINS: dict[str, Function] = {
     "cd": cd,
     "ctx": ctx.run,
+    "dmesg": _command("dmesg"),
     "exit": leave,
     "fork": fork,
     "free": _command("free"),
     "help": show_help,
     "kill": _command("kill"),
+    "load": _command("load"),
+    "lsdev": _command("lsdev"),
     "models": _command("models"),
+    "pmap": _command("pmap"),
     "ps": _command("ps"),
     "pull": _command("pull"),
     "pwd": pwd,
     "set": set_sampling,
+    "top": _command("top"),
     "undo": undo,
+    "unload": _command("unload"),
 }
 
 UNBUILT = {
-    "alias", "ask", "at", "bg", "chat", "continue", "disown", "dmesg", "export", "fg", "history",
-    "jobs", "load", "lsdev", "lsmod", "map", "model", "pmap", "read", "redo",
-    "renice", "retry", "schema", "source", "strace", "system", "table", "tools", "top", "trap",
-    "type", "ulimit", "unload", "vmstat", "wait", ".", "merge-log",
+    "alias", "ask", "at", "bg", "chat", "continue", "disown", "export", "fg", "history",
+    "jobs", "lsmod", "map", "model", "read", "redo",
+    "renice", "retry", "schema", "source", "strace", "system", "table", "tools", "trap",
+    "type", "ulimit", "vmstat", "wait", ".", "merge-log",
 }  # fmt: skip
 """Names that the shell is to have one day, and a host may or may not have."""

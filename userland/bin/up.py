@@ -92,7 +92,7 @@ def up(desk: Desk, /, model: str, foreground: bool, **options: Any) -> None:
       llmos up
       llmos up --dtype float32 --kv-mem 2GiB
     """
-    from userland.models import installed  # brings numpy
+    from userland.models import installed
 
     boot = boot_of(installed(model).folder, desk.address, model=model, **options)
     if foreground:

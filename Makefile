@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 HOURS  ?= 8
 
 .DEFAULT_GOAL := help
-.PHONY: help install run models check format test test-full bench bench-limits soak docs clean
+.PHONY: help install run models models-full check format test test-full bench bench-limits soak docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ run: $(STAMP) ## everything from nothing to a prompt: install, model, kernel, ll
 models: $(STAMP) ## fetch the model that the tests use
 	@$(VENV)/bin/llmos pull smollm2 </dev/null >&2
 
+models-full: models ## fetch those that only the full tests use; they are skipped without
+	@$(VENV)/bin/llmos pull gemma3 </dev/null >&2
+
 check: $(STAMP) ## lint, format, types, import contracts
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -51,7 +54,7 @@ format: $(STAMP) ## rewrite the sources as `check` wants them
 test: models ## behaviour and counts, never seconds
 	@$(PY) -m pytest $(ARGS)
 
-test-full: models ## all of it, with the minutes on a real model
+test-full: models-full ## all of it, with the minutes on a real model
 	@$(PY) -m pytest -m "" $(ARGS)
 
 bench: models ## one JSON line a result
@@ -65,6 +68,8 @@ soak: models ## HOURS=8 of it, on a quiet machine
 
 docs: $(STAMP) ## write the generated pages of docs/ again
 	@$(PY) docs/make_syscalls.py
+	@$(PY) docs/make_schemas.py
+	@$(PY) docs/make_errors.py
 
 clean: ## caches and build outputs; .venv and models stay
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

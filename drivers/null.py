@@ -28,12 +28,11 @@ from drivers.base import Direction, DriverFault, FaultKind
 from drivers.null_model import (
     SLOT,
     ZERO,
+    Best,
     Draw,
     Options,
     adjusted_draw,
-    best_id,
     draw,
-    logprob,
     parse_options,
     slot_digest,
 )
@@ -49,27 +48,6 @@ FEATURES = (
     "copy_d2d", "copy_host", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "penalties", "bias", "score",
 )  # fmt: skip
-
-
-class Best:
-    """The log-probabilities of rows: the n best of each, in row order."""
-
-    def __init__(self, vocab: int) -> None:
-        self._vocab = vocab
-        self._ids: list[int] = []
-        self._logprobs: list[float] = []
-
-    def add(self, history: bytes, token: int, count: int) -> float:
-        """Add the `count` best of a row; return the log-probability of `token`. -1: neither."""
-        if count < 0:
-            return 0.0
-        best = best_id(history, self._vocab)
-        self._ids += [(best + rank) % self._vocab for rank in range(count)]
-        self._logprobs += map(logprob, range(count))
-        return logprob((token - best) % self._vocab)
-
-    def raw(self) -> tuple[bytes, bytes]:
-        return base.ints(self._ids), base.reals(self._logprobs)
 
 
 class NullDriver:
@@ -258,8 +236,7 @@ class NullModel:
         if options.step_us or options.token_us:
             time.sleep((options.step_us + options.token_us * num_tokens) / 1e6)
         own: dict[int, bytes] = {}
-        # By position: what a sequence reads of another one in the same step is stored before.
-        for s in sorted(range(len(plan.kv_len)), key=lambda s: plan.positions[plan.qo_indptr[s]]):
+        for s in sorted(range(len(plan.kv_len)), key=lambda s: self._turn(s, plan)):
             self._store(s, plan, own)
         seen: dict[int, bytes] = {}
         rows = []
@@ -270,6 +247,13 @@ class NullModel:
             end = (plan.positions[row] + 1) * SLOT
             rows.append(seen[s][:end] + own.get(row, b""))
         return rows
+
+    def _turn(self, s: int, plan: Plan) -> tuple[bool, int]:
+        """What a sequence reads of another one in the same step must be stored before: so by
+        position, and those that store nothing come last."""
+        first = plan.qo_indptr[s]
+        nowhere = plan.tables[0].write_slot[first] < self.shape.block_size
+        return nowhere, plan.positions[first]
 
     def _store(self, s: int, plan: Plan, own: dict[int, bytes]) -> None:
         """Store a sequence's tokens; note in `own` those whose filled slot holds another digest."""

@@ -14,7 +14,7 @@ from math import ceil, exp, log, log2
 from struct import Struct
 from typing import NamedTuple
 
-from drivers.base import DriverFault, FaultKind
+from drivers.base import DriverFault, FaultKind, ints, reals
 from drivers.slots import Adjust
 
 SLOT = 8
@@ -107,6 +107,27 @@ def adjusted_logits(best: int, adjust: Adjust, vocab: int) -> Sequence[float]:
 def logprob(rank: int) -> float:
     """Return the log-probability of the id that is `rank` places behind the best."""
     return -(rank + 1) * LN_2
+
+
+class Best:
+    """The log-probabilities of rows: the n best of each, in row order."""
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+
+    def add(self, history: bytes, token: int, count: int) -> float:
+        """Add the `count` best of a row; return the log-probability of `token`. -1: neither."""
+        if count < 0:
+            return 0.0
+        best = best_id(history, self._vocab)
+        self._ids += [(best + rank) % self._vocab for rank in range(count)]
+        self._logprobs += map(logprob, range(count))
+        return logprob((token - best) % self._vocab)
+
+    def raw(self) -> tuple[bytes, bytes]:
+        return ints(self._ids), reals(self._logprobs)
 
 
 class Options(NamedTuple):

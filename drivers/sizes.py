@@ -85,13 +85,19 @@ def kv_token_bytes(config: "ModelConfig", itemsize: int) -> int:
 
 
 def loading_bytes(config: "ModelConfig", itemsize: int) -> int:
-    """Return what loading takes beside the weights: the largest matrix twice, and a slice."""
+    """Return what loading takes beside the weights: a matrix as it is read, and a slice.
+
+    A matrix is there twice while it is packed. An embedding that is also the head stays as it is
+    read, so that one is a weight already; queries and keys are copied once more to be in pairs.
+    """
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    rows = max(config.vocab_size, 2 * config.intermediate_size, queries + 2 * keys)
+    head = 0 if config.tied_embeddings else config.vocab_size
+    rows = max(head, 2 * config.intermediate_size, 2 * (queries + 2 * keys))
+    down = config.hidden_size * max(config.intermediate_size, queries)
     widest = max(config.hidden_size, config.intermediate_size, queries)
-    # as it is read, before it is packed; the library that dequantizes makes three copies of a slice
-    slice_bytes = max(SLICE_BYTES, 4 * widest)
-    return 2 * rows * config.hidden_size * itemsize + 4 * slice_bytes
+    # the library that dequantizes makes three copies of a slice
+    slices = 4 * max(SLICE_BYTES, 4 * widest)
+    return max(rows * config.hidden_size, down) * itemsize + slices
 
 
 def work_bytes(

@@ -88,7 +88,7 @@ class Slot(NamedTuple):
 class Known(NamedTuple):
     """What will be known of a slot at some op of a Submit that is being checked."""
 
-    generation: int
+    generation: int | None
     adjusted: bool
     length: int | None
 
@@ -104,12 +104,22 @@ class Known(NamedTuple):
         return self._replace(length=None if self.length is None else position + 1)
 
 
-def known(slots: Mapping[int, Slot]) -> dict[int, Known]:
-    """Return what is known of every slot."""
-    return {
-        number: Known(slot.generation, slot.adjust is not None, slot.length)
-        for number, slot in slots.items()
-    }
+UNKNOWN = Known(None, False, None)
+"""Of a slot that holds nothing."""
+
+
+class Ahead(dict[int, Known]):
+    """What will be known of the slots at the next op; what no op has changed is as it is now."""
+
+    def __init__(self, slots: Mapping[int, Slot]) -> None:
+        super().__init__()
+        self._slots = slots
+
+    def __missing__(self, number: int) -> Known:
+        slot = self._slots.get(number)
+        if slot is None:
+            return UNKNOWN
+        return Known(slot.generation, slot.adjust is not None, slot.length)
 
 
 def adjusts(op: base.Reset) -> bool:
@@ -136,19 +146,22 @@ def reset(slots: dict[int, Slot], op: base.Reset, ids: "array[int]") -> None:
 
 def drew(slots: dict[int, Slot], number: int, generation: int, position: int, token: int) -> None:
     """Note the id that a sequence has drawn for `position`."""
-    slot, adjust = slots.get(number), None
-    if slot is not None and slot.generation == generation and slot.length in (None, position):
-        adjust = slot.adjust
-        if adjust is not None and adjust.counts is not None:
-            adjust.counts.add((token,))
+    slot = slots.get(number)
+    if slot is None or slot.adjust is None:
+        slots[number] = Slot(generation, token)
+        return
+    fits = slot.generation == generation and slot.length in (None, position)
+    adjust = slot.adjust if fits else None
+    if adjust is not None and adjust.counts is not None:
+        adjust.counts.add((token,))
     slots[number] = Slot(generation, token, adjust)
 
 
 def copy(slots: Mapping[int, Slot]) -> dict[int, Slot]:
     """Return the slots as they are now, whatever becomes of these."""
-    return {
-        number: slot._replace(adjust=slot.adjust._replace(counts=slot.adjust.counts.copy()))
-        if slot.adjust is not None and slot.adjust.counts is not None
-        else slot
-        for number, slot in slots.items()
-    }
+    fresh = dict(slots)
+    for number, slot in slots.items():
+        if slot.adjust is not None and slot.adjust.counts is not None:
+            adjust = slot.adjust._replace(counts=slot.adjust.counts.copy())
+            fresh[number] = slot._replace(adjust=adjust)
+    return fresh

@@ -29,7 +29,7 @@ from drivers.plan import (
     invalid,
     read_ints,
 )
-from drivers.slots import Known, Slot, adjusts, known
+from drivers.slots import Ahead, Known, Slot, adjusts
 
 MAX_ANSWER = wire.MAX_MESSAGE - 1024
 """Bytes that the results of a Submit may take."""
@@ -68,15 +68,18 @@ def check_ops(
     """Check all ops of a Submit; return (op, what was read of it) for each."""
     if shape is None or submit.model != shape.model:
         raise invalid(f"model {submit.model} is not loaded")
-    state = known(slots) if submit.ops else {}
+    state = Ahead(slots)
     plan: Plan | None = None
     forward, scored = 0, False  # where the Execute of `plan` stands; whether it has its Score
+    drawn: list[tuple[Draws, Plan]] = []  # what `state` does not know of yet
     checked: list[tuple[Any, Any]] = []
     for op in submit.ops:
         kind = type(op)
         if kind in COMPUTE_ONLY and submit.queue != base.Queue.COMPUTE:
             raise invalid(f"{kind.__name__} on queue {submit.queue}, it runs on queue 0 only")
         read: Any
+        if drawn:
+            _follow(drawn.pop(), state)
         if kind is base.Execute:
             read = plan = check_execute(op, shape)
             forward, scored = len(checked), False
@@ -85,6 +88,7 @@ def check_ops(
             read = check_sample(op, plan, shape)
             assert plan is not None
             _check_draws(read, plan, state)
+            drawn.append((read, plan))
         elif kind is base.Score:
             read = check_score(op, plan, shape)
             assert plan is not None
@@ -94,7 +98,7 @@ def check_ops(
             whole = plan._replace(logit_rows=plan.logit_rows + read.rows)
             checked[forward] = checked[forward][0], whole
         elif kind is base.Reset:
-            read = check_reset(op, shape, state.get(op.slot))
+            read = check_reset(op, shape, state[op.slot])
             length = op.start + len(read) if op.start or op.num_prompt >= 0 else None
             state[op.slot] = Known(op.generation, adjusts(op), length)
         elif kind is base.Copy:
@@ -121,20 +125,27 @@ def _answer_bytes(checked: tuple[Any, Any]) -> int:
     return 0
 
 
-def _check_draws(draws: Draws, plan: Plan, state: dict[int, Known]) -> None:
-    """Refuse rows whose adjustments are not there; follow what each draw does to its slot."""
-    fresh, lost = Known(-1, False, None), []
-    for r, (s, position) in enumerate(zip(draws.rows, draws.position, strict=True)):
-        slot, generation = plan.slots[s], plan.generations[s]
-        before = state.get(slot, fresh)
-        if draws.adjust and draws.adjust[r] and not before.fits(generation, position):
-            lost.append(slot)
-        state[slot] = before.drew(generation, position)
+def _check_draws(draws: Draws, plan: Plan, state: Ahead) -> None:
+    """Refuse rows whose adjustments are not there."""
+    rows = zip(draws.rows, draws.position, draws.adjust, strict=False)
+    lost = [
+        plan.slots[s]
+        for s, position, adjust in rows
+        if adjust and not state[plan.slots[s]].fits(plan.generations[s], position)
+    ]
     if lost:
         raise DriverFault(FaultKind.SLOT_LOST, f"no counts or biases of slots {lost}", lost)
 
 
-def _check_slots(plan: Plan, state: dict[int, Known]) -> None:
+def _follow(drawn: tuple[Draws, Plan], state: Ahead) -> None:
+    """Note what the draws before an op do to their slots."""
+    draws, plan = drawn
+    for s, position in zip(draws.rows, draws.position, strict=True):
+        slot = plan.slots[s]
+        state[slot] = state[slot].drew(plan.generations[s], position)
+
+
+def _check_slots(plan: Plan, state: Ahead) -> None:
     """Refuse a LAST_SAMPLE of a slot whose last sample is not there."""
     if base.LAST_SAMPLE not in plan.tokens:
         return
@@ -142,13 +153,13 @@ def _check_slots(plan: Plan, state: dict[int, Known]) -> None:
         plan.slots[s]
         for s in range(len(plan.slots))
         if base.LAST_SAMPLE in plan.tokens[plan.qo_indptr[s] : plan.qo_indptr[s + 1]]
-        and (plan.slots[s] not in state or state[plan.slots[s]].generation != plan.generations[s])
+        and state[plan.slots[s]].generation != plan.generations[s]
     ]
     if lost:
         raise DriverFault(FaultKind.SLOT_LOST, f"no last sample of slots {lost}", lost)
 
 
-def check_reset(reset: base.Reset, shape: Shape, before: Known | None) -> "array[int]":
+def check_reset(reset: base.Reset, shape: Shape, before: Known) -> "array[int]":
     """Check a Reset; return its ids. `before` is what is known of its slot."""
     ids = read_ints(reset.ids)
     if not 0 <= reset.slot < shape.max_seqs:
@@ -161,7 +172,7 @@ def check_reset(reset: base.Reset, shape: Shape, before: Known | None) -> "array
     if reset.start:
         if reset[4:] != base.Reset(0, 0, b"")[4:]:
             raise invalid("a Reset that goes on has ids only")
-        if before is None or (before.generation, before.length) != (reset.generation, reset.start):
+        if (before.generation, before.length) != (reset.generation, reset.start):
             what = f"slot {reset.slot} has not counted the {reset.start} ids before"
             raise DriverFault(FaultKind.SLOT_LOST, what, (reset.slot,))
     _check_adjust(reset, shape)

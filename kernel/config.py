@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 def default_kv_bytes() -> int:
@@ -60,3 +61,28 @@ class Config:
             if isinstance(value, int | float) and not value >= least:  # also NaN
                 option = "--" + key.name.replace("_", "-")
                 raise ValueError(f"{option} is {value}, the least is {least}")
+
+
+INTERNAL = frozenset({"run_dir", "model", "model_dir"})
+"""Keys that whoever starts the kernel derives; the others are a person's to set."""
+
+
+def table() -> list[dict[str, Any]]:
+    """Return the keys that a person may set, each with its type, default and least value."""
+    defaults = {"kv_bytes": default_kv_bytes()}
+    return [
+        {
+            "key": field.name,
+            "type": field.type.__name__,
+            "default": defaults.get(field.name, field.default),
+            "least": LEAST.get(field.name, 0),
+        }
+        for field in fields(Config)
+        if field.name not in INTERNAL and isinstance(field.type, type)
+    ]
+
+
+def values(config: Config) -> list[tuple[str, Any]]:
+    """Return what a kernel runs with, by key; paths as text."""
+    found = ((field.name, getattr(config, field.name)) for field in fields(Config))
+    return [(key, str(value) if isinstance(value, Path) else value) for key, value in found]

@@ -28,6 +28,7 @@ from kernel.watch import Patience, Watch
 from syscalls.errors import EIO, ENODEV, ENOMEM, ENOTSUP, KernelError
 
 log = logging.getLogger(__name__)
+model_log = logging.getLogger("kernel.model")
 
 MAX_NOTE = 1000
 """Characters kept of a reason in which a driver has its say."""
@@ -101,6 +102,7 @@ class Device:
 
     def remove(self, model: Model, note: str) -> list[tuple[Request, KernelError]]:
         """Let a model go: what runs on it fails, its contexts keep their ids."""
+        model_log.info("%s: leaves %s, %s", model.name, self.name, note)
         self.models.remove(model)
         self.models.leaving.append(model)
         ended = model.end(ModelState.GONE, note)
@@ -125,6 +127,8 @@ class Device:
             self.link.send(base.Hello(*base.ABI, wire.schema(), self.epoch, self.name))
         except LinkDown as down:
             return self._end_epoch(str(down))
+        host = self.link.host_pid
+        log.info("device %s: epoch %d begins, driver host %d", self.name, self.epoch, host)
         return []
 
     def deadline(self) -> float | None:
@@ -219,7 +223,9 @@ class Device:
                 return self._on_fault(message)
             case base.Progress():
                 return [News(self._loading, message)] if self._loading else ()
-            case base.Estimate() | base.Heartbeat() | base.StatsReply():
+            case base.Estimate():
+                self._on_estimate(message)
+            case base.Heartbeat() | base.StatsReply():
                 pass
             case _:
                 raise Lie(f"sent {type(message).__name__}")
@@ -234,6 +240,13 @@ class Device:
         self._watch.done()
         return []
 
+    def _on_estimate(self, estimate: base.Estimate) -> None:
+        if self._loading is not None:
+            model_log.info(
+                "%s: about to take %s of %s that are free on %s",
+                self._loading.name, _sizes(estimate), mib(estimate.mem_free), self.name,
+            )  # fmt: skip
+
     def _on_loaded(self, loaded: base.Loaded) -> list[Outcome | News]:
         model, self._loading = self._loading, None
         if model is None:
@@ -246,12 +259,15 @@ class Device:
         if why:
             self.link.send(base.Unload(model.number))
             return self._refused(model, why, ENOTSUP)
-        log.info("device %s: %s up in epoch %d", self.name, model.name, self.epoch)
+        model_log.info(
+            "%s: up on %s in epoch %d after %.1f s, takes %s",
+            model.name, self.name, self.epoch, loaded.load_us / 1e6, _sizes(loaded),
+        )  # fmt: skip
         return [News(model, None)]
 
     def _refused(self, model: Model, why: str, error: type[KernelError]) -> list[Outcome | News]:
         """Go on without a model; a device that has no other, and was asked for none, fails."""
-        log.error("device %s: cannot load %s: %s", self.name, model.name, why)
+        model_log.error("%s: cannot be loaded on %s: %s", model.name, self.name, why[:MAX_NOTE])
         others = [other for other in self.models if other is not model and other.serves]
         if model.asked is None and not others:
             return self._give_up(why)
@@ -373,3 +389,13 @@ class Device:
         if self.busy or self.models.leaving or self.models.waiting():
             return False
         return not any(model.loaded and model.pool.has_dirty for model in self.models)
+
+
+def mib(size: int) -> str:
+    """Bytes as a log says them."""
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _sizes(of: base.Estimate | base.Loaded) -> str:
+    pool = f"{of.num_blocks:,} KV blocks of {of.block_bytes:,} bytes"
+    return f"{mib(of.weights_bytes)} of weights and {mib(of.num_blocks * of.block_bytes)} ({pool})"

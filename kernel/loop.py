@@ -34,6 +34,7 @@ from syscalls.abi import Finish
 from syscalls.errors import EAGAIN, ECONNRESET, EPERM, KernelError
 
 log = logging.getLogger(__name__)
+mm_log = logging.getLogger("kernel.pager")
 
 RECEIVE_S = 0.002
 """How long a turn takes calls in; more of them wait in the socket while the device is served."""
@@ -51,6 +52,7 @@ class Kernel:
         self._tick = 0.0
         self._asked = -TICK_S  # when all sessions were last asked for a connection
         self._more = False  # something happened that an earlier verb of the turn would take up
+        self._evicted = 0  # blocks, as far as the log knows
 
     # --- the loop -----------------------------------------------------------------------------
 
@@ -75,7 +77,8 @@ class Kernel:
         if self._more or self.system.jobs or self.front.has_input():
             return 0.0
         now = self.system.clock()
-        deadlines = [self.system.device.deadline(), self.system.stop_by]
+        k = self.system
+        deadlines = [k.device.deadline(), k.stop_by, k.bursts.deadline]
         if any(session.stalled_since is not None for session in self.system.sessions.values()):
             deadlines.append(now + 0.1)
         if any(task.ticket or task.ended_already for task in self.system.tasks):
@@ -110,9 +113,10 @@ class Kernel:
         self._forget_closed(arrival.pid)
         session = Session(arrival.route, arrival.uid, arrival.pid)
         if arrival.uid not in (k.uid, 0):
-            session.refuse(0, EPERM("this kernel serves the uid that it runs as"))
+            self._refuse(session, EPERM("this kernel serves the uid that it runs as"))
         elif len(k.sessions) >= k.config.max_sessions:
-            session.refuse(0, EAGAIN(f"{len(k.sessions)} sessions are open, that is the limit"))
+            error = EAGAIN(f"{len(k.sessions)} sessions are open, that is the limit")
+            self._refuse(session, error)
         elif self._welcome(session):
             k.sessions[arrival.route] = session
             return session
@@ -139,8 +143,15 @@ class Kernel:
         try:
             return self.front.welcome(session.route, session.host_pid)
         except OSError as error:
-            session.refuse(0, EAGAIN(f"cannot watch pid {session.host_pid}: {error.strerror}"))
+            why = EAGAIN(f"cannot watch pid {session.host_pid}: {error.strerror}")
+            self._refuse(session, why)
             return False
+
+    def _refuse(self, session: Session, why: KernelError) -> None:
+        """Tell a program that it gets no session."""
+        detail = f"program {session.host_pid} of uid {session.uid}: {why.message}"
+        self.system.bursts.tell(log, logging.WARNING, "session refused", detail)
+        session.refuse(0, why)
 
     def _close(self, session: Session, why: str, told: KernelError | None = None) -> None:
         """End a session and its task; `told` goes to a program that lives, after all else."""
@@ -157,7 +168,14 @@ class Kernel:
         self.front.forget(session.route)
 
     def _drop(self, session: Session, why: str) -> None:
+        self._note_drop(session, why)
         self._close(session, why, ECONNRESET(f"the session was closed: {why}"))
+
+    def _note_drop(self, session: Session, why: str) -> None:
+        who = f"program {session.host_pid}"
+        if session.task is not None:
+            who += f" (task {session.task.pid}, {session.task.name})"
+        self.system.bursts.tell(log, logging.WARNING, "session closed", f"{who}: {why}")
 
     # --- collect, expire, step ----------------------------------------------------------------
 
@@ -179,6 +197,7 @@ class Kernel:
             since = session.stalled_since
             if since is not None and now >= since + k.config.stalled_s:
                 self._drop(session, f"its program read nothing for {k.config.stalled_s:g} s")
+        k.bursts.expire(now)
         if k.stop_by is not None:
             self._shut_down(now)
 
@@ -187,6 +206,15 @@ class Kernel:
         for outcome in self.system.device.step():
             self._deliver(outcome)
         run_queued(self.system)
+        self._note_evictions()
+
+    def _note_evictions(self) -> None:
+        k = self.system
+        evicted = k.device.models.totals.evicted - self._evicted
+        if evicted:
+            self._evicted += evicted
+            kind = "KV blocks dropped to make room"
+            k.bursts.tell(mm_log, logging.INFO, kind, f"{evicted}", evicted, whole=1)
 
     def _deliver(self, outcome: Outcome | News) -> None:
         if isinstance(outcome, News):
@@ -220,6 +248,7 @@ class Kernel:
         while k.closing:
             session, error = k.closing.popleft()
             if k.sessions.get(session.route) is session:  # not closed since, its route not taken
+                self._note_drop(session, "it broke the protocol")
                 self._close(session, "it broke the protocol", error)
 
     def _send(self, session: Session) -> None:

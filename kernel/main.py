@@ -4,6 +4,7 @@ Exit codes: 0 stopped, 2 usage, 70 kernel bug (panic), 75 another kernel runs he
 """
 
 import argparse
+import json
 import logging
 import os
 import resource
@@ -19,9 +20,10 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from kernel.config import Config, default_kv_bytes
+from kernel.config import Config, default_kv_bytes, table
 from kernel.ipc import Busy, Ipc, RunDir, Unsafe
 from kernel.link import HostLink
+from kernel.logring import LogRing, RingHandler
 from kernel.loop import Kernel, Sleeper
 from kernel.policy import Fifo
 from kernel.system import System
@@ -31,10 +33,12 @@ log = logging.getLogger("kernel")
 
 def boot(config: Config, run_dir: RunDir) -> None:
     """Bring a kernel up, run it, take it down."""
+    ring = LogRing(time.monotonic)  # the log, as clients read it
+    logging.getLogger("kernel").addHandler(RingHandler(ring))
     front = Ipc(run_dir)  # clients: socket, credentials
     link = HostLink(config.device, config.bulk_bytes)  # the driver's process
     system = System(  # tasks, contexts, blocks
-        config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid()
+        config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid(), ring
     )
     kernel = Kernel(system, front)  # the loop
     sleeper = Sleeper(kernel, front.fileno(), _wake_on_signals(system))
@@ -44,6 +48,7 @@ def boot(config: Config, run_dir: RunDir) -> None:
         kernel.run(sleeper)
         kernel.reply()  # what the shutdown itself had for its clients
     finally:
+        system.bursts.close()
         link.close()
         front.close()
         run_dir.close()
@@ -69,6 +74,10 @@ def _wake_on_signals(system: System) -> int:
 def parse(arguments: list[str]) -> Config:
     """Return the configuration of a command line: one option per key."""
     parser = argparse.ArgumentParser(prog="llmosd", description="The llmos kernel.")
+    parser.add_argument(
+        "--show-config", action=_ShowConfig, nargs=0, default=argparse.SUPPRESS,
+        help="write the keys and defaults as JSON",
+    )  # fmt: skip
     for field in fields(Config):
         option = "--" + field.name.replace("_", "-")
         if field.type is bool:
@@ -82,6 +91,14 @@ def parse(arguments: list[str]) -> Config:
         return Config(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+class _ShowConfig(argparse.Action):
+    """Write the table of keys and end: how userland, which imports no kernel, knows them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        sys.stdout.write(json.dumps({"schema": "llmosd.config/1", "data": table()}) + "\n")
+        parser.exit()
 
 
 def _die(code: int, why: str) -> NoReturn:

@@ -83,7 +83,10 @@ class Model:
         if self._sched is None:
             return Totals()
         pool, sched = self._sched.pool, self._sched
-        return Totals(sched.steps, sched.wasted, pool.copied, pool.evicted)
+        return Totals(
+            sched.steps, sched.wasted, pool.copied, pool.evicted,
+            sched.prefill_tokens, sched.decode_tokens, sched.seqs, sched.step_us,
+        )  # fmt: skip
 
     @property
     def serves(self) -> bool:

@@ -72,6 +72,7 @@ class Request:
         from_ = infer.penalize_from if infer else None
         self.penalize_from = self.prompt if from_ is None else from_
         self.told = 0  # ids that the driver has been told for this slot, if it is adjusted
+        self.since = 0.0  # when an infer was accepted
         self.stop_ids: frozenset[int] = frozenset()
         self.start = 0  # where the next step begins, as its plan has found it
         self.slot: int | None = None

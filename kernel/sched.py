@@ -40,8 +40,13 @@ class Scheduler:
         self.step: Step | None = None
         self.steps = 0
         self.wasted = 0
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+        self.seqs = 0
+        self.step_us = 0
         self._contexts = contexts  # () -> Iterable[Context], for the pager
         self._slots = Slots(limits.max_seqs)
+        self._adjusted = 0  # requests whose logits are
         self._told = False  # the last call of `resets` gave some
         self._us_per_token = 0.0
         self._starved: tuple[Request, list[Block]] | None = None
@@ -51,12 +56,14 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Accept a request."""
         self.requests[request.arrival] = request
+        self._adjusted += request.adjusted
         request.ctx.request = request
 
     def remove(self, request: Request) -> None:
         """End a request; what it has in flight is discarded at its fence."""
         request.become(RequestState.DONE)
-        self.requests.pop(request.arrival, None)
+        if self.requests.pop(request.arrival, None) is not None:
+            self._adjusted -= request.adjusted
         if request.ctx.request is request:
             request.ctx.request = None
         self._slots.give(request)
@@ -97,7 +104,9 @@ class Scheduler:
                 self.remove(request)  # a prefill that has nothing left to do
                 continue
             samples = request.infer is not None and end == request.target
-            scores = max(0, end + 1 - max(request.scored, start + 1)) if request.score else 0
+            scores = 0
+            if request.score is not None:
+                scores = max(0, end + 1 - max(request.scored, start + 1))
             if samples + scores > rows or (samples and request.untold):
                 continue  # the next step has rows; what is to be told goes before it
             size = self.pool.block_size
@@ -111,7 +120,8 @@ class Scheduler:
                 else:
                     dry = True
                 continue
-            self._slots.take(request, self._may_wait(entry.request for entry in entries))
+            if request.slot is None:
+                self._slots.take(request, self._may_wait(entry.request for entry in entries))
             entries.append(self._entry(request, start, end, samples, scores))
             tokens -= end - start
             refs -= -(-end // size)
@@ -124,6 +134,8 @@ class Scheduler:
         Only of those that come first: others might lose their slots before they get that far.
         After a call that gave some, one gives none, so that steps have their turn.
         """
+        if not self._adjusted:
+            return []
         self._told = not self._told
         runnable = [r for r in self.requests.values() if not r.held]
         if not self._told or not any(request.untold for request in runnable):
@@ -276,6 +288,11 @@ class Scheduler:
 
     def _measure(self, step: Step, took_us: int) -> None:
         tokens = sum(entry.end - entry.start for entry in step.entries)
+        decodes = sum(entry.decodes for entry in step.entries)
+        self.prefill_tokens += tokens - decodes
+        self.decode_tokens += decodes
+        self.seqs += len(step.entries)
+        self.step_us += took_us
         if tokens >= self.pool.block_size:
             per_token = took_us / tokens
             old = self._us_per_token or per_token

@@ -1,6 +1,6 @@
 """Counters: facts about this kernel's life, for `snapshot`. They only rise."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 
 @dataclass(slots=True)
@@ -13,6 +13,11 @@ class Counters:
     admitted: int = 0  # infers accepted
     finished: int = 0
     failed: int = 0
+    prompt_tokens: int = 0  # of these infers
+    cached_tokens: int = 0  # of those tokens, computed before
+    output_tokens: int = 0
+    first_tokens: int = 0  # infers that got one
+    first_token_s: float = 0.0  # how long they waited, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +28,11 @@ class Totals:
     wasted: int = 0  # rows of a step that nobody wanted any more
     copied: int = 0  # blocks
     evicted: int = 0
+    prefill_tokens: int = 0  # of steps
+    decode_tokens: int = 0
+    seqs: int = 0
+    step_us: int = 0
 
     def __add__(self, other: "Totals") -> "Totals":
-        return Totals(
-            self.steps + other.steps,
-            self.wasted + other.wasted,
-            self.copied + other.copied,
-            self.evicted + other.evicted,
-        )
+        both = zip(astuple(self), astuple(other), strict=True)
+        return Totals(*(mine + its for mine, its in both))

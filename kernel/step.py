@@ -68,6 +68,11 @@ class Entry(NamedTuple):
     samples: bool
     scores: int = 0  # of its last positions: what follows them is scored
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it computes what was sampled last, and nothing else."""
+        return self.samples and self.end - self.start == 1 and self.request.output > 0
+
 
 class Step(NamedTuple):
     """A submitted step."""

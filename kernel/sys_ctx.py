@@ -173,6 +173,7 @@ def sys_stat_ctx(k: System, caller: Caller, args: StatCtx) -> Work:
 def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
     """Return a context as the inspection tools show it."""
     length, computed, busy = ctx.length, ctx.computed, ctx.busy  # as of the call
+    state = ctx.request.state.value if ctx.request else ""
     sums = yield from tally([ctx.blocks], ctx.pool.block_size)
     return CtxRow(
         ctx.handle,
@@ -186,4 +187,7 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
         sums.shared,
         sums.share,
         busy,
+        ctx.model.device,
+        state,
+        sums.share * ctx.model.desc.block_bytes,
     )

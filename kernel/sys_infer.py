@@ -80,13 +80,15 @@ def start_request(k: System, caller: Caller, request: Request, cached: int) -> N
     ctx = request.ctx
     if ctx.request is not None:
         ctx.model.sched.remove(ctx.request)  # a background prefill: this does its work too
-    request.cached = cached
+    request.cached, request.since = cached, k.clock()
     if caller.task.state is TaskState.STOPPED:
         request.held = "signal"
     ctx.model.sched.add(request)
     caller.session.infers[caller.call] = request
     caller.task.prompt_tokens += request.prompt
     k.counters.admitted += 1
+    k.counters.prompt_tokens += request.prompt
+    k.counters.cached_tokens += request.cached
 
 
 def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
@@ -192,6 +194,7 @@ def deliver(k: System, outcome: Outcome) -> None:
     finish = request.take(what.id, request.ctx.model.desc.max_ctx)
     if finish is not Finish.STOP:
         k.tasks.find(request.ctx.pid).output_tokens += 1
+        _count_token(k, request)
         _emit_token(request, what)
     if finish is not None:
         finish_request(k, request, finish)
@@ -210,6 +213,13 @@ def _deliver_scores(k: System, request: Request, scores: Scores) -> None:
     )
     if request.scored == request.ctx.length:
         finish_request(k, request, Finish.LENGTH)
+
+
+def _count_token(k: System, request: Request) -> None:
+    k.counters.output_tokens += 1
+    if request.output == 1:
+        k.counters.first_tokens += 1
+        k.counters.first_token_s += k.clock() - request.since
 
 
 def _emit_token(request: Request, token: Token) -> None:

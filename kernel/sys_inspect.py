@@ -1,10 +1,13 @@
-"""Handler of snapshot: counters and tables for ps, free and top. Pure reading."""
+"""Handlers of snapshot, pmap and log: what ps, free, top and others show. Pure reading."""
 
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from kernel import blockmap
+from kernel.config import values
+from kernel.context import Context
 from kernel.handler import Caller, Done
 from kernel.job import Work
 from kernel.model import Model
@@ -12,8 +15,18 @@ from kernel.sys_ctx import ctx_row
 from kernel.sys_task import VERSION, task_row
 from kernel.system import System
 from kernel.tally import tally
-from syscalls.abi import KernelRow, PoolRow, Snapshot, SnapshotResult
-from syscalls.errors import EINVAL
+from syscalls.abi import (
+    ConfigRow,
+    KernelRow,
+    Log,
+    Pmap,
+    PmapResult,
+    PoolRow,
+    SharerRow,
+    Snapshot,
+    SnapshotResult,
+)  # fmt: skip
+from syscalls.errors import EINVAL, EPERM, ESRCH
 
 PAGE = 256
 """Rows in one reply."""
@@ -22,11 +35,19 @@ Table = tuple[Iterable[Any], Callable[[System, Any], Row]]
 """Objects, and what makes a row of one: only those of the page are looked at."""
 CHUNK = 4096
 """Blocks of a pool that are looked at at a time."""
+RUNS = 512
+"""Of a pmap, in one reply."""
+MAX_TABLE = 1 << 17
+"""Blocks of a pmap, in one reply."""
+MAX_SHARERS = 64
 
 
 def sys_snapshot(k: System, caller: Caller, args: Snapshot) -> Work:
     """Return a page of rows."""
-    tables = {"tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel}
+    tables = {
+        "tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel,
+        "config": _config,
+    }  # fmt: skip
     table = tables.get(args.what)
     if table is None:
         raise EINVAL(f"there is no snapshot of {args.what}; there are {', '.join(tables)}")
@@ -56,6 +77,15 @@ def _kernel(k: System) -> Table:
     return [k], _kernel_row
 
 
+def _config(k: System) -> Table:
+    return values(k.config), _config_row
+
+
+def _config_row(k: System, item: tuple[str, Any]) -> Row:
+    yield 1
+    return ConfigRow(*item)
+
+
 def _pool_row(k: System, model: Model) -> Row:
     blocks, size = list(model.pool.resident()), model.pool.block_size
     parts = [blocks[start : start + CHUNK] for start in range(0, len(blocks), CHUNK)]
@@ -69,12 +99,56 @@ def _pool_row(k: System, model: Model) -> Row:
 
 
 def _kernel_row(k: System, _: System) -> Row:
-    c, totals = k.counters, k.device.models.totals
+    c, totals, now = k.counters, k.device.models.totals, k.clock()
     infers = [request for request in k.device.requests if not request.background]
-    running = sum(request.slot is not None for request in infers)
+    waiting = [request.since for request in infers if request.slot is None]
     yield len(infers)
     return KernelRow(
-        k.kernel_pid, VERSION, k.clock() - k.born, c.turns, c.calls, c.protocol_errors,
+        k.kernel_pid, VERSION, now - k.born, c.turns, c.calls, c.protocol_errors,
         totals.steps, totals.wasted, totals.copied, totals.evicted,
-        c.admitted, c.finished, c.failed, running, len(infers) - running,
+        c.admitted, c.finished, c.failed, len(infers) - len(waiting), len(waiting),
+        totals.prefill_tokens, totals.decode_tokens, totals.seqs, totals.step_us,
+        c.prompt_tokens, c.cached_tokens, c.output_tokens, c.first_tokens, c.first_token_s,
+        now - min(waiting, default=now), k.log.end - 1, len(k.sessions),
     )  # fmt: skip
+
+
+def sys_pmap(k: System, caller: Caller, args: Pmap) -> Work:
+    """Describe the blocks of a context; of another task's, too, if it is the caller's uid's."""
+    task = k.tasks.find(args.pid) if args.pid else caller.task
+    if caller.session.uid not in (k.uid, task.uid):
+        raise ESRCH(f"there is no task {args.pid}", "llmos ps lists them")
+    ctx, cursor = k.context(task, args.ctx), args.cursor
+    count, length, computed = len(ctx.blocks), ctx.length, ctx.computed  # as of the call
+    if cursor > count:
+        raise EINVAL(f"the context has {count} blocks, no block {cursor}")
+    size, desc = ctx.pool.block_size, ctx.model.desc
+    runs, covered = yield from blockmap.runs(
+        ctx.blocks[cursor : cursor + MAX_TABLE], cursor, length, size, RUNS
+    )
+    sharers: list[tuple[Context, int]] = []
+    if cursor == 0:
+        sharers = yield from blockmap.sharers(ctx, _visible(k, caller))
+    rest = cursor + covered
+    rows = [SharerRow(o.pid, o.handle, o.name, shared) for o, shared in sharers[:MAX_SHARERS]]
+    return Done(
+        PmapResult(
+            ctx.pid, ctx.handle, ctx.name, ctx.model.name, ctx.model.device, length, computed,
+            size, desc.block_bytes, count, list(runs), list(rows), len(sharers),
+            rest if rest < count else 0,
+        )
+    )  # fmt: skip
+
+
+def _visible(k: System, caller: Caller) -> Iterator[Context]:
+    """Return the contexts that the caller may know of, as they are when it comes to them."""
+    for task in k.tasks:
+        if caller.session.uid in (k.uid, task.uid):
+            yield from list(task.contexts.values())
+
+
+def sys_log(k: System, caller: Caller, args: Log) -> Done:
+    """Return log records from a number on."""
+    if caller.session.uid != k.uid:
+        raise EPERM("only the uid that the kernel runs as may read its log")
+    return Done(k.log.read(args.cursor))

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Generator
 
 from kernel.handler import PENDING, Caller, Done, Pending
@@ -30,6 +31,8 @@ from syscalls.abi import (
     WaitResult,
 )  # fmt: skip
 from syscalls.errors import EBUSY, ECANCELED, EINVAL, ENOTSUP, EPERM, ESRCH, ESTALE
+
+log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 
@@ -116,6 +119,8 @@ def sys_kill(k: System, caller: Caller, args: Kill) -> Done:
     elif signal is Sig.INT:
         interrupt_task(k, task)
     else:
+        who = f"task {task.pid} ({task.name}) by task {caller.task.pid} ({caller.task.name})"
+        k.bursts.tell(log, logging.INFO, f"killed by {signal.name}", who)
         but = caller.call if task is caller.task else 0
         end_task(k, task, 128 + signal, signal.name, but)
     return Done(Nothing())
@@ -231,13 +236,20 @@ def sys_stat_task(k: System, caller: Caller, args: StatTask) -> Work:
 def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
     """Return a task as ps shows it. What ended tasks have not given back yet is init's."""
     graves = k.graves if task.pid == INIT else ()
-    tables = [ctx.blocks for ctx in (*task.contexts.values(), *graves)]
-    sums = yield from tally(tables, k.config.block_size)
+    held = list(task.contexts.values())
+    share, shared, kv_bytes, tokens, models = 0.0, 0, 0.0, 0, set[str]()
+    for ctx in held:
+        tokens += ctx.length
+        models.add(ctx.model.name)
+    for ctx in (*held, *graves):
+        sums = yield from tally([ctx.blocks], ctx.pool.block_size)
+        share += sums.share
+        shared += sums.shared
+        kv_bytes += sums.share * ctx.model.desc.block_bytes
     letter, wait = task.letter()
-    contexts = task.contexts.values()
     host = task.session.host_pid if task.session else 0
     return TaskRow(
-        task.pid, task.parent, task.uid, task.name, letter, wait, 0, len(contexts),
-        sum(ctx.length for ctx in contexts), sums.share, sums.shared,
-        task.prompt_tokens, task.output_tokens, k.clock() - task.born, host,
+        task.pid, task.parent, task.uid, task.name, letter, wait, 0, len(held), tokens, share,
+        shared, task.prompt_tokens, task.output_tokens, k.clock() - task.born, host, kv_bytes,
+        ",".join(sorted(models)),
     )  # fmt: skip

@@ -5,6 +5,7 @@ apart by. Decoding and checking cannot raise anything but BadRequest; a handler 
 anything but KernelError. Anything else is our bug and stops the kernel.
 """
 
+import logging
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -14,8 +15,21 @@ from kernel.job import Work
 from kernel.session import Session
 from kernel.system import System
 from syscalls import abi
-from syscalls.errors import EAGAIN, EBUSY, ECANCELED, EPERM, EPROTO, ESRCH, ESTALE, KernelError
+from syscalls.errors import (
+    E2BIG,
+    EAGAIN,
+    EBUSY,
+    ECANCELED,
+    ENOMEM,
+    EPERM,
+    EPROTO,
+    ESRCH,
+    ESTALE,
+    KernelError,
+)  # fmt: skip
 from syscalls.wire import BadRequest, Request, unpack_request
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[System, Caller, Any], Done | Pending | Work]
 
@@ -41,12 +55,17 @@ HANDLERS: dict[str, Handler] = {
     "read_model": sys_model.sys_read_model,
     "list_devices": sys_model.sys_list_devices,
     "snapshot": sys_inspect.sys_snapshot,
+    "pmap": sys_inspect.sys_pmap,
+    "log": sys_inspect.sys_log,
     "shutdown": sys_admin.sys_shutdown,
 }
 """hello is not here: it is the one call of a session without a task."""
 
 MAX_STRIKES = 3
 """Messages that are not of this ABI, before the session is closed."""
+
+LIMITS = (EAGAIN, ENOMEM, E2BIG)
+"""Errors of a call that are a limit's; whoever runs the kernel may want to know, and raise it."""
 
 _ON_CONTEXT = frozenset({"append", "trim_ctx", "infer", "score"})
 _RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill"})
@@ -103,6 +122,10 @@ def run(k: System, session: Session, request: Request, queued: bool = False) -> 
         if isinstance(answer, Generator):
             answer = k.jobs.start(answer, session, request.call)
     except KernelError as error:
+        if isinstance(error, LIMITS):
+            name, pid = request.row.name, session.host_pid
+            kind = f"{name} refused by a limit ({error.errno.name})"
+            k.bursts.tell(log, logging.WARNING, kind, f"program {pid}: {error.message}")
         session.fail(request.call, error)
         return
     if answer is not PENDING:

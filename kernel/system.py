@@ -10,11 +10,13 @@ from itertools import count
 from random import Random
 
 from kernel.answer import ModelSpec
+from kernel.burst import Bursts
 from kernel.config import Config
 from kernel.context import Context
 from kernel.device import Device, DeviceState, Limits
 from kernel.job import Jobs
 from kernel.link import Link
+from kernel.logring import LogRing
 from kernel.model import Model
 from kernel.policy import Policy
 from kernel.session import Session
@@ -36,6 +38,7 @@ class System:
         random: Random,
         uid: int,
         kernel_pid: int,
+        log: LogRing,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -43,6 +46,8 @@ class System:
         self.uid = uid
         self.kernel_pid = kernel_pid
         self.born = clock()
+        self.log = log
+        self.bursts = Bursts(clock)  # on their way into the log
         self.counters = Counters()
         self.tasks = TaskTable(config.max_tasks, uid, self.born)
         self.num_contexts = 0

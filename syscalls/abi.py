@@ -132,6 +132,25 @@ class Finish(IntEnum):
     CANCELLED = 3
 
 
+class LogLevel(IntEnum):
+    """How grave a record of the kernel's log is, with syslog's numbers."""
+
+    CRIT = 2
+    ERR = 3
+    WARN = 4
+    INFO = 6
+    DEBUG = 7
+
+
+class Use(IntEnum):
+    """What a block of a context is. All but ABSENT ones are on the device."""
+
+    ABSENT = 0  # ids only; their KV is computed when it is needed
+    FILLING = 1  # some of its positions have no KV yet
+    PRIVATE = 2  # full, in this context only
+    SHARED = 3  # full, in other contexts, too
+
+
 class Right(Enum):
     """Who may make a call."""
 
@@ -211,6 +230,8 @@ class TaskRow(NamedTuple):
     output_tokens: int
     age_s: float
     host_pid: int
+    kv_bytes: float = 0.0  # of its blocks, counted likewise
+    models: str = ""  # of its contexts, comma-separated
 
 
 # --- contexts ---------------------------------------------------------------------------------
@@ -285,6 +306,9 @@ class CtxRow(NamedTuple):
     shared: int
     share: float
     busy: bool
+    device: str = ""
+    state: str = ""  # of what runs on it, a letter as in TaskRow; empty: nothing does
+    kv_bytes: float = 0.0  # of its share
 
 
 # --- inference --------------------------------------------------------------------------------
@@ -440,7 +464,7 @@ class DeviceRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    what: Name  # tasks | contexts | pools | kernel
+    what: Name  # tasks | contexts | pools | kernel | config
     cursor: U64 = 0
 
 
@@ -483,6 +507,90 @@ class KernelRow(NamedTuple):
     failed: int
     running: int
     waiting: int
+    prefill_tokens: int = 0  # computed in steps, those of prompts
+    decode_tokens: int = 0  # and those that followed a sample
+    step_seqs: int = 0  # sequences of all steps
+    step_us: int = 0  # that drivers were at work on steps
+    prompt_tokens: int = 0  # of all infers accepted
+    cached_tokens: int = 0  # of these, computed before
+    output_tokens: int = 0  # sampled and part of a context
+    first_tokens: int = 0  # infers that got their first
+    first_token_s: float = 0.0  # how long they waited for it, together
+    oldest_wait_s: float = 0.0  # of those that wait now: since when
+    log_records: int = 0  # written so far
+    sessions: int = 0  # open now
+
+
+class Pmap(NamedTuple):
+    """`pid` 0: the caller's own context."""
+
+    ctx: Handle
+    pid: Pid = 0
+    cursor: U64 = 0  # the block to begin with
+
+
+class BlockRun(NamedTuple):
+    """Blocks in a row that are alike; on the device they are `block`, `block` + 1, ..."""
+
+    start: int  # position of the first
+    blocks: int
+    use: int  # Use
+    refs: int  # contexts that have each of them
+    block: int  # device block of the first; 0: ABSENT
+    ids: int  # positions with an id
+    filled: int  # positions with KV
+
+
+class SharerRow(NamedTuple):
+    """A context that has the first `blocks` blocks of another one."""
+
+    pid: int
+    ctx: int
+    name: str
+    blocks: int
+
+
+class PmapResult(NamedTuple):
+    pid: int
+    ctx: int
+    name: str
+    model: str
+    device: str
+    length: int
+    computed: int
+    block_size: int
+    block_bytes: int
+    blocks: int  # of the context's table
+    runs: list[Any]
+    sharers: list[Any]  # those that share most, with the first page only
+    num_sharers: int
+    cursor: int  # 0: no more runs
+
+
+class Log(NamedTuple):
+    cursor: U64 = 0  # number of the first record wanted
+
+
+class LogRow(NamedTuple):
+    number: int  # rises by 1; records before the first one kept are gone
+    uptime_s: float
+    wall_s: float  # since 1970
+    level: int  # LogLevel
+    facility: str  # mm | sched | drv | ctx | ipc | model | kern
+    text: str
+
+
+class LogResult(NamedTuple):
+    rows: list[Any]
+    cursor: int  # for the next call
+    end: int  # number of the record to come; `cursor` < `end`: there are more
+
+
+class ConfigRow(NamedTuple):
+    """A key of the kernel's configuration and what it runs with."""
+
+    key: str
+    value: Any  # text, a number, true or false
 
 
 class Shutdown(NamedTuple):
@@ -606,10 +714,12 @@ CALLS: tuple[Call, ...] = (
     _reserved(105, "unload_driver", _O, "Stop a driver host."),
     # inspection
     Call(112, "snapshot", Snapshot, SnapshotResult, _T, True, False,
-         "Read counters: tasks, contexts, pools or kernel, a page at a time.", "EINVAL"),
-    _reserved(113, "pmap", _T, "Describe a context block by block.", idempotent=True),
+         "Read counters: tasks, contexts, pools, kernel or config, a page at a time.", "EINVAL"),
+    Call(113, "pmap", Pmap, PmapResult, _T, True, False,
+         "Describe a context block by block, a page at a time.", "EBADCTX ESRCH EINVAL"),
     _reserved(114, "trace", _O, "Stream calls or steps."),
-    _reserved(115, "log", _O, "Read the kernel's log.", idempotent=True),
+    Call(115, "log", Log, LogResult, _O, True, False,
+         "Read the kernel's log, a page at a time.", "EPERM EINVAL"),
     _reserved(116, "explain", _T, "Say what a task is waiting for.", idempotent=True),
     # administration
     _reserved(128, "set_policy", _O, "Choose a loaded policy."),

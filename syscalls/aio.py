@@ -168,6 +168,14 @@ class Task:
         """List the pools of blocks."""
         return await self.run(self.caller.snapshot("pools", abi.PoolRow))
 
+    async def pmap(self, ctx: int, pid: int = 0) -> abi.PmapResult:
+        """Describe a context block by block, of another task by its pid."""
+        return await self.run(self.caller.pmap(ctx, pid))
+
+    async def log(self, cursor: int = 0) -> list[abi.LogRow]:
+        """Read the kernel's log from a record's number on."""
+        return await self.run(self.caller.log(cursor))
+
     async def kernel(self) -> abi.KernelRow:
         """Return the kernel's own counters."""
         return await self.run(self.caller.kernel())

@@ -171,6 +171,14 @@ class Task:
         """List the pools of blocks."""
         return self.run(self.caller.snapshot("pools", abi.PoolRow))
 
+    def pmap(self, ctx: int, pid: int = 0) -> abi.PmapResult:
+        """Describe a context block by block, of another task by its pid."""
+        return self.run(self.caller.pmap(ctx, pid))
+
+    def log(self, cursor: int = 0) -> list[abi.LogRow]:
+        """Read the kernel's log from a record's number on."""
+        return self.run(self.caller.log(cursor))
+
     def kernel(self) -> abi.KernelRow:
         """Return the kernel's own counters."""
         return self.run(self.caller.kernel())

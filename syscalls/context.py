@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Unpack, overload
 
 from syscalls import abi, forks
 from syscalls.ctxflow import ContextFacts, ContextFlow
+from syscalls.errors import ETIMEDOUT
 from syscalls.forks import Answer, Held, Scored
 from syscalls.generation import Generation, StreamFacts
 from syscalls.output import Piece
@@ -34,6 +35,14 @@ class Stream(StreamFacts, Iterator[Piece]):
         if piece is None:
             raise StopIteration
         return piece
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the next step of the iteration is at once; False after `timeout` seconds."""
+        try:
+            self._task.run_for(self._generation.settled(), timeout)
+        except ETIMEDOUT:
+            return False
+        return True
 
     def read(self) -> str:
         """Wait for the end; return all the text."""

@@ -114,6 +114,34 @@ class Caller:
                 raise EPROTO(f"the kernel's snapshot of {what} does not move on from {cursor}")
             cursor = page.cursor
 
+    def pmap(self, ctx: int, pid: int) -> Flow[abi.PmapResult]:
+        """Return a context block by block, a page at a time; it may change between pages."""
+        first: abi.PmapResult = yield from self.ask("pmap", ctx, pid)
+        runs, page = list(first.runs), first
+        while page.cursor:
+            cursor = page.cursor
+            page = yield from self.ask("pmap", ctx, pid, cursor)
+            runs += page.runs
+            if page.cursor and page.cursor <= cursor:
+                raise EPROTO(f"the kernel's pmap does not move on from block {cursor}")
+        return first._replace(
+            runs=[make_row(abi.BlockRun, values) for values in runs],
+            sharers=[make_row(abi.SharerRow, values) for values in first.sharers],
+            cursor=0,
+        )
+
+    def log(self, cursor: int) -> Flow[list[abi.LogRow]]:
+        """Return the kernel's log records from a number on."""
+        rows: list[abi.LogRow] = []
+        while True:
+            page: abi.LogResult = yield from self.ask("log", cursor)
+            rows += [make_row(abi.LogRow, values) for values in page.rows]
+            if not page.rows or page.cursor >= page.end:
+                return rows
+            if page.cursor <= cursor:
+                raise EPROTO(f"the kernel's log does not move on from record {cursor}")
+            cursor = page.cursor
+
     def kernel(self) -> Flow[abi.KernelRow]:
         """Return the kernel's own counters."""
         rows = yield from self.snapshot("kernel", abi.KernelRow)

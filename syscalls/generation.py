@@ -70,6 +70,11 @@ class Generation:
             yield from self._advance()
         return self.ready.popleft()
 
+    def settled(self) -> Flow[None]:
+        """Wait until there is a piece, or the end."""
+        while not self.ready and not self.ended:
+            yield from self._advance()
+
     def cancel(self, keep: int | None = None) -> Flow[int]:
         """End the infer, keep that many output ids (None: all); return the context's length."""
         if keep is not None and keep < 0:

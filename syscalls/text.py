@@ -95,6 +95,11 @@ class TextModel:
 
     # --- chats --------------------------------------------------------------------------------
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the model knows turns; one that does not completes text."""
+        return self._template is not None
+
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
         """Return the ids of a whole chat."""
         marks = _Marks(len(messages))

@@ -16,15 +16,25 @@ from userland.desk import Desk
 from userland.exits import EXPECTED, INTERRUPTED, PIPE_CLOSED, PipeClosed, report
 
 GROUPS = {
-    "Daily": {"run": "userland.bin.run"},
+    "Daily": {
+        "ask": "userland.bin.ask",
+        "chat": "userland.bin.chat",
+        "run": "userland.bin.run",
+    },
     "Kernel": {
         "up": "userland.bin.up",
         "down": "userland.bin.up",
         "status": "userland.bin.status",
         "ping": "userland.bin.ping",
+        "dmesg": "userland.bin.dmesg",
     },
-    "Tasks": {"ps": "userland.bin.ps", "kill": "userland.bin.kill"},
-    "Memory": {"free": "userland.bin.free"},
+    "Tasks": {
+        "ps": "userland.bin.ps",
+        "top": "userland.bin.top",
+        "kill": "userland.bin.kill",
+    },
+    "Memory": {"free": "userland.bin.free", "pmap": "userland.bin.pmap"},
+    "Devices": {"lsdev": "userland.bin.lsdev"},
     "Models": {
         "pull": "userland.bin.pull",
         "models": "userland.bin.models",
@@ -32,7 +42,12 @@ GROUPS = {
         "load": "userland.bin.load",
         "unload": "userland.bin.load",
     },
-    "Setup": {"completion": "userland.bin.completion"},
+    "Setup": {
+        "doctor": "userland.bin.doctor",
+        "explain": "userland.bin.explain",
+        "config": "userland.bin.config",
+        "completion": "userland.bin.completion",
+    },
 }
 COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 
@@ -89,8 +104,16 @@ def _address(_: click.Context, __: click.Parameter, host: str | None) -> str | N
     callback=_address,
     help="The kernel's socket, as ipc:///path.",
 )
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Colours; auto is on a terminal, unless NO_COLOR or the configuration says no.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Data and errors only, no notes.")
 @click.pass_context
-def llmos(context: click.Context, host: str | None) -> None:
+def llmos(context: click.Context, host: str | None, color: str, quiet: bool) -> None:
     """An operating-system kernel for language models.
 
     \b
@@ -103,7 +126,7 @@ def llmos(context: click.Context, host: str | None) -> None:
     too long, 130 Ctrl-C.
     """
     desk: Desk = context.obj
-    desk.address = host
+    desk.address, desk.color, desk.quiet = host, color, quiet
 
 
 def main() -> None:
@@ -122,7 +145,8 @@ def run(desk: Desk, words: list[str]) -> int:
         finally:
             desk.close()
     except EXPECTED as error:
-        return report(error, desk.err, as_json=desk.json_errors)
+        as_json = desk.json_errors or _wants_json(error, words)
+        return report(error, desk.err, as_json=as_json)
     except (KeyboardInterrupt, click.Abort):
         desk.err.write("\n")
         return INTERRUPTED
@@ -131,6 +155,14 @@ def run(desk: Desk, words: list[str]) -> int:
         sys.stdout = None
         return PIPE_CLOSED
     return result if isinstance(result, int) else 0
+
+
+def _wants_json(error: Exception, words: list[str]) -> bool:
+    """Return whether a command line that could not be read asks for JSON."""
+    context = getattr(error, "ctx", None)
+    if context is None or "--json" not in words:
+        return False
+    return any("--json" in parameter.opts for parameter in context.command.params)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,11 @@ def _signals_and_tasks(context: click.Context) -> Iterator[tuple[str, str]]:
     yield from _tasks(context)
 
 
+def _tasks_and_contexts(context: click.Context) -> Iterator[tuple[str, str]]:
+    yield from _contexts(context)
+    yield from _tasks(context)
+
+
 models = completer(_installed)
 """Installed models."""
 pullable = completer(_known)
@@ -98,6 +103,8 @@ contexts = completer(_contexts)
 """Named contexts of all tasks, as @name."""
 signals_and_tasks = completer(_signals_and_tasks)
 """What `kill` takes."""
+tasks_and_contexts = completer(_tasks_and_contexts)
+"""What `pmap` takes."""
 
 
 def _abi() -> Any:

@@ -4,14 +4,18 @@
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 import syscalls
 from userland.exits import Failure, PipeClosed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Desk:
@@ -35,6 +39,8 @@ class Desk:
         self.address = address
         self.name = name
         self.json_errors = False
+        self.color = "auto"
+        self.quiet = False
         self._task = task
         self._own = task is None
 
@@ -42,7 +48,10 @@ class Desk:
     def task(self) -> syscalls.Task:
         """This program as a task; ECONNRESET if no kernel is running."""
         if self._task is None:
+            from userland.running import mind_variables
+
             self._task = syscalls.connect(self.name, address=self.address)
+            mind_variables(self._task, self.note)
         return self._task
 
     @property
@@ -55,6 +64,21 @@ class Desk:
         if self._own and self._task is not None:
             self._task.close()
             self._task = None
+
+    def console(self) -> "Console":
+        """Return `out` for drawing, with colours as --color, NO_COLOR or the configuration say."""
+        from rich.console import Console
+
+        color = self.color
+        if color == "auto" and self.out.isatty() and "NO_COLOR" not in os.environ:
+            from userland.config import read
+
+            color = read().value("color")
+        styles = {"always": True, "never": False}.get(color)
+        return Console(
+            file=self.out, highlight=False, force_terminal=styles,
+            no_color=False if color == "always" else None,
+        )  # fmt: skip
 
     def say(self, line: str) -> None:
         """Write one line of data."""
@@ -77,13 +101,18 @@ class Desk:
             raise Failure(f"cannot write the output: {error.strerror}", exit_code=74) from None
 
     def note(self, line: str) -> None:
-        """Write one line that is not data."""
+        """Write one line that is not data, unless only errors are wanted."""
+        if self.quiet:
+            return
         self.err.write(f"{line}\n")
         self.err.flush()
 
-    def say_json(self, schema: str, data: Any) -> None:
-        """Write one JSON document."""
-        self.say(json.dumps({"schema": f"llmos.{schema}/1", "data": data}, indent=1))
+    def say_json(self, schema: str, data: Any, stream: bool = False) -> None:
+        """Write one JSON document; of a stream of them, on one line and at once."""
+        document = {"schema": f"llmos.{schema}/1", "data": data}
+        self.say(json.dumps(document, indent=None if stream else 1))
+        if stream:
+            self.flush()
 
 
 pass_desk = click.make_pass_decorator(Desk)

@@ -1,9 +1,10 @@
 """Exit codes, and how an expected error looks: what and why, then what to do next.
 
-0 ok                    69 out of reach            77 not permitted
-1 failed                70 bug                     78 bad configuration
-2 usage                 74 input or output         124 took too long
-3 not found             75 try again               128+N killed by signal N (130: Ctrl-C)
+0 ok                    69 no kernel reachable     78 bad configuration
+1 failed                70 bug                     124 took too long
+2 usage                 74 input or output         126 run: cannot be run
+3 not found             75 try again               127 run: no such program
+4 cut (--fail-on)       77 not permitted           128+N killed by signal N (130: Ctrl-C)
 """
 
 import json
@@ -15,8 +16,11 @@ from syscalls import KernelError
 
 FAILED = 1
 USAGE = 2
+CUT = 4
 NO_KERNEL = 69
 BUG = 70
+BAD_SETUP = 78
+TIMED_OUT = 124
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -37,6 +41,11 @@ _CODES = {
 }
 
 
+def code_of(errno: str) -> int:
+    """Return the exit code of an error by its errno's name."""
+    return _CODES.get(errno, FAILED)
+
+
 class Failure(Exception):
     """A command cannot do what it was asked for. `code` is an errno name, where there is one."""
 
@@ -47,7 +56,7 @@ class Failure(Exception):
         self.message = message
         self.hint = hint
         self.code = code
-        self.exit_code = _CODES.get(code, FAILED) if exit_code is None else exit_code
+        self.exit_code = code_of(code) if exit_code is None else exit_code
 
 
 REFUSED = (OSError, ValueError)
@@ -73,7 +82,7 @@ EXPECTED = (KernelError, Failure, click.ClickException)
 def exit_code(error: Expected) -> int:
     """Return the exit code of an expected error."""
     if isinstance(error, KernelError):
-        return _CODES.get(error.errno.name, FAILED)
+        return code_of(error.errno.name)
     return error.exit_code
 
 

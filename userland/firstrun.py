@@ -15,7 +15,7 @@ import click
 
 from userland import daemon, standard
 from userland.bin.pull import fetch
-from userland.bin.up import as_it_is, boot_of, boot_options, start
+from userland.bin.up import as_it_is, boot_of, boot_options, configured, start
 from userland.exits import EXPECTED, INTERRUPTED, Failure, report
 from userland.models import installed
 
@@ -45,7 +45,7 @@ def _end(number: int, _: FrameType | None) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @boot_options
-def first_run(model: str, **options: Any) -> int:
+def first_run(**options: Any) -> int:
     """Fetch the model unless it is there, boot a kernel unless one runs, run the shell.
 
     \b
@@ -54,12 +54,13 @@ def first_run(model: str, **options: Any) -> int:
       make run ARGS="--dtype float32 --kv-mem 1G"
     """
     started = None
+    config = configured(**options)
     there = daemon.running()
     if there is not None:
-        sys.stderr.write(f"{as_it_is(there, None, model)}\n")
+        sys.stderr.write(f"{as_it_is(there, None, config)}\n")
         sys.stderr.flush()
     else:
-        boot = boot_of(_folder(model), None, model=model, **options)
+        boot = boot_of(config, _folder(config.value("model")), None)
         started = start(boot, sys.stderr, tied=True)
     try:
         code = _shell()

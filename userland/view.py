@@ -55,11 +55,29 @@ def draw(
         lines.insert(0, [column.title for column in columns])
         styles.insert(0, "bold")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    if desk.out.isatty():
+    if desk.out.isatty() or desk.color == "always":
         _draw_rich(desk, columns, lines, widths, styles)
         return
     for line in lines:
         desk.say(_join(columns, line, widths))
+
+
+def lines_of(columns: Sequence[Column], rows: Sequence[Any], room: int) -> list[str]:
+    """Return the header and the rows of a table, as they fit into `room` columns."""
+    lines = [[column.title for column in columns]]
+    lines += [[column.cell(row) for column in columns] for row in rows]
+    widths = fit(columns, [max(map(len, column)) for column in zip(*lines, strict=True)], room)
+    return [_join(columns, line, widths) for line in lines]
+
+
+def shorten(text: str, room: int) -> str:
+    """Cut a text that is too long, and show that it was."""
+    return text if len(text) <= room else f"{text[: max(0, room - 1)]}…"
+
+
+def printable(text: str) -> str:
+    """Return a text that others have chosen as one line that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def fit(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
@@ -90,11 +108,10 @@ def _draw_rich(
     widths: list[int],
     styles: list[str],
 ) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=desk.out, highlight=False)
-    fitted = fit(columns, widths, console.width)
+    console = desk.console()
+    fitted = fit(columns, widths, console.width) if desk.out.isatty() else widths
     with desk.writing():
         for line, style in zip(lines, styles, strict=True):
             console.print(Text(_join(columns, line, fitted), style), soft_wrap=True)

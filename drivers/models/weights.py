@@ -71,8 +71,10 @@ class GgufSource:
         try:
             return torch.from_numpy(self._file.dequantize(name, first, end))
         except NotImplementedError:
-            kind = self._file.tensors[name].type_name
-            raise ModelError("ENOTSUP", f"tensor {name} is of type {kind}, not built") from None
+            kind, file = self._file.tensors[name].type_name, self._file.path.name
+            what = f"{file}: tensor {name} is of type {kind}, which is not built"
+            hint = "built are F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ1 to IQ4"
+            raise ModelError("ENOTSUP", what, hint) from None
 
     def close(self) -> None:
         self._file.close()

@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
-from userland.llmsh.ask import Sampling
+from userland.asking import Sampling
 from userland.llmsh.builtins import BUILTINS, Leave
-from userland.llmsh.main import _turn
+from userland.llmsh.person import turn
 from userland.llmsh.prompt import Prompt
 from userland.llmsh.script import run_script
 from userland.llmsh.shell import Shell
@@ -43,9 +43,10 @@ def test_a_bug_ends_a_script_and_is_kept(buggy: Shell, tmp_path: Path) -> None:
 
 def test_a_bug_does_not_end_a_persons_shell(buggy: Shell, tmp_path: Path) -> None:
     lines = iter(["pwd", "exit 7"])
-    prompt = cast(Prompt, SimpleNamespace(read=lambda: next(lines)))
-    _turn(buggy, prompt)
+    kept = SimpleNamespace(lines=[], add=lambda line: None)
+    prompt = cast(Prompt, SimpleNamespace(read=lambda: next(lines), history=kept))
+    turn(buggy, prompt)
     assert buggy.state.status == 70
     check_bug(buggy, tmp_path)
     with pytest.raises(Leave):
-        _turn(buggy, prompt)
+        turn(buggy, prompt)

@@ -13,8 +13,8 @@ import pytest
 
 from tests.helpers.daemon import Daemon, daemon, eventually
 from tests.helpers.shell import LLMSH, check_no_tasks, environment, llmsh, talking
+from userland.asking import Sampling
 from userland.llmsh import script
-from userland.llmsh.ask import Sampling
 from userland.llmsh.parser import parse
 from userland.llmsh.shell import Shell
 from userland.llmsh.state import State
@@ -71,22 +71,45 @@ def test_a_file_and_an_argument_are_scripts_too(home: Path, tmp_path: Path) -> N
     assert say(home, "", "-c", 'set max=5; "hello"') == expected
 
 
+def sampled(text: str) -> str:
+    return text.split(" top_p=")[0]
+
+
 def test_sampling_options(home: Path) -> None:
-    assert say(home, "set") == "temp=0 max=512 seed=none\n"
+    assert sampled(say(home, "set")) == "temp=0 max=512 seed=none"
     options = ("-t", "0.5", "--max-tokens", "9", "--seed", "3")
-    assert say(home, "set", *options) == "temp=0.5 max=9 seed=3\n"
-    assert say(home, "set temp=1.5 max=7 seed=none\nset", *options) == "temp=1.5 max=7 seed=none\n"
+    assert sampled(say(home, "set", *options)) == "temp=0.5 max=9 seed=3"
+    changed = "set temp=1.5 max=7 seed=none top_p=0.5 top_k=4 min_p=0.1\nset"
+    assert sampled(say(home, changed, *options)) == "temp=1.5 max=7 seed=none"
+    assert "top_p=0.5 top_k=4 min_p=0.1\n" in say(home, changed, *options)
     warm = [say(home, '"hello"', "-t", "9", "--seed", seed, "--max-tokens", "8") for seed in "112"]
     assert warm[0] == warm[1] != warm[2]
 
 
 @pytest.mark.parametrize(
-    "words", ["temp=-1", "temp=nan", "temp=hot", "max=0", "seed=-1", "top=1", "max", "max=1 temp=x"]
+    "words",
+    [
+        "temp=-1",
+        "temp=nan",
+        "temp=hot",
+        "max=0",
+        "seed=-1",
+        "top=1",
+        "max",
+        "max=1 temp=x",
+        "top_p=2",
+        "top_k=-1",
+        "verbose=1",
+        "-z",
+        "-o",
+        "-o frob",
+        "-ez",
+    ],
 )
 def test_set_refuses(home: Path, words: str) -> None:
     done = llmsh(home, f"set {words}\nexit $?")
     assert done.returncode == 2 and done.stderr.startswith("llmsh: ")
-    assert say(home, f"set {words}\nset").endswith("temp=0 max=512 seed=none\n")
+    assert sampled(say(home, f"set {words}\nset")) == "temp=0 max=512 seed=none"
 
 
 def test_a_prompt_may_span_lines(home: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_last_sample_that_is_not_there_is_lost_never_guessed(device: Device) -
     ids, blocks = device.prompt(LENGTH), device.blocks_for(LENGTH + 2)
     device.step(Part(ids, 0, blocks, slot=SLOT, generation=200))
     before = device.checksums()
-    for slot, generation in ((SLOT, 201), (SLOT, 199), (SLOT + 1, 200)):
+    for slot, generation in ((SLOT, 201), (SLOT, 199), (SLOT + 1, 200), (SLOT + 90, -1)):
         part = Part([LAST_SAMPLE], LENGTH, blocks, slot=slot, generation=generation)
         fault = device.refuse(*step_ops([part], device.block_size))
         assert (fault.kind, fault.items) == (FaultKind.SLOT_LOST, (slot,))

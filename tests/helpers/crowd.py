@@ -10,7 +10,7 @@ from typing import Any
 
 from syscalls.abi import Event, Finish, Flag, Sig
 from syscalls.errors import Errno
-from tests.helpers.oracle import next_id
+from tests.helpers.oracle import Knobs, next_id, scores
 from tests.helpers.sim import Reply, Sim, SimClient
 
 VOCAB = 251
@@ -29,7 +29,9 @@ class Mirror:
         self.handle = handle
         self.ids = ids
         self.infer: Reply | None = None
-        self.params: tuple[float, int] = (0.0, 0)
+        self.knobs = Knobs()
+        self.start: int | None = None  # of its score, if that is what runs
+        self.scored = 0
 
 
 class Member:
@@ -124,18 +126,50 @@ class Member:
         self.then[reply.call] = lambda: mirror.ids.extend(ids)
 
     def _infer(self, mirror: Mirror, extra: bool = True) -> None:
-        temperature = self.random.choice([0.0, 1.0])
-        seed = self.random.getrandbits(64)
+        if self.random.random() < 0.2:
+            self._score(mirror)
+            return
+        knobs = self._knobs()
         count = self.random.randint(1, 12)
         stop = (self.random.randrange(VOCAB),) if self.random.random() < 0.2 else ()
         ids = self._ids(20) if extra and self.random.random() < 0.3 else None
+        most = len(mirror.ids) + len(ids or ())
+        begin = self.random.choice([None, None, self.random.randint(0, most)])
+        if knobs == Knobs(knobs.temperature, seed=knobs.seed):
+            begin = None
         reply = self.client.send(
-            "infer", mirror.handle, count, temperature, 0, 1.0, 0.0, seed, stop, False,
-            self.random.choice([None, 0, 2]), ids=ids,
+            "infer", mirror.handle, count, knobs.temperature, knobs.top_k, 1.0, 0.0, knobs.seed,
+            stop, False, self.random.choice([None, 0, 2]), knobs.repetition, knobs.presence,
+            knobs.frequency, knobs.bias, begin, ids=ids,
         )  # fmt: skip
-        mirror.infer, mirror.params = reply, (temperature, seed)
-        if ids:
-            self.then[-reply.call] = lambda: mirror.ids.extend(ids)  # at its first event
+        mirror.infer, mirror.start = reply, None
+
+        def accepted() -> None:  # at its first event
+            mirror.ids.extend(ids or ())
+            mirror.knobs = knobs._replace(output_from=len(mirror.ids) if begin is None else begin)
+
+        self.then[-reply.call] = accepted
+
+    def _knobs(self) -> Knobs:
+        random = self.random
+        knobs = Knobs(random.choice([0.0, 1.0, 4.0]), seed=random.getrandbits(64))
+        if random.random() < 0.3:
+            knobs = knobs._replace(
+                repetition=random.choice([1.0, 1.25, 0.5]), presence=random.choice([0.0, 1.5]),
+                frequency=random.choice([0.0, 0.75, -0.5]), top_k=random.choice([0, 7]),
+            )  # fmt: skip
+        if random.random() < 0.2:
+            some = random.sample(range(VOCAB), 3)
+            knobs = knobs._replace(bias=tuple((token, random.randint(-8, 80)) for token in some))
+        return knobs
+
+    def _score(self, mirror: Mirror) -> None:
+        ids = self._ids(30) if self.random.random() < 0.5 else None
+        start = self.random.randint(1, max(1, len(mirror.ids)))
+        top = self.random.choice([0, 2])
+        reply = self.client.send("score", mirror.handle, start, top, ids=ids)
+        mirror.infer, mirror.start, mirror.scored = reply, start, 0
+        self.then[-reply.call] = lambda: mirror.ids.extend(ids or ())
 
     def _trim(self, mirror: Mirror, length: int | None = None) -> None:
         if mirror.infer is not None:
@@ -153,6 +187,8 @@ class Member:
         assert mirror.infer is not None
         infer = mirror.infer
         keep = None if self.random.random() < 0.5 else self.random.randint(0, len(infer.tokens))
+        if mirror.start is not None:
+            keep = None  # a score keeps nothing
         reply = self.client.send("cancel", infer.call, keep)
 
         def cancelled() -> None:
@@ -185,7 +221,9 @@ class Member:
             mirror = by_call.get(call)
             if mirror is not None and kind != Event.ERR:
                 self._accepted(call)
-            if kind == Event.TOKEN and mirror is not None:
+            if kind == Event.TOKEN and mirror is not None and mirror.start is not None:
+                self._scores(mirror, *event[2:5])
+            elif kind == Event.TOKEN and mirror is not None:
                 self._token(mirror, event[2])
             elif kind == Event.FIN:
                 self._finish(call, mirror, event)
@@ -209,11 +247,21 @@ class Member:
 
     def _token(self, mirror: Mirror, tokens: list[int]) -> None:
         for token in tokens:
-            temperature, seed = mirror.params
-            expected = next_id(mirror.ids, temperature, seed, VOCAB)
+            expected = next_id(mirror.ids, mirror.knobs)
             assert token == expected, f"{token} was sampled, the ids say {expected}"
             mirror.ids.append(token)
             self.checked += 1
+
+    def _scores(self, mirror: Mirror, ids: list[int], logprobs: list[float], top: Any) -> None:
+        assert mirror.start is not None
+        first = mirror.start + mirror.scored
+        mirror.scored += len(ids)
+        upto = mirror.ids[: mirror.start + mirror.scored]
+        assert ids == upto[first:], "scored is what the context holds, in order"
+        right = scores(upto, first)
+        assert all(abs(a - b) < 1e-3 for a, b in zip(logprobs, right, strict=True)), "wrong scores"
+        assert top is None or [len(best) for best in top] == [2] * len(ids)
+        self.checked += len(ids)
 
     def _finish(self, call: int, mirror: Mirror | None, event: list[Any]) -> None:
         then = self.then.pop(call, None)
@@ -223,6 +271,8 @@ class Member:
             mirror.infer = None
             finish, length = event[2][0], event[2][1]
             if finish != Finish.CANCELLED:
+                scored = mirror.start is None or mirror.start + mirror.scored == length
+                assert scored, "a score ends with the last id"
                 assert length == len(mirror.ids), "FIN names the context's length"
 
 
@@ -257,7 +307,8 @@ class Crowd:
             if self._reads(member):
                 member.settle_accepted()
         note = sim.system.device.note
-        assert "PLAN_INVALID" not in note, f"the driver refused a plan: {note}"
+        refused = "PLAN_INVALID" in note or "SLOT_LOST" in note
+        assert not refused, f"the driver refused a plan: {note}"
         if self.random.random() < 0.9:
             sim.link.pump(1)
 

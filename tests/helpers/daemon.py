@@ -53,12 +53,13 @@ class Daemon:
     def connect(self, name: str = "test", **options: Any) -> syscalls.Task:
         return syscalls.connect(name=name, address=self.address, **options)
 
-    def host_pid(self) -> int:
+    def host_pid(self, patience: float = PATIENCE_S) -> int:
         """The pid of the driver host, once it is up."""
         with self.connect("host-pid") as task:
             return eventually(
                 lambda: next((d.host_pid for d in task.devices() if d.state == "up"), 0),
                 f"device up; log: {self.log.read_text()[-2000:]}",
+                patience,
             )
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -76,9 +77,16 @@ NULL = ("--device", "null0", "--model", "null", "--num-blocks", "4096", "--model
 
 @contextmanager
 def daemon(
-    home: Path, *options: str, builtin: str = "null:vocab=251", cwd: Path = ROOT
+    home: Path,
+    *options: str,
+    builtin: str = "null:vocab=251",
+    cwd: Path = ROOT,
+    patience: float = PATIENCE_S,
 ) -> Iterator[Daemon]:
-    """Run a kernel on the null driver (or as `options` say); afterwards nothing may be left."""
+    """Run a kernel on the null driver (or as `options` say); afterwards nothing may be left.
+
+    `patience` is how long its model may take to load.
+    """
     run_dir, log = home / "run", home / "kernel.log"
     arguments = options or (*NULL, builtin)
     with log.open("wb") as output:
@@ -90,7 +98,7 @@ def daemon(
     try:
         eventually(lambda: listening(run_dir) or process.poll() is not None, "socket")
         assert process.poll() is None, log.read_text()
-        kernel.host_pid()
+        kernel.host_pid(patience)
         yield kernel
         if process.poll() is None:
             assert kernel.stop() == 0, log.read_text()

@@ -41,6 +41,8 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "read_model": ("smollm2:135m", "config.json", 2**33),
     "list_devices": (),
     "snapshot": ("contexts", 256),
+    "pmap": (HANDLE, 52, 4096),
+    "log": (2**33,),
     "shutdown": (2.5,),
     "score": (HANDLE, 17, 5),
     # A call that has grown, once more: what was recorded of it before is above.
@@ -88,7 +90,10 @@ def table() -> list[list[Any]]:
 
 def rows() -> dict[str, list[str]]:
     """Return the fields of the rows that travel inside results."""
-    inner = (abi.TaskRow, abi.CtxRow, abi.PoolRow, abi.KernelRow, abi.ModelRow, abi.DeviceRow)
+    inner = (
+        abi.TaskRow, abi.CtxRow, abi.PoolRow, abi.KernelRow, abi.ModelRow, abi.DeviceRow,
+        abi.BlockRun, abi.SharerRow, abi.LogRow,
+    )  # fmt: skip
     return {row.__name__: list(row._fields) for row in inner}
 
 

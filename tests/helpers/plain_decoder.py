@@ -24,14 +24,19 @@ class Plain:
 
     def logprobs(self, ids: list[int], factors: Array | None = None) -> Array:
         """Return the log-probabilities after each position, [T, vocab]."""
+        logits = self.logits(ids, factors)
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    def logits(self, ids: list[int], factors: Array | None = None) -> Array:
+        """Return the logits after each position, [T, vocab]."""
         w = self.weights
         x = w["token_embd.weight"][ids] * self.config.embedding_scale
         for layer in range(self.config.num_layers):
             x = x + self._attention(x, layer, factors)
             x = x + self._mlp(x, f"blk.{layer}.")
         head = w.get("output.weight", w["token_embd.weight"])
-        logits = norm(x, w["output_norm.weight"]) @ head.T
-        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        logits: Array = norm(x, w["output_norm.weight"]) @ head.T
+        return logits
 
     def _attention(self, x: Array, layer: int, factors: Array | None) -> Array:
         c, w, blk = self.config, self.weights, f"blk.{layer}."

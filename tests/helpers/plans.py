@@ -23,6 +23,7 @@ class Part(NamedTuple):
     min_p: float = 0.0
     seed: int = 0
     num_logprobs: int = 0
+    adjust: bool = False
 
     @property
     def end(self) -> int:
@@ -78,6 +79,15 @@ def sample(parts: Sequence[Part]) -> base.Sample:
         base.seeds(part.seed for _, part in drawing),
         ints(part.end for _, part in drawing),
         ints(part.num_logprobs for _, part in drawing),
+        ints(part.adjust for _, part in drawing) if any(p.adjust for p in parts) else b"",
+    )
+
+
+def reset(slot: int, ids: Sequence[int], generation: int = 1, **how: Any) -> base.Reset:
+    """Return a Reset; `bias` is a dict."""
+    bias = how.pop("bias", {})
+    return base.Reset(slot, generation, ints(ids), **how)._replace(
+        bias_ids=ints(bias), bias=reals(bias.values())
     )
 
 

@@ -31,8 +31,8 @@ TEMPLATE = (
 
 
 @contextmanager
-def talking(home: Path, step_us: int = 0) -> Iterator[Daemon]:
-    """Run a kernel whose null model has a tokenizer.
+def talking(home: Path, step_us: int = 0, template: str | None = TEMPLATE) -> Iterator[Daemon]:
+    """Run a kernel whose null model has a tokenizer, and turns if there is a template.
 
     The kernel reads the text files of a model below its path. The path of a builtin is its options,
     relative to where the kernel runs: a folder of that name is all it takes.
@@ -41,7 +41,8 @@ def talking(home: Path, step_us: int = 0) -> Iterator[Daemon]:
     folder = home / builtin
     folder.mkdir()
     (folder / "tokenizer.json").write_text(byte_tokenizer(WORDS))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
     (folder / "config.json").write_text("{}")
     with daemon(home, builtin=builtin, cwd=home) as running:
         yield running

@@ -17,6 +17,7 @@ from kernel.config import Config
 from kernel.device import DeviceState
 from kernel.ipc import Arrival
 from kernel.link import LoopbackLink
+from kernel.logring import LogRing
 from kernel.loop import Kernel
 from kernel.policy import Fifo
 from kernel.sys_task import task_row
@@ -202,8 +203,9 @@ class Sim:
         self.config = Config(Path("/nowhere"), model_dir=path, **(defaults | config))
         self.link = link or LoopbackLink(self.config.device)
         self.system = System(
-            self.config, self.link, Fifo(), self.clock, Random(seed + 1), UID, 4242
-        )
+            self.config, self.link, Fifo(), self.clock, Random(seed + 1), UID, 4242,
+            LogRing(self.clock),
+        )  # fmt: skip
         self.kernel = Kernel(self.system, self.front)
         self.clients: list[SimClient] = []
         self.system.device.start()

@@ -93,11 +93,11 @@ def _spread(shape: tuple[int, ...]) -> float:
 def write(
     path: Path,
     weights: "dict[str, np.ndarray[Any, Any]] | None" = None,
-    quantized: bool = False,
+    kind: str = "F32",
     config: ModelConfig = LLAMA,
     **metadata: str,
 ) -> Path:
-    """Write the model to a file; the matrices in Q8_0 if `quantized`, else in F32."""
+    """Write the model to a file, its matrices as quantized as `kind` says."""
     writer = GGUFWriter(path, config.arch)
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_ctx)
@@ -117,11 +117,8 @@ def write(
     for key, text in metadata.items():
         writer.add_string(key, text)
     for name, value in (weights or values(shapes(config=config))).items():
-        if quantized and value.ndim == 2:
-            kind = GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, quantize(value, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, value)
+        stored = GGMLQuantizationType[kind if value.ndim == 2 else "F32"]
+        writer.add_tensor(name, quantize(value, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

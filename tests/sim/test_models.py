@@ -49,7 +49,7 @@ def context(client: SimClient, model: str, ids: list[int]) -> int:
 def other_ids(ids: list[int], count: int) -> list[int]:
     ids = list(ids)
     for _ in range(count):
-        ids.append(next_id(ids, 0.0, 0, OTHER))
+        ids.append(next_id(ids, vocab=OTHER))
     return ids[-count:]
 
 
@@ -385,7 +385,7 @@ def test_any_order_of_loading_using_unloading_and_dying(seed: int) -> None:
     for ids, size, stream in streams:
         want = list(ids)
         for token in stream.tokens:
-            assert token == next_id(want, 0.0, 0, size)
+            assert token == next_id(want, vocab=size)
             want.append(token)
     assert sum(not stream.errno for *_, stream in streams) > 10
     for name in ("a", "b"):

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from drivers import null, null_model, slots
+from kernel import slots as kernel_slots
 from kernel.block import NOT_RESIDENT, Block, BlockPool
 from kernel.context import Context
 from kernel.panic import KernelPanic
@@ -155,11 +157,117 @@ def claim_outlives_its_origin(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BlockPool, "_forget_kv", alone)
 
 
+def counts_of_the_request_before(patch: pytest.MonkeyPatch) -> None:
+    reset = slots.reset
+
+    def added(known: dict[int, Any], op: Any, ids: Any) -> None:
+        before = known.get(op.slot)
+        reset(known, op, ids)
+        counts = known[op.slot].adjust and known[op.slot].adjust.counts
+        if op.start == 0 and counts and before and before.adjust and before.adjust.counts:
+            length, old = counts.length, before.adjust.counts
+            counts.add([token for token in old.ids for _ in range(2)])
+            counts.length = length
+
+    patch.setattr(slots, "reset", added)
+
+
+def prompt_counted_as_output(patch: pytest.MonkeyPatch) -> None:
+    begin = slots.Counts.__init__
+    patch.setattr(slots.Counts, "__init__", lambda self, num_prompt: begin(self, 0))
+
+
+def drawn_ids_not_counted(patch: pytest.MonkeyPatch) -> None:
+    def only_the_length(self: Any, token: int) -> None:
+        self.length += 1
+
+    patch.setattr(slots.Counts, "_add_one", only_the_length)
+
+
+def output_begins_at_the_end(patch: pytest.MonkeyPatch) -> None:
+    """penalize_from is not heeded."""
+    part = kernel_slots._part
+
+    def later(request: Any, room: int) -> Any:
+        op, size = part(request, room)
+        return (op._replace(num_prompt=request.prompt) if op.num_prompt >= 0 else op), size
+
+    patch.setattr(kernel_slots, "_part", later)
+
+
+def slots_outlive_the_driver(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "lose_slots", lambda self: None)
+
+
+def bias_after_top_k(patch: pytest.MonkeyPatch) -> None:
+    """Which ids are left is decided before the bias."""
+    logits, draw = null_model.adjusted_logits, null_model.adjusted_draw
+    top_k = 0
+
+    def among_the_best(best: int, adjust: Any, vocab: int) -> Any:
+        row = logits(best, adjust, vocab)
+        plain = logits(best, adjust._replace(bias_ids=(), bias=()), vocab)
+        floor = sorted(plain)[-top_k] if top_k else -1e9
+        return [a if b >= floor else -1e3 for a, b in zip(row, plain, strict=True)]
+
+    def noting(history: bytes, how: Any, adjust: Any, vocab: int) -> int:
+        nonlocal top_k
+        top_k = how.top_k
+        return draw(history, how, adjust, vocab)
+
+    patch.setattr(null_model, "adjusted_logits", among_the_best)
+    patch.setattr(null, "adjusted_draw", noting)
+
+
+def penalties_before_bias(patch: pytest.MonkeyPatch) -> None:
+    logits = null_model.adjusted_logits
+
+    def other_way_round(best: int, adjust: Any, vocab: int) -> Any:
+        row = list(logits(best, adjust._replace(bias_ids=(), bias=()), vocab))
+        for token, bias in zip(adjust.bias_ids, adjust.bias, strict=True):
+            row[token] += bias
+        return row
+
+    patch.setattr(null_model, "adjusted_logits", other_way_round)
+
+
+def score_of_the_row_before(patch: pytest.MonkeyPatch) -> None:
+    score = null.NullModel._score
+
+    def stale(self: Any, given: Any, rows: Any) -> Any:
+        return score(self, given, [rows[0], *rows[:-1]])
+
+    patch.setattr(null.NullModel, "_score", stale)
+
+
+def score_skips_what_is_computed(patch: pytest.MonkeyPatch) -> None:
+    span = Scheduler._span
+
+    def onwards(self: Scheduler, request: Any, budget: int) -> tuple[int, int]:
+        start, end = span(self, request, budget)
+        if request.score and end < request.target:
+            return start, min(end, start + max(1, (end - start) // 2))
+        return (start, end) if not request.score else (max(start, end - 8), end)
+
+    patch.setattr(Scheduler, "_span", onwards)
+
+
+def score_writes_what_is_shared(patch: pytest.MonkeyPatch) -> None:
+    def always(entry: Any, table: Any, ctx: Context) -> list[int]:
+        size = ctx.pool.block_size
+        return [table[p // size] * size + p % size for p in range(entry.start, entry.end)]
+
+    patch.setattr("kernel.step._write_slots", always)
+
+
 PLANTS: list[Plant] = [
     wrong_block, early_reuse, free_before_the_fence, skipped_copy, skipped_scrub,
     no_copy_on_write, kv_survives_the_driver, leaked_block, stale_cursor,
     sealed_block_written_again, answered_twice, lost_answer,
     claim_outlives_a_trim, claim_outlives_its_origin,
+    counts_of_the_request_before, prompt_counted_as_output, drawn_ids_not_counted,
+    output_begins_at_the_end, slots_outlive_the_driver, bias_after_top_k, penalties_before_bias,
+    score_of_the_row_before, score_skips_what_is_computed, score_writes_what_is_shared,
 ]  # fmt: skip
 
 
@@ -172,7 +280,7 @@ def live(seed: int) -> None:
     sim.check_empty()
 
 
-SEEDS = 3, 6
+SEEDS = 2, 5
 """Most bugs end the first life; some need the second."""
 
 

@@ -16,12 +16,15 @@ from tests.helpers.daemon import Daemon, daemon, eventually
 from tests.helpers.smollm2 import (
     QUICK,
     Reference,
+    alone,
     check,
     context,
+    forked,
     greedy,
-    ids_of,
     kernel_options,
     references,
+    together,
+    trimmed,
 )
 
 MANY = 16
@@ -60,8 +63,7 @@ def task(kernel: Daemon) -> Iterator[Task]:
 
 @every_form
 def test_alone(task: Task, form: Form) -> None:
-    got = [ids_of(greedy(context(task, r.prompt), form.count)) for r in form.wanted]
-    check(form.wanted, got)
+    alone(task, form.wanted, form.count)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +71,7 @@ def test_alone(task: Task, form: Form) -> None:
 )
 def test_in_a_batch_of_sixteen_unequal_ones(task: Task, count: int) -> None:
     before = task.kernel().steps
-    streams = [greedy(context(task, r.prompt), count) for r in ALL]
-    check(ALL, [ids_of(stream) for stream in streams])
+    together(task, ALL, count)
     assert task.kernel().steps - before <= count + MANY, "they shared their steps"
 
 
@@ -82,38 +83,18 @@ def test_with_prefill_chunked_in_sevens(
     with daemon(tmp_path_factory.mktemp("chunked"), *options) as chunked, chunked.connect() as task:
         longest = max(len(r.prompt) for r in form.wanted)
         before = task.kernel().steps
-        streams = [greedy(context(task, r.prompt), form.count) for r in form.wanted]
-        check(form.wanted, [ids_of(stream) for stream in streams])
+        together(task, form.wanted, form.count)
         assert task.kernel().steps - before >= longest // CHUNK + form.count
 
 
 @every_form
 def test_after_a_fork(task: Task, form: Form) -> None:
-    """Parent and child go on at once from the middle of a block that they share."""
-    early = form.count // 3
-    parents = [context(task, r.prompt) for r in form.wanted]
-    heads = [ids_of(stream) for stream in [greedy(parent, early) for parent in parents]]
-    children = [parent.fork() for parent in parents]
-    streams = [greedy(ctx, form.count - early) for ctx in (*children, *parents)]
-    tails = [ids_of(stream) for stream in streams]
-    both = [head + tail for head, tail in zip((*heads, *heads), tails, strict=True)]
-    check(form.wanted, both[: len(parents)])
-    check(form.wanted, both[len(parents) :])
+    forked(task, form.wanted, form.count)
 
 
 @every_form
 def test_after_trim_and_reappend(task: Task, form: Form) -> None:
-    """Half of the prompt with another end, computed, trimmed away, and the right end instead."""
-    contexts = []
-    for reference in form.wanted:
-        keep = len(reference.prompt) // 2
-        ctx = context(task, [*reference.prompt[:keep], *range(1000, 1025)])
-        ids_of(greedy(ctx, 2))
-        ctx.trim(keep)
-        ctx.append(reference.prompt[keep:])
-        contexts.append(ctx)
-    streams = [greedy(ctx, form.count) for ctx in contexts]
-    check(form.wanted, [ids_of(stream) for stream in streams])
+    trimmed(task, form.wanted, form.count)
 
 
 def test_kill_9_of_the_driver_host_in_a_stream(kernel: Daemon, task: Task) -> None:

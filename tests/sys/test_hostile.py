@@ -48,6 +48,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "infer": (1, 2, 1.0, 0, 1.0, 0.0, None, (), False, None, 1.5, 0.5, 0.5, [[3, 1.0]], None),
     "score": (1, 1, 0),
     "read_model": (None, "tokenizer.json", 0), "list_devices": (), "snapshot": ("tasks", 0),
+    "pmap": (1, 0, 0), "log": (0,),
     "load_model": ("other", "null:vocab=17", None, None, 0, 8, 0, None),
     "unload_model": ("other", True), "shutdown": (0.0,),
 }  # fmt: skip

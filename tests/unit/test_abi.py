@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from syscalls import abi, errors, wire
+from syscalls.checks import compile_checks
 from tests.helpers import golden
 
 RECORDED = golden.recorded()
@@ -118,7 +119,7 @@ def test_rows_name_errnos_that_exist(call: abi.Call) -> None:
 
 @pytest.mark.parametrize("call", BUILT, ids=lambda call: call.name)
 def test_every_argument_has_a_check_and_its_default_passes(call: abi.Call) -> None:
-    checks = wire.compile_checks(call.args)
+    checks = compile_checks(call.args)
     for name, check in zip(call.args._fields, checks, strict=True):
         if name in call.args._field_defaults:
             default = call.args._field_defaults[name]

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from syscalls import aio, connect
+from syscalls import abi, aio, connect
+from syscalls.abi import Event
 from syscalls.client import Task
 from syscalls.errors import ECORRUPT, EINVAL, ENODEV, EPROTO
+from syscalls.sampling import GOLDEN
 from syscalls.text import TextModel
+from syscalls.wire import Request
 from tests.helpers.byte_tokenizer import byte_tokenizer
 from tests.helpers.fake_kernel import HOLD, FakeKernel, Reply
 
@@ -195,3 +198,71 @@ def test_a_part_that_ends_early(kernel: FakeKernel, task: Task) -> None:
     kernel.replace["read_model"] = lambda request: Reply((b"" if request.args.offset else b"x", 9))
     with pytest.raises(EPROTO, match="ends at 1 of 9"):
         task.alloc_ctx().append("text")
+
+
+def test_sixteen_stop_strings_with_and_without_eos(kernel: FakeKernel, task: Task) -> None:
+    """The last of them lies across three ids; ignoring end ids has nothing to do with it."""
+    stops = [f"never {n}" for n in range(15)] + ["XYZ"]
+    for ignore in (False, True):
+        ctx = task.alloc_ctx()
+        ctx.append("a")
+        ids = model(task).encode("abXYZc")
+        kernel.outputs.append([*ids, HOLD])
+        stream = ctx.infer(stop=stops, ignore_eos=ignore, stop_ids=[9])
+        assert (stream.read(), stream.finish) == ("ab", "stop")
+        said = kernel.requests[[r.row.name for r in kernel.requests].index("infer")].args
+        assert said.stop_ids == [9]
+        assert [r for r in kernel.requests if r.row.name == "infer"][-1].args.ignore_eos is ignore
+        assert ctx.length == 3
+    with pytest.raises(EINVAL, match="the limit is 16"):
+        task.alloc_ctx().infer(stop=[*stops, "one more"])
+
+
+def test_texts_are_scored_after_the_context(kernel: FakeKernel, task: Task) -> None:
+    """Each on a fork, all sent before the first answer is read; events of several kinds of size."""
+
+    def scored(request: Request) -> Reply:
+        ids = list(request.ids or ())
+        values = [-float(token) for token in ids]
+        for part in (slice(0, 2), slice(2, None)):
+            if ids[part]:
+                kernel.send([Event.TOKEN, request.call, ids[part], values[part], None])
+        return Reply(abi.ScoreResult(2, request.args.start + len(ids), request.args.start, 2, 0))
+
+    kernel.replace["score"] = scored
+    ctx = task.alloc_ctx()
+    ctx.append("Once")
+    texts = ["upon", "a", "time"]
+    results = ctx.score(texts, top=0)
+    for text, result in zip(texts, results, strict=True):
+        ids = model(task).encode(text)
+        assert list(result.ids) == ids
+        assert result.total == -sum(ids) and result.mean == -sum(ids) / len(ids)
+    assert ctx.read() == [*b"Once"], "it is as it was; and the frees have arrived"
+    names = kernel.names()
+    first = names.index("score")
+    assert names[first - 3 : first + 3] == ["fork_ctx"] * 3 + ["score"] * 3
+    assert names[first + 3 :].count("free_ctx") == 3 and len(kernel.contexts) == 1
+    (own,) = [r for r in kernel.requests if r.row.name == "score"][:1]
+    assert (own.args.start, own.args.top) == (4, 0)
+
+
+def test_every_argument_reaches_the_kernel(kernel: FakeKernel, task: Task) -> None:
+    ctx = task.alloc_ctx()
+    ctx.append("a")
+    kernel.outputs += [[1], [1], [1]]
+    ctx.infer(
+        max_tokens=1, temperature=0.5, top_k=3, top_p=0.25, min_p=0.125, seed=9, stop_ids=(4, 5),
+        ignore_eos=True, logprobs=2, repetition_penalty=1.5, presence_penalty=0.5,
+        frequency_penalty=-0.5, logit_bias={7: -100, 8: 2.5}, penalize_from=1,
+    ).read()  # fmt: skip
+    handle = ctx.handle
+    said = kernel.requests[-1].args
+    assert said == abi.Infer(
+        handle, 1, 0.5, 3, 0.25, 0.125, 9, [4, 5], True, 2, 1.5, 0.5, -0.5,  # type: ignore[arg-type]
+        [[7, -100], [8, 2.5]], 1,  # type: ignore[arg-type]
+    )  # fmt: skip
+    ctx.infer_n(2, max_tokens=1, seed=9, presence_penalty=0.5).read()
+    sent = [request.args for request in kernel.requests if request.row.name == "infer"][1:]
+    assert [args.seed for args in sent] == [9, (9 + GOLDEN) % 2**64]
+    assert [args.presence_penalty for args in sent] == [0.5, 0.5]

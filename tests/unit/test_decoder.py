@@ -109,7 +109,7 @@ def test_weights_read_a_few_rows_at_a_time(
 ) -> None:
     config = CONFIGS[kind]
     weights = tiny_model.values(tiny_model.shapes(config=config))
-    path = tiny_model.write(tmp_path / "model.gguf", weights, quantized=True, config=config)
+    path = tiny_model.write(tmp_path / "model.gguf", weights, "Q8_0", config=config)
     whole = open_engine(path)
     monkeypatch.setattr(reader, "SLICE_BYTES", 7 * 4 * HIDDEN)
     sliced = open_engine(path)
@@ -136,7 +136,7 @@ def test_rope_factors_of_the_file_are_used(tmp_path: Path) -> None:
 
 def test_quantized_weights_are_near(tmp_path: Path) -> None:
     weights = tiny_model.values(tiny_model.shapes())
-    path = tiny_model.write(tmp_path / "model.gguf", weights, quantized=True)
+    path = tiny_model.write(tmp_path / "model.gguf", weights, "Q8_0")
     assert 1e-4 < far_off(open_engine(path), Plain(weights).logprobs(IDS)) < 0.5
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syscalls.errors import EINVAL
-from syscalls.output import Output, Piece
+from syscalls.output import MAX_STOP_LEN, MAX_STOPS, Output, Piece
 from syscalls.session import Token
 from tests.helpers.spelling import Spelling
 
@@ -66,6 +66,14 @@ def test_without_tokenizer() -> None:
 def test_an_empty_stop_string() -> None:
     with pytest.raises(EINVAL, match="empty"):
         output(WORDS, "x", "")
+
+
+def test_limits_of_stop_strings() -> None:
+    assert output({}, *map(str, range(MAX_STOPS - 1)), "x" * MAX_STOP_LEN).keep is None
+    with pytest.raises(EINVAL, match=f"{MAX_STOPS + 1} stop strings, the limit is {MAX_STOPS}"):
+        output({}, *[str(n) for n in range(MAX_STOPS + 1)])
+    with pytest.raises(EINVAL, match=f"{MAX_STOP_LEN + 1} characters"):
+        output({}, "x" * (MAX_STOP_LEN + 1))
 
 
 # --- stop strings ---------------------------------------------------------------------------------

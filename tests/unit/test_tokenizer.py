@@ -260,6 +260,13 @@ def test_a_text_that_goes_on(pieces: Callable[..., TextModel]) -> None:
     assert model.id_bytes(SP) == b" " and model.id_bytes(3 + 0xE9) == b"\xe9"
 
 
+def test_of_the_spaces_before_what_begins_one_was_put_there(
+    pieces: Callable[..., TextModel],
+) -> None:
+    model = pieces(pieces=[*PIECES, "\u2581\u2581"], kinds=[*KINDS, 1])
+    assert model.encode(" a") == [ABC + 1, A] and model.decode([ABC + 1, A]) == " a"
+
+
 NO_SCORES = array(SCORES, F32, 3, bytes(12))
 
 

@@ -17,6 +17,8 @@ GOLDEN = {
     name: [bytes.fromhex(frame) for frame in frames]
     for name, frames in golden.recorded()["requests"].items()
 }
+PLAIN: list[Any] = [1, 1, 1.0, 0, 1.0, 0.0, None, [], False, None]
+"""The arguments of an infer before those that adjust logits."""
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -320,6 +322,18 @@ def test_arguments_of_a_newer_abi_are_not_supported(name: str) -> None:
         ("infer", [1, 1, 1.0, 0, 1.0, 0.0, None, {}], "stop_ids"),
         ("infer", [1, 1, 1.0, 0, 1.0, 0.0, None, [], 1], "ignore_eos"),
         ("infer", [1, 1, 1.0, 0, 1.0, 0.0, None, [], False, 21], "logprobs"),
+        ("infer", [*PLAIN, 0.0], "repetition_penalty"),
+        ("infer", [*PLAIN, 1.0, 2.5], "presence_penalty"),
+        ("infer", [*PLAIN, 1.0, 0.0, float("nan")], "frequency_penalty"),
+        ("infer", [*PLAIN, 1.0, 0.0, 0.0, [[n, 1.0] for n in range(301)]], "logit_bias"),
+        ("infer", [*PLAIN, 1.0, 0.0, 0.0, [[1, 1.0], [2]]], "logit_bias"),
+        ("infer", [*PLAIN, 1.0, 0.0, 0.0, [[1.0, 1]]], "logit_bias"),
+        ("infer", [*PLAIN, 1.0, 0.0, 0.0, [[1, 100.5]]], "logit_bias"),
+        ("infer", [*PLAIN, 1.0, 0.0, 0.0, [[1, float("inf")]]], "logit_bias"),
+        ("infer", [*PLAIN, 1.0, 0.0, 0.0, {"1": 1.0}], "logit_bias"),
+        ("infer", [*PLAIN, 1.0, 0.0, 0.0, [], -1], "penalize_from"),
+        ("score", [1, 0], "start"),
+        ("score", [1, 1, 21], "top"),
         ("shutdown", [float("nan")], "grace_s"),
         ("shutdown", [3600.5], "grace_s"),
     ],

@@ -13,7 +13,7 @@ VARIABLE = "_LLMOS_COMPLETE"
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @pass_desk
 def completion(desk: Desk, shell: str) -> None:
-    """Write the script that completes commands, options, models and pids at Tab.
+    """Write the script that makes Tab complete commands, models and pids.
 
     \b
     Examples:

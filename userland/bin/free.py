@@ -8,6 +8,7 @@ from syscalls.abi import PoolRow
 from userland import view
 from userland.desk import Desk, json_option, pass_desk
 from userland.view import Column, count
+from userland.watch import repeat, watch_option
 
 
 def _amount(key: str, in_bytes: bool) -> Callable[[PoolRow], str]:
@@ -39,25 +40,34 @@ def columns(in_bytes: bool) -> list[Column]:
 @click.command(context_settings={"help_option_names": ["--help"]})
 @click.option("-h", "--human", is_flag=True, help="Sizes instead of blocks.")
 @click.option("--no-headers", is_flag=True, help="Rows only.")
+@watch_option
 @json_option
 @pass_desk
-def free(desk: Desk, human: bool, no_headers: bool, as_json: bool) -> None:
+def free(desk: Desk, human: bool, no_headers: bool, watch: float | None, as_json: bool) -> None:
     """Show how the KV blocks of each device are used.
 
     \b
     Examples:
       free
       free -h
+      free -h -w 5
 
     \b
     TOTAL = USED + CACHED + FREE + LIMBO + RESERVED
     LIMBO  freed, but a step that is running may still touch them
     SHARED used by more than one context; SAVED: blocks that sharing saves
     """
-    rows: list[PoolRow] = desk.task.pools()
-    if as_json:
-        desk.say_json("free", [row._asdict() for row in rows])
-    elif not rows:
-        desk.note("no model is loaded yet; llmos status says how far it is")
+
+    def draw(desk: Desk) -> None:
+        rows: list[PoolRow] = desk.task.pools()
+        if as_json:
+            desk.say_json("free", [row._asdict() for row in rows], stream=watch is not None)
+        elif not rows:
+            desk.note("no model is loaded yet; llmos status says how far it is")
+        else:
+            view.draw(desk, columns(human), rows, not no_headers, lambda p: "")
+
+    if watch is None:
+        draw(desk)
     else:
-        view.draw(desk, columns(human), rows, not no_headers, lambda p: "")
+        repeat(desk, watch, draw)

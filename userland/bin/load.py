@@ -6,8 +6,9 @@ import click
 
 from syscalls import Progress
 from userland import complete
-from userland.bin.up import parse_size, telling
+from userland.bin.up import telling
 from userland.desk import Desk, json_option, pass_desk
+from userland.keys import parse_size
 from userland.view import count, size
 
 

@@ -3,128 +3,124 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import click
-from click.core import ParameterSource
 
 import syscalls
 from syscalls.abi import KernelRow
 from syscalls.address import runtime_dir, socket_path
 from userland import complete, daemon
+from userland.config import Config, Setting, read, take_options
 from userland.daemon import Boot, Tell
 from userland.desk import Desk, pass_desk
 from userland.exits import Failure
+from userland.keys import DTYPES, option_of
+from userland.running import differing, running
 from userland.view import size
-
-DEFAULT_MODEL = "smollm2"
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def boot_options(command: F) -> F:
-    """Add the options of `boot_of` to a command."""
-    for option in reversed(
-        [
-            click.option(
-                "-m",
-                "--model",
-                default=DEFAULT_MODEL,
-                show_default=True,
-                shell_complete=complete.models,
-                help="Model to load.",
-            ),
-            click.option("--device", default="cpu0", show_default=True, help="Where to load it."),
-            click.option(
-                "--dtype",
-                type=click.Choice(["float32", "bfloat16"]),
-                default="bfloat16",
-                show_default=True,
-                help="Of weights and KV.",
-            ),
-            click.option(
-                "--deterministic", is_flag=True, help="Same ids whatever else is in the batch."
-            ),
-            click.option(
-                "--kv-mem",
-                metavar="SIZE",
-                help="Memory for KV, as 720M or 2GiB.  [default: 25 % of memory, at most 4 GiB]",
-            ),
-        ]
-    ):
+    """Add the options of `configured` to a command."""
+    for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-def boot_of(
-    model_dir: Path,
-    address: str | None,
-    *,
-    model: str,
-    device: str,
-    dtype: str,
-    deterministic: bool,
-    kv_mem: str | None,
-) -> Boot:
-    """Return what these options start."""
-    options = ["--dtype", dtype]
-    if deterministic:
-        options += ["--deterministic"]
-    if kv_mem:
-        options += ["--kv-bytes", str(parse_size(kv_mem))]
+_OPTIONS: Sequence[Callable[[Any], Any]] = (
+    click.option("-m", "--model", shell_complete=complete.models,
+                 help="Model to load.  [default: smollm2]"),
+    click.option("--device", help="Where to load it.  [default: cpu0]"),
+    click.option("--dtype", type=click.Choice(DTYPES),
+                 help="Of weights and KV.  [default: bfloat16]"),
+    click.option("--deterministic", is_flag=True, default=None,
+                 help="Same ids whatever else is in the batch."),
+    click.option("--kv-mem", metavar="SIZE",
+                 help="Memory for KV, as 720M or 2GiB.  [default: 25 % of memory, at most 4 GiB]"),
+    click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE",
+                 help="Any other key of the kernel, as block_size=32. May be repeated."),
+)  # fmt: skip
+
+
+def configured(*, pairs: tuple[str, ...], **options: Any) -> Config:
+    """Return the configuration with these options laid over it."""
+    config = read(of_kernel=True)
+    take_options(config, options, pairs)
+    return config
+
+
+def boot_of(config: Config, model_dir: Path, address: str | None) -> Boot:
+    """Return what a configuration starts. What nobody has set is left to the kernel."""
+    options: list[str] = []
+    for setting in config:
+        if setting.key.of_kernel and setting.explicit and setting.key.name != "device":
+            flag = setting.key.kind == "bool"
+            if not flag or setting.value:
+                options += [option_of(setting.key), *([] if flag else [str(setting.value)])]
     run_dir = socket_path(address).parent if address else runtime_dir(os.environ)
-    return Boot(model, model_dir, device, tuple(options), run_dir)
+    device = config.value("kernel.device")
+    return Boot(config.value("model"), model_dir, device, tuple(options), run_dir)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @boot_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay; log to stderr; Ctrl-C stops it.")
 @pass_desk
-def up(desk: Desk, /, model: str, foreground: bool, **options: Any) -> None:
+def up(desk: Desk, /, foreground: bool, **options: Any) -> None:
     """Start a kernel and wait until its model is loaded.
 
     \b
     Examples:
       llmos up
       llmos up --dtype float32 --kv-mem 2GiB
+      llmos up --set prefill_chunk=256 --set threads=2
+
+    What no option says is taken from LLMOS_MODEL, LLMOS_KV_MEM and so on, then from the
+    configuration's files: llmos config show --origin.
     """
     from userland.models import installed
 
-    boot = boot_of(installed(model).folder, desk.address, model=model, **options)
+    config = configured(**options)
+    for line in config.notes:
+        desk.note(line)
+    boot = boot_of(config, installed(config.value("model")).folder, desk.address)
     if foreground:
         os.execv(sys.executable, boot.command)
     there = daemon.running(boot.address)
     if there is not None:
-        desk.note(as_it_is(there, boot.address, model))
+        desk.note(as_it_is(there, boot.address, config))
         return
     pid = start(boot, desk.err)
     desk.note(f"its socket is {boot.address}")
     desk.note(f"its log is {daemon.kernel_log()}, llmos down stops kernel {pid}")
 
 
-def as_it_is(kernel: KernelRow, address: str | None, model: str) -> str:
-    """Say of a kernel that is up already what was not applied; Failure if its model is another."""
-    context = click.get_current_context()
-    written = {
-        option.opts[-1]
-        for option in context.command.params
-        if context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-    }
+def as_it_is(kernel: KernelRow, address: str | None, config: Config) -> str:
+    """Say of a kernel that is up already what it does not get; Failure if its model is another."""
     with syscalls.connect("llmos", address=address) as task:
         where, loaded = task.address, [row.name for row in task.models()]
-    if "--model" in written and loaded and model not in loaded:
+        others = differing(config, running(task) or {})
+    model = config.settings["model"]
+    if model.explicit and loaded and model.value not in loaded:
         raise Failure(
-            f"kernel {kernel.pid} is up already, with {', '.join(loaded)} and not {model}",
+            f"kernel {kernel.pid} is up already, with {', '.join(loaded)} and not {model.value}",
             "llmos down, and then again",
             code="EBUSY",
         )
     said = f"kernel {kernel.pid} is up already, at {where}"
-    ignored = ", ".join(sorted(written - {"--model"}))
+    ignored = ", ".join(sorted(map(_named, others)))
     return f"{said}; {ignored} not applied (llmos down stops it)" if ignored else said
+
+
+def _named(setting: Setting) -> str:
+    """Return what a setting is called by whoever made it."""
+    own = setting.origin.startswith("-") or setting.origin == setting.key.variable
+    return setting.origin if own else f"{setting.key.name} ({setting.origin})"
 
 
 def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
@@ -165,20 +161,6 @@ def down(desk: Desk, grace: float) -> None:
         desk.note("no kernel is running")
         return
     desk.note(f"kernel {daemon.stop(desk.address, grace)} has stopped")
-
-
-def parse_size(word: str) -> int:
-    """Return the bytes of 64M, 1.5GiB or 1000000."""
-    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    number = word.strip().upper().removesuffix("B").removesuffix("I")
-    unit = number[-1:] if number[-1:] in units else ""
-    try:
-        found = int(float(number.removesuffix(unit)) * units[unit])
-    except (ValueError, OverflowError):
-        found = 0
-    if not 0 < found < 1 << 60:
-        raise Failure(f"{word!r} is not a size", "sizes are like 720M, 1.5GiB or 1000000", 2)
-    return found
 
 
 @contextmanager

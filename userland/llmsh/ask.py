@@ -5,23 +5,18 @@ that is interrupted, or whose reader goes away, keeps as its answer what had bee
 """
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
-from syscalls import E2BIG, KernelError, Stream
-from userland.exits import INTERRUPTED, PIPE_CLOSED, Failure, PipeClosed
+from syscalls import E2BIG, KernelError
+from userland import asking
+from userland.answer import Answer
+from userland.asking import Question, Sampling
+from userland.exits import INTERRUPTED, USAGE, Failure, PipeClosed
 from userland.llmsh.contexts import Contexts, Named
 from userland.llmsh.streams import Intake, Sink
-
-
-@dataclass
-class Sampling:
-    """What `set` shows and changes."""
-
-    temp: float
-    max: int = 512
-    seed: int | None = None
-    top_p: float = 1.0
+from userland.llmsh.terminal import Terminal
+from userland.waiting import Watch
 
 
 class Interrupted(Exception):
@@ -30,28 +25,41 @@ class Interrupted(Exception):
 
 @dataclass
 class Ask:
-    """A prompt, where it goes, and what comes before it."""
+    """A question, and what comes in before it."""
 
-    prompt: str
-    context: str | None
+    question: Question
     intake: Intake | None
     sink: Sink
     note: Callable[[str], None]
+    terminal: Terminal | None = None
+    """One that is to show nothing of what is typed while the answer comes."""
 
-    def run(self, contexts: Contexts, sampling: Sampling) -> "Answer":
+    def __post_init__(self) -> None:
+        self._quiet = False
+
+    def run(self, contexts: Contexts, sampling: Sampling) -> Answer:
         """Ask, and write the answer."""
-        named = contexts.open(self.context)
+        named = contexts.open(self.question.context)
         named.context.cancel()  # an answer whose cancellation was itself interrupted
+        if self.question.remove:
+            with contexts.scratch(named) as scratch:
+                return self._run(contexts, scratch, sampling.over(self.question.changes))
+        return self._run(contexts, named, sampling.over(self.question.changes))
+
+    def _run(self, contexts: Contexts, named: Named, sampling: Sampling) -> Answer:
         before = named.context.length
         try:
-            answer = self._answer(named, sampling)
+            answer = self._answer(contexts, named, sampling)
         except (KernelError, Failure, KeyboardInterrupt) as error:
             self._take_back(named, before)
             if isinstance(error, KeyboardInterrupt):
+                self._show_key()
                 raise Interrupted from None
             self.sink.end_line()
             raise
-        if answer.cut or answer.status != INTERRUPTED or not self.sink.tty:  # there, ^C comes next
+        if answer.status == INTERRUPTED and not answer.cut and self.sink.tty:
+            self._show_key()
+        else:
             self.sink.end_line()
         if answer.pieces or not answer.status:
             named.turns += (before,)
@@ -60,16 +68,24 @@ class Ask:
         self._tell(answer, named, sampling)
         return answer
 
-    def _answer(self, named: Named, sampling: Sampling) -> "Answer":
+    def _show_key(self) -> None:
+        if self.sink.tty and self._quiet:
+            with suppress(PipeClosed, Failure):
+                self.sink.key("^C")
+
+    def _answer(self, contexts: Contexts, named: Named, sampling: Sampling) -> Answer:
         context = named.context
         room = context.max_ctx - context.length
+        message = self._message(room)
         try:
-            context.user(self._message(room))
-            stream = context.infer(
-                sampling.max, sampling.temp, top_p=sampling.top_p, seed=sampling.seed
-            )
-            answer = Answer(stream, self.sink)
-            answer.write()
+            with nullcontext() if self.terminal is None else self.terminal.quiet():
+                self._quiet = self.terminal is not None
+                if self.question.system is not None:
+                    self._system(named, self.question.system)
+                watch = Watch(contexts.task(), context.model, self._aside)
+                contexts.say(named, message)
+                answer = Answer(sampling.infer(context), self.sink, watch)
+                answer.write()
         except E2BIG as error:
             raise Failure(
                 f"{error.message}; @{named.name} has room for {room:,} tokens",
@@ -78,14 +94,27 @@ class Ask:
             ) from None
         return answer
 
+    def _system(self, named: Named, text: str) -> None:
+        if named.context.length:
+            raise Failure(
+                f"-s is for a context without turns, @{named.name} has {len(named.turns)}",
+                f"ctx new NAME -s {text[:20]!r}",
+                USAGE,
+            )
+        named.context.system(text)
+
     def _message(self, room: int) -> str:
-        message = self.prompt
+        documents: list[tuple[str, str]] = []
         if self.intake is not None:
-            document = self.intake.text(room).rstrip()
-            if document:
-                message = f"{document}\n\n{self.prompt}"
+            text = self.intake.text(room)
+            if text.strip():
+                documents.append(("stdin", text))
             else:
                 self.note("the input is empty: the model gets the prompt alone")
+        elif "-" in self.question.files:
+            raise Failure("-f - is what a pipe or < feeds, and nothing does", exit_code=USAGE)
+        documents += asking.documents(path for path in self.question.files if path != "-")
+        message = asking.message(documents, self.question.prompt)
         if any("\ud800" <= char <= "\udfff" for char in message):
             raise Failure("the prompt is not text: it has bytes that are no UTF-8")
         return message
@@ -95,46 +124,22 @@ class Ask:
             named.context.cancel()
             named.context.trim(before)
 
-    def _tell(self, answer: "Answer", named: Named, sampling: Sampling) -> None:
+    def _aside(self, text: str) -> None:
+        self.sink.aside()
+        self.note(text)
+
+    def _tell(self, answer: Answer, named: Named, sampling: Sampling) -> None:
         """Say how the answer ended, if it did not end by itself."""
-        context = named.context
+        context, stream = named.context, answer.stream
+        if self.question.verbose and stream.usage is not None:
+            times = answer.first_s, answer.whole_s
+            self.note(asking.footer(stream.usage, stream.finish or "", *times))
         if answer.cut:
             how = "cancelled by a signal or by the kernel's shutdown"
             self.note(f"cut after {answer.pieces:,} tokens: {how}")
-        elif answer.stream.finish == "length" and context.length >= context.max_ctx:
+        elif stream.finish == "length" and context.length >= context.max_ctx:
             self.note(f"cut: @{named.name} is full, {context.max_ctx:,} tokens; undo, or ctx new")
-        elif answer.stream.finish == "length":
+        elif stream.finish == "length":
             self.note(f"cut after {sampling.max:,} tokens; set max=N allows more")
         elif not answer.text and not answer.status:
             self.note("the answer is empty")
-
-
-class Answer:
-    """What came of a call, and how it ended."""
-
-    def __init__(self, stream: Stream, sink: Sink) -> None:
-        self.stream = stream
-        self.status = 0
-        self.pieces = 0
-        self.cut = False
-        """Ended by somebody else: kill -INT, or a kernel that stops."""
-        self._sink = sink
-
-    @property
-    def text(self) -> str:
-        return self.stream.text
-
-    def write(self) -> None:
-        """Write the pieces as they come, until the end, Ctrl-C or a reader that has gone."""
-        try:
-            for piece in self.stream:
-                # First counted, then written: the context has whatever a person has seen.
-                self.pieces += piece.id is not None
-                self._sink.write(piece.text)
-        except (KeyboardInterrupt, PipeClosed) as end:
-            self.status = INTERRUPTED if isinstance(end, KeyboardInterrupt) else PIPE_CLOSED
-            self.stream.cancel(self.pieces)
-        else:
-            self.cut = self.stream.finish == "cancelled"
-            if self.cut:
-                self.status = INTERRUPTED

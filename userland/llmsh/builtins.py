@@ -1,4 +1,4 @@
-"""Builtins: contexts, sampling, the working directory; the tasks' commands are those of `llmos`."""
+"""Builtins, by name. Those that look at the kernel are commands of `llmos`, at the shell's task."""
 
 import os
 from collections.abc import Callable
@@ -9,13 +9,14 @@ from typing import TextIO
 
 import click
 
+from syscalls import Task
+from userland.cli import COMMANDS
 from userland.desk import Desk
 from userland.exits import REFUSED, USAGE, Failure, reason
-from userland.llmsh import ctx
+from userland.llmsh import clipboard, ctx, history, scripting, settings
 from userland.llmsh.history import history_path
 from userland.llmsh.manual import MANUAL
 from userland.llmsh.state import State
-from userland.llmsh.variables import set_sampling
 
 Function = Callable[[State, list[str], TextIO], int]
 
@@ -98,44 +99,87 @@ def show_help(state: State, args: list[str], out: TextIO) -> int:
     return 0
 
 
+def chat(state: State, args: list[str], out: TextIO) -> int:
+    """Talk: each line is a prompt, until Ctrl-D."""
+    from userland.llmsh.chat import run
+
+    return run(state, args, out)
+
+
 def _none(name: str, args: list[str]) -> None:
     if args:
         raise Failure(f"{name} takes no arguments", exit_code=USAGE)
+
+
+class ShellDesk(Desk):
+    """A desk at the shell's own task, which is there when it is first needed."""
+
+    def __init__(self, state: State, out: TextIO) -> None:
+        stdin = state.host_stdin if state.stdin is None else state.stdin
+        super().__init__(out, state.err, name="llmsh", stdin=stdin)
+        self._contexts = state.contexts
+
+    @property
+    def task(self) -> Task:
+        return self._contexts.task()
+
+    @property
+    def has_task(self) -> bool:
+        return self._contexts.connected
 
 
 def _command(name: str) -> Function:
     """Return a command of `llmos`, run at the shell's own task."""
 
     def run(state: State, args: list[str], out: TextIO) -> int:
-        command: click.Command = getattr(import_module(f"userland.bin.{name}"), name)
-        desk = Desk(out, state.err, state.contexts.task(), name="llmsh")
+        command = click_command(name)
         with redirect_stdout(out):  # --help, which click writes by itself
-            result = command.main(args, name, standalone_mode=False, obj=desk)
+            result = command.main(args, name, standalone_mode=False, obj=ShellDesk(state, out))
         return result if isinstance(result, int) else 0
 
     return run
 
 
-BUILTINS: dict[str, Function] = {
+def click_command(name: str) -> click.Command:
+    """Return a command of `llmos` by its name."""
+    command: click.Command = getattr(import_module(COMMANDS[name]), name.replace("-", "_"))
+    return command
+
+
+_OWN: dict[str, Function] = {
+    "alias": scripting.alias,
+    "break": scripting.leave_loop,
     "cd": cd,
+    "chat": chat,
+    "continue": scripting.next_turn,
+    "copy": clipboard.copy,
     "ctx": ctx.run,
     "exit": leave,
+    "export": scripting.export,
     "fork": fork,
-    "free": _command("free"),
     "help": show_help,
-    "kill": _command("kill"),
-    "models": _command("models"),
-    "ps": _command("ps"),
-    "pull": _command("pull"),
+    "history": history.show,
     "pwd": pwd,
-    "set": set_sampling,
+    "read": scripting.read,
+    "set": settings.run,
+    "shift": scripting.shift,
+    "source": scripting.source,
+    "unalias": scripting.unalias,
     "undo": undo,
+    "unset": scripting.unset,
 }
+_OF_LLMOS = (
+    "ps", "top", "free", "vmstat", "pmap", "strace", "dmesg", "lsdev", "lsmod", "models", "pull",
+    "load", "unload", "kill", "run", "doctor", "explain",
+)  # fmt: skip
+"""Commands of `llmos` that the shell has under the same name, if this version has them."""
+
+SHARED = tuple(name for name in _OF_LLMOS if name in COMMANDS)
+BUILTINS: dict[str, Function] = _OWN | {name: _command(name) for name in SHARED}
 
 UNBUILT = {
-    "alias", "ask", "at", "bg", "chat", "continue", "disown", "dmesg", "export", "fg", "history",
-    "jobs", "load", "lsdev", "lsmod", "map", "model", "pmap", "read", "redo",
-    "renice", "retry", "schema", "source", "strace", "system", "table", "tools", "top", "trap",
-    "type", "ulimit", "unload", "vmstat", "wait", ".", "merge-log",
+    "at", "bg", "disown", "fg", "jobs", "lsmod", "map", "model", "redo", "renice", "retry",
+    "schema", "strace", "system", "table", "tools", "trap", "type", "ulimit", "vmstat", "wait", ".",
+    "merge-log",
 }  # fmt: skip
 """Names that the shell is to have one day, and a host may or may not have."""

@@ -8,12 +8,14 @@ it. `main` is made when it is first used; every other name has to be made by `ct
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
 import syscalls
 from syscalls import ECONNRESET, Context, KernelError
 from syscalls.abi import ModelRow
 from userland.exits import USAGE, Failure
+from userland.turns import say_user
 
 MAIN = "main"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -38,9 +40,12 @@ class Named:
 class Contexts:
     """What the shell has in the kernel."""
 
-    def __init__(self, model: str | None, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, model: str | None, note: Callable[[str], None], address: str | None = None
+    ) -> None:
         self.current = MAIN
         self._model = model
+        self._address = address
         self._note = note
         self._task: syscalls.Task | None = None
         self._named: dict[str, Named] = {}
@@ -57,8 +62,13 @@ class Contexts:
                 if not self.drop(error):
                     raise
         if self._task is None:
-            self._task = syscalls.connect("llmsh")
+            self._task = syscalls.connect("llmsh", address=self._address)
         return self._task
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a task already, so that asking for it connects to nothing."""
+        return self._task is not None
 
     def drop(self, error: KernelError) -> bool:
         """Forget a task whose session is lost, be it by this error, and say what went with it."""
@@ -156,6 +166,20 @@ class Contexts:
             raise
         self._named |= {fork.name: fork for fork in made}
         return origin
+
+    @contextmanager
+    def scratch(self, origin: Named) -> Iterator[Named]:
+        """Fork a context for one question; the fork is freed afterwards."""
+        fork = Named(origin.name, origin.context.fork(), origin.turns)
+        try:
+            yield fork
+        finally:
+            with suppress(KernelError):  # the session is lost, and the fork with it
+                fork.context.free()
+
+    def say(self, named: Named, text: str) -> None:
+        """Add a user's turn."""
+        say_user(self.task(), named.context, text, self._note)
 
     def fresh(self) -> str:
         """Return a name for a fork of the current context that has none yet."""

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from userland.exits import REFUSED, Failure, reason
@@ -24,10 +24,13 @@ _KEYS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _SILENT = (signal.SIGINT, signal.SIGPIPE)
 
 
-def find(name: str) -> str | None:
-    """Return the path of an executable, None if there is none; Failure if it cannot be run."""
+def find(name: str, folders: str | None = None) -> str | None:
+    """Return the path of an executable, None if there is none; Failure if it cannot be run.
+
+    `folders` takes the place of $PATH.
+    """
     if "/" not in name:
-        return shutil.which(name)
+        return shutil.which(name, path=folders)
     path = Path(name)
     if not path.exists():
         raise Failure(f"{name}: no such file", exit_code=NOT_FOUND)
@@ -36,6 +39,15 @@ def find(name: str) -> str | None:
     if not os.access(path, os.X_OK):
         raise Failure(f"{name} is not executable", f"chmod +x {name}", NOT_EXECUTABLE)
     return name
+
+
+@dataclass
+class Program:
+    """What is to run; `changes` are to its environment."""
+
+    words: list[str]
+    path: str
+    changes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,26 +69,30 @@ class Group:
         self._children: list[Child] = []
         self._leader = 0
 
-    def start(self, words: list[str], path: str, stdin: int | None, stdout: int | None) -> Child:
-        """Start a process; stdin and stdout are the shell's own if they are None."""
+    def start(
+        self, program: Program, stdin: int | None, stdout: int | None, stderr: int | None
+    ) -> Child:
+        """Start a process; a stream that is None is the shell's own."""
         try:
             process = subprocess.Popen(
-                words, executable=path, stdin=stdin, stdout=stdout,
+                program.words, executable=program.path, stdin=stdin, stdout=stdout, stderr=stderr,
+                env=os.environ | program.changes if program.changes else None,
                 process_group=self._leader if self._own else None,
             )  # fmt: skip
         except REFUSED as error:
-            raise Failure(f"cannot run {words[0]}: {reason(error)}", "", NOT_EXECUTABLE) from None
+            name = program.words[0]
+            raise Failure(f"cannot run {name}: {reason(error)}", "", NOT_EXECUTABLE) from None
         if self._own and not self._leader:
             self._leader = process.pid
             self._give()
-        child = Child(words[0], process)
+        child = Child(program.words[0], process)
         self._children.append(child)
         return child
 
     def wait(self, child: Child) -> int:
         """Wait for a process; return its exit code, 128+N if signal N ended it."""
         options = os.WUNTRACED if self._terminal else 0
-        while True:
+        while child.process.returncode is None:  # sending a signal may have found it dead
             try:
                 _, status = os.waitpid(child.process.pid, options)
             except KeyboardInterrupt:
@@ -85,9 +101,9 @@ class Group:
             if os.WIFSTOPPED(status):
                 self._go_on(child, os.WSTOPSIG(status))
                 continue
-            code = os.waitstatus_to_exitcode(status)
-            child.process.returncode = code
-            return code if code >= 0 else self._killed(child, -code)
+            child.process.returncode = os.waitstatus_to_exitcode(status)
+        code = child.process.returncode
+        return code if code >= 0 else self._killed(child, -code)
 
     def interrupt(self) -> None:
         """Note that the shell was interrupted; pass it on to processes that may not have been.

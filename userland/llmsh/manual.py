@@ -19,9 +19,13 @@ Contexts
   fork [NAME...]          make contexts that go on from here; nothing is copied
   undo [N]                take the last N turns back (1)
 
-Tasks and memory (\\ps, \\free and \\kill are the host's)
-  ps                      the tasks of the kernel; ps --help explains the columns
+Tasks and memory (\\ps, \\top, \\free, \\kill, \\dmesg and \\pmap are the host's)
+  ps [--contexts] [-w]    the tasks of the kernel; ps --help explains the columns
+  top                     the same as it changes, and how fast it goes
+  pmap [@NAME|PID [CTX]]  the KV blocks of a context, as a picture
   free [-h]               the pools of KV blocks
+  lsdev                   devices, and what is on them
+  dmesg [-w]              the kernel's log
   kill [-SIGNAL] PID...   TERM, KILL, INT, STOP, CONT
 
 The shell

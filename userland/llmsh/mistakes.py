@@ -5,23 +5,24 @@ these functions find out which of the three it is.
 """
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from lark.exceptions import UnexpectedToken
 
 _UNBUILT = (
-    (r"\|&", "|& (stderr into a pipe)"),
     (r"&(?!&)", "& (jobs in the background)"),
-    (r"<<<", "<<< (here-strings)"),
-    (r"<<", "<< (here-documents)"),
-    (r"[0-9]+[<>]|[<>]&", "redirecting other streams than stdin and stdout"),
+    (r"[0-9]+[<>]|[<>]&", "redirecting other streams than 0, 1 and 2"),
     (r"[<>]\(", "<( ) and >( )"),
     (r"\$\(\(", "$(( )) (arithmetic)"),
-    (r"\$\(|`", "$( ) and ` ` (the output of a command as text)"),
+    (r"`", "` ` (the output of a command as text); write $( )"),
     (r"[()]", "( ) (sub-shells)"),
 )
 
-_CLOSED = re.compile(r"""(?:'[^']*'|"(?:[^"\\]|\\.)*"|\\.|[^'"\\#?])*""", re.DOTALL)
-"""As far as every quote is closed. What follows # or ? may be no quote at all."""
+_CLOSED = re.compile(
+    r"""(?:'[^']*'|"(?:[^"\\$]|\\.|\$(?!\())*"|\\.|[^'"\\#?$]|\$(?!\())*""", re.DOTALL
+)
+"""As far as every quote is closed. What follows # or ? or $( may be no quote at all."""
 
 
 class ParseError(Exception):
@@ -42,46 +43,45 @@ class ParseError(Exception):
 
 
 class Incomplete(ParseError):
-    """More lines could make sense of it; those that close the quote, if one is open."""
+    """More lines could make sense of it. `awaits` is what these have to bring, if that is known:
+    a quote, or the word that closes a compound."""
 
-    def __init__(self, message: str, text: str, at: int, quote: str = "") -> None:
+    def __init__(self, message: str, text: str, at: int, awaits: str = "") -> None:
         super().__init__(message, text, at)
-        self.quote = quote
+        self.awaits = awaits
 
 
-def open_quote(quote: str, line: str) -> str:
-    """Return which quote is open after one more line; nothing if only the parser can tell."""
-    rest = _CLOSED.sub("", quote + line, count=1)
-    return rest[0] if rest.startswith(("'", '"')) else ""
+def still_open(awaits: str, line: str) -> str:
+    """Return what is awaited after one more line; nothing if only the parser can tell."""
+    if awaits in ("'", '"'):
+        rest = _CLOSED.sub("", awaits + line, count=1)
+        return rest[0] if rest.startswith(("'", '"')) else ""
+    if awaits and awaits in line:
+        return ""
+    return awaits
 
 
-def at_character(text: str, at: int) -> ParseError:
-    """Explain a character with which no token begins."""
-    rest = text[at:]
-    if rest[0] in "'\"":
-        return Incomplete(f"{rest[0]} is not closed", text, at, rest[0])
-    if rest.rstrip("\r\n") == "\\":
-        return Incomplete("a backslash at the end", text, at)
-    return unbuilt(text, at) or ParseError(f"{rest[0]!r} makes no sense here", text, at)
-
-
-def at_token(text: str, error: UnexpectedToken) -> ParseError:
-    """Explain a token in the wrong place."""
-    token = error.token
+def at_token(text: str, error: UnexpectedToken, at: int, nested: bool, awaits: str) -> ParseError:
+    """Explain a token in the wrong place; `nested`: the text ended with the bracket of $( )."""
+    token, accepts = error.token, error.accepts
     ended = token.type == "$END"
-    last = token.start_pos or 0  # at the end: where the token before it began
-    at = len(text.rstrip()) if ended else last
+    last = token.start_pos or 0
+    at = last if not ended else at - 1 if nested else len(text.rstrip())
     if not ended and (found := unbuilt(text, at)):
         return found
-    if "FREE" in error.accepts and "WORD" not in error.accepts:
+    if "FREE" in accepts and "AT" not in accepts:
         return ParseError("after @name comes a quoted prompt, or ? and text", text, at)
-    if "WORD" in error.accepts and "FREE" not in error.accepts:
+    if "WORD" in accepts and not accepts & {"INTO", "_NEWLINE"}:
         return ParseError("a file name is missing", text, at)
-    if ended and ("_NEWLINE" in error.accepts or text.startswith(("\r", "\n"), last)):
+    goes_on = "_NEWLINE" in accepts or text.startswith(("\r", "\n"), last)
+    if ended and not nested and goes_on:
+        if awaits:
+            return Incomplete(f"{awaits} is missing", text, at, awaits)
         # After | && || a line may end, the text may not.
         return Incomplete("a command is missing at the end", text, at)
     if ended or token.type == "_NEWLINE":
-        return ParseError("a command is missing at the end of the line", text, at)
+        where = "before )" if nested else "at the end of the line"
+        return ParseError(f"a command is missing {where}", text, at)
     return ParseError(f"{str(token)!r} makes no sense here", text, at)
 
 
@@ -93,3 +93,9 @@ def unbuilt(text: str, at: int) -> ParseError | None:
             if re.match(pattern, text[start:]):
                 return ParseError(f"not in this version: {what}", text, start)
     return None
+
+
+def close_to(name: str, names: Iterable[str]) -> str:
+    """Return a question for the name that was meant, if one is close."""
+    close = get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,81 +1,107 @@
 """The line editor: prompt, history, completion, and lines that go on.
 
 smollm2 main·3.9k/8k ✗75 $     model, context, how full it is, how the last command failed
+smollm2 main·3.9k/8k »         the same in chat
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.completion import Completer
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import StyleAndTextTuples
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.history import History
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth, create_output
 
 from userland.exits import REFUSED, reason
-from userland.llmsh.completion import Words
-from userland.llmsh.history import history_path, make_private
+from userland.llmsh import history
 from userland.llmsh.state import State
+from userland.llmsh.terminal import is_dumb
 
 _MORE = "… "
 _YELLOW, _RED = 0.6, 0.85
 """How full a context is when its colour changes."""
 
 
-def open_history(note: Callable[[str], None]) -> History:
-    """Return the history; one that lasts as long as the shell if there is no file to write."""
-    path = history_path()
-    if path is None:
-        return InMemoryHistory()
-    try:
-        make_private(path)
-        return _File(str(path), note)
-    except OSError as error:
-        note(f"no history: {path}: {error.strerror}")
-        return InMemoryHistory()
+class Lines(History):
+    """What the editor has of the history. Lines come in by `add`, after they were expanded."""
 
-
-class _File(FileHistory):
-    """Lines that begin with a blank stay out of it, and a full disk does not end the shell."""
-
-    def __init__(self, path: str, note: Callable[[str], None]) -> None:
-        super().__init__(path)
-        self._note = note
-
-    def store_string(self, string: str) -> None:
-        if string.startswith(" "):
+    def __init__(self, state: State, name: str) -> None:
+        super().__init__()
+        self._state = state
+        self._path = history.history_path(name)
+        self.lines: list[str] = []
+        if self._path is None:
             return
         try:
-            super().store_string(string)
+            history.make_private(self._path)
+            self.lines = history.load(self._path)
+        except OSError as error:
+            state.note(f"no history: {self._path}: {error.strerror}")
+            self._path = None
+
+    def load_history_strings(self) -> Iterable[str]:
+        return reversed(self.lines)
+
+    def append_string(self, string: str) -> None:
+        """Leave out what the editor adds: the line may still be expanded."""
+
+    def store_string(self, string: str) -> None:
+        """Do nothing: the file is written by `add`."""
+
+    def add(self, line: str) -> None:
+        """Keep a line, unless it begins with a blank or is the one before it again."""
+        repeated = self.lines[-1:] == [line]
+        if not self._state.options.history or not line.strip() or line[0] == " " or repeated:
+            return
+        self.lines.append(line)
+        super().append_string(line)
+        if self._path is None:
+            return
+        try:
+            history.append(self._path, line)
         except REFUSED as error:
-            self._note(f"this line is not in the history: {reason(error)}")
+            self._state.note(f"this line is not in the history: {reason(error)}")
 
 
 class Prompt:
-    """Reads lines."""
+    """Reads lines of the shell, or with another mark and another history those of a chat."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(
+        self,
+        state: State,
+        completer: Completer,
+        goes_on: Callable[[str], bool],
+        mark: str = "$",
+        name: str = "llmsh_history",
+    ) -> None:
         self._state = state
-        self._dumb = os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
+        self._mark = mark
+        self._dumb = is_dumb(os.environ)
         self._output = create_output(always_prefer_tty=True)
         mono = self._dumb or bool(os.environ.get("NO_COLOR"))
+        self.history = Lines(state, name)
         self._session: PromptSession[str] = PromptSession(
-            history=open_history(state.note),
+            history=self.history,
             auto_suggest=AutoSuggestFromHistory(),
-            completer=Words(state),
+            completer=completer,
             complete_while_typing=False,
-            multiline=Condition(_goes_on),
+            multiline=Condition(lambda: goes_on(get_app().current_buffer.text)),
             prompt_continuation=lambda width, line, wrap: "" if wrap else _MORE,
             color_depth=ColorDepth.DEPTH_1_BIT if mono else ColorDepth.DEPTH_4_BIT,
+            enable_open_in_editor=True,
+            key_bindings=_keys(),
             output=self._output,
         )
 
     def read(self) -> str:
         """Return what was typed; EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C."""
         self._begin_line()
-        return self._session.prompt(fragments(self._state))
+        return self._session.prompt(fragments(self._state, self._mark))
 
     def _begin_line(self) -> None:
         """Mark output that ended without a newline, and go to the next line.
@@ -90,14 +116,18 @@ class Prompt:
         self._output.flush()
 
 
-def _goes_on() -> bool:
-    """Return whether Enter adds a line to what has been typed."""
-    from userland.llmsh.parser import is_incomplete  # 0.1 s of lark, after the first prompt
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
 
-    return is_incomplete(get_app().current_buffer.text)
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        """Begin a new row, whatever Enter would do."""
+        event.current_buffer.insert_text("\n")
+
+    return keys
 
 
-def fragments(state: State) -> StyleAndTextTuples:
+def fragments(state: State, mark: str = "$") -> StyleAndTextTuples:
     """Return the prompt in its colours."""
     fill = state.contexts.fill()
     shown: StyleAndTextTuples
@@ -111,7 +141,7 @@ def fragments(state: State) -> StyleAndTextTuples:
         shown = [("", f"{model} {name}·"), (color, f"{_short(length)}/{_short(limit)}"), ("", " ")]
     if state.status:
         shown.append(("ansired", f"✗{state.status} "))
-    return [*shown, ("", "$ ")]
+    return [*shown, ("", f"{mark} ")]
 
 
 def _short(tokens: int) -> str:

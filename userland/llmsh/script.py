@@ -1,17 +1,17 @@
 """Lines that nobody types: a file, stdin, or the argument of -c.
 
 A script is run as it is read, so a pipe can feed it slowly. It ends with its last line, `exit`, a
-line that cannot be parsed (2), Ctrl-C (130), a bug (70), or when nobody reads its answers any more
-(141).
+line that cannot be parsed (2), under `set -e` a command that fails, Ctrl-C (130), a bug (70), or
+when nobody reads its answers any more (141).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from userland import bug
 from userland.exits import INTERRUPTED, Failure
 from userland.llmsh.ask import Interrupted
 from userland.llmsh.builtins import Leave
-from userland.llmsh.mistakes import Incomplete, ParseError, open_quote
+from userland.llmsh.mistakes import Incomplete, ParseError, still_open
 from userland.llmsh.nodes import Line
 from userland.llmsh.parser import parse
 from userland.llmsh.shell import Shell
@@ -19,8 +19,22 @@ from userland.llmsh.shell import Shell
 
 def run_script(shell: Shell, lines: Iterable[str]) -> int:
     """Run a script to its end; return the exit status."""
+    return _guarded(shell, lambda: run_lines(shell, lines))
+
+
+def check_script(shell: Shell, lines: Iterable[str]) -> int:
+    """Parse a script and run nothing; return 0, or 2 for the first line that cannot be parsed."""
+    return _guarded(shell, lambda: _each(shell, lines, "", lambda _: None))
+
+
+def run_lines(shell: Shell, lines: Iterable[str], where: str = "") -> None:
+    """Run lines; `where` stands before the numbers of those that cannot be parsed."""
+    _each(shell, lines, where, shell.run)
+
+
+def _guarded(shell: Shell, run: Callable[[], None]) -> int:
     try:
-        _run(shell, lines)
+        run()
     except Leave as leave:
         return leave.status
     except (Interrupted, KeyboardInterrupt):
@@ -34,21 +48,21 @@ def run_script(shell: Shell, lines: Iterable[str]) -> int:
     return shell.state.status
 
 
-def _run(shell: Shell, lines: Iterable[str]) -> None:
-    text, first, quote = "", 1, ""
+def _each(shell: Shell, lines: Iterable[str], where: str, run: Callable[[Line], None]) -> None:
+    text, first, awaits = "", 1, ""
     for number, line in enumerate(lines, 1):
         text += line
-        quote = quote and open_quote(quote, line)
-        if quote:  # a long text is not parsed again at each of its lines
+        awaits = awaits and still_open(awaits, line)
+        if awaits:  # a long text is not parsed again at each of its lines
             continue
         try:
             parsed = _parse(text)
         except Incomplete as error:
-            quote = error.quote
+            awaits = error.awaits
             continue
         except ParseError as error:
-            return _refuse(shell, error, first)
-        shell.run(parsed)
+            return _refuse(shell, error, where, first)
+        run(parsed)
         if shell.state.out_gone:
             return
         text, first = "", number + 1
@@ -56,7 +70,7 @@ def _run(shell: Shell, lines: Iterable[str]) -> None:
         try:
             _parse(text)
         except ParseError as error:
-            _refuse(shell, error, first)
+            _refuse(shell, error, where, first)
 
 
 def _parse(text: str) -> Line:
@@ -64,5 +78,5 @@ def _parse(text: str) -> Line:
     return parse(text.removesuffix("\n"))
 
 
-def _refuse(shell: Shell, error: ParseError, first: int) -> None:
-    shell.refuse(error, f"line {first + error.line - 1}, ")
+def _refuse(shell: Shell, error: ParseError, where: str, first: int) -> None:
+    shell.refuse(error, f"{where}line {first + error.line - 1}, ")

@@ -1,30 +1,21 @@
-"""One stage of a pipeline, ready to start: what it is, and where its input and output go.
+"""One stage of a pipeline, ready to start: what it is, and where its streams go.
 
 A stage owns the file descriptors that it has been given, until it hands them to what runs it.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from io import FileIO
+from dataclasses import dataclass, field
 from typing import TextIO
 
 from syscalls.shield import Shield
-from userland.exits import REFUSED, Failure, reason
-from userland.llmsh.host import Child
+from userland.asking import Question
+from userland.llmsh.host import Child, Program
+from userland.llmsh.redirects import opened
 from userland.llmsh.streams import Intake
 
 Builtin = Callable[[list[str], TextIO], int]
 """Takes its arguments and where to write; returns its status."""
-_MODES = {"<": "r", ">": "w", ">>": "a"}
-
-
-@dataclass
-class Host:
-    """A stage that is a program."""
-
-    words: list[str]
-    path: str
 
 
 @dataclass
@@ -39,68 +30,63 @@ class Inner:
 class Model:
     """A stage that is a model call."""
 
-    prompt: str
-    context: str | None
+    question: Question
+
+
+@dataclass
+class Block:
+    """A stage that is a compound."""
+
+    run: Callable[[], int]
 
 
 @dataclass
 class Stage:
-    """A stage that is ready to start: what it is, and the files it is redirected to."""
+    """A stage that is ready to start: what it is, and the redirections (stream, operator, text)."""
 
-    what: Host | Inner | Model
-    redirects: list[tuple[str, str]]
-    stdin: int | None = None
-    stdout: int | None = None
+    what: Program | Inner | Model | Block
+    redirects: list[tuple[int, str, str]]
+    fds: dict[int, int] = field(default_factory=dict)
+    """Descriptors by stream 0, 1, 2; where there is none, the shell's own stream."""
     intake: Intake | None = None
     child: Child | None = None
     status: int = 0
 
-    def open(self) -> None:
-        """Open the files; of several for one stream the last counts."""
-        for operator, path in self.redirects:
-            # An interrupt that comes right after the open closes the file with its object.
-            with _open(path, _MODES[operator]) as file, Shield():
-                fd = os.dup(file.fileno())
-                if operator == "<":
-                    self._replace_stdin(fd)
-                else:
-                    self._replace_stdout(fd)
+    def inherit(self, stream: int, fd: int | None) -> None:
+        """Take what the pipeline around has for a stream that has nothing yet."""
+        if fd is not None and stream not in self.fds:
+            self.fds[stream] = os.dup(fd)
 
     def join(self, following: "Stage") -> None:
-        """Connect to the next stage by a pipe, except where a file takes its place."""
-        reader, writer = os.pipe()
-        if self.stdout is None:
-            self.stdout = writer
-        else:
-            os.close(writer)
-        if following.stdin is None:
-            following.stdin = reader
-        else:
-            os.close(reader)
+        """Connect to the next stage by a pipe."""
+        following.fds[0], self.fds[1] = os.pipe()
 
-    def _replace_stdin(self, fd: int) -> None:
-        if self.stdin is not None:
-            os.close(self.stdin)
-        self.stdin = fd
+    def open(self) -> None:
+        """Redirect, from left to right; of several for one stream the last counts."""
+        for stream, operator, text in self.redirects:
+            if operator == "&":
+                other = int(text)
+                with Shield():
+                    self._put(stream, os.dup(self.fds.get(other, other)))
+                continue
+            # An interrupt that comes right after the open closes the file with its object.
+            with opened(operator, text) as file, Shield():
+                self._put(stream, os.dup(file.fileno()))
 
-    def _replace_stdout(self, fd: int) -> None:
-        if self.stdout is not None:
-            os.close(self.stdout)
-        self.stdout = fd
+    def _put(self, stream: int, fd: int) -> None:
+        if stream in self.fds:
+            os.close(self.fds[stream])
+        self.fds[stream] = fd
+
+    def start_intake(self) -> None:
+        """Read the input from now on, whatever the shell is doing."""
+        if 0 in self.fds:
+            self.intake = Intake(self.fds.pop(0))
 
     def close(self) -> None:
-        """Let go of both ends; harmless if repeated."""
+        """Let go of all; harmless if repeated."""
         if self.intake is not None:
             self.intake.close()
             self.intake = None
-        for fd in (self.stdin, self.stdout):
-            if fd is not None:
-                os.close(fd)
-        self.stdin = self.stdout = None
-
-
-def _open(path: str, mode: str) -> FileIO:
-    try:
-        return FileIO(path, mode)
-    except REFUSED as error:
-        raise Failure(f"cannot open {path}: {reason(error)}") from None
+        while self.fds:
+            os.close(self.fds.popitem()[1])

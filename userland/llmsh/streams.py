@@ -14,10 +14,9 @@ import termios
 import threading
 from contextlib import suppress
 
+from userland.asking import MAX_DOCUMENT, decoded
 from userland.exits import Failure, PipeClosed
 
-MAX_DOCUMENT = 1 << 20
-"""Bytes that a model call reads; more than any context of today's models could hold."""
 _CHUNK = 1 << 16
 
 
@@ -52,22 +51,28 @@ class Intake:
 
     def text(self, room: int) -> str:
         """Wait for the end and return the text; `room` is how many tokens the context has left."""
+        data = self._whole(
+            f"the input is larger than {MAX_DOCUMENT >> 20} MiB, "
+            f"the context has room for {room:,} tokens",
+            "cut it on purpose: ... | head -c 20000 | ...",
+        )
+        return decoded(data, "the input")
+
+    def output(self) -> str:
+        """Wait for the end and return what a command has written, bytes that are no text kept."""
+        data = self._whole(
+            f"a command has written more than {MAX_DOCUMENT >> 20} MiB, which is too much to hold",
+            "let it write to a file",
+        )
+        return data.decode("utf-8", "surrogateescape")
+
+    def _whole(self, too_large: str, hint: str) -> bytearray:
         self._thread.join()
         if self._error is not None:
             raise Failure(f"cannot read the input: {self._error.strerror}", code="EIO")
         if len(self._data) > MAX_DOCUMENT:
-            raise Failure(
-                f"the input is larger than {MAX_DOCUMENT >> 20} MiB, "
-                f"the context has room for {room:,} tokens",
-                "cut it on purpose: ... | head -c 20000 | ...",
-                code="E2BIG",
-            )
-        try:
-            return self._data.decode()
-        except UnicodeDecodeError as error:
-            raise Failure(
-                f"the input is not text: byte {error.start:,} of {len(self._data):,} is no UTF-8"
-            ) from None
+            raise Failure(too_large, hint, code="E2BIG")
+        return self._data
 
     def close(self) -> None:
         """Stop reading, whatever is still to come."""
@@ -89,7 +94,7 @@ def has_unread(fd: int) -> bool:
 
 
 # A model's words must not move the cursor, change the title or worse.
-_VISIBLE = {code: 0xFFFD for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+VISIBLE = {code: 0xFFFD for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class Sink:
@@ -98,7 +103,7 @@ class Sink:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.tty = os.isatty(fd)
-        self._table = _VISIBLE if self.tty else {}
+        self._table = VISIBLE if self.tty else {}
         self.ends_line = True
 
     def write(self, text: str) -> None:
@@ -106,7 +111,25 @@ class Sink:
         if not text:
             return
         self.ends_line = text.endswith("\n")  # first: an interrupt may follow the write at once
-        data = memoryview(text.translate(self._table).encode("utf-8", "replace"))
+        self._send(text.translate(self._table))
+
+    def end_line(self) -> None:
+        """Begin a new line unless that is where the output stands."""
+        if not self.ends_line:
+            with suppress(PipeClosed, Failure):
+                self.write("\n")
+
+    def key(self, name: str) -> None:
+        """Show a key that ended the output, as a terminal does that echoes it."""
+        self.write(name)
+
+    def aside(self) -> None:
+        """Make room for a line that is not of the output."""
+        if self.tty:
+            self.end_line()
+
+    def _send(self, text: str) -> None:
+        data = memoryview(text.encode("utf-8", "replace"))
         try:
             while data:
                 data = data[os.write(self._fd, data) :]
@@ -114,9 +137,3 @@ class Sink:
             raise PipeClosed from None
         except OSError as error:
             raise Failure(f"cannot write the output: {error.strerror}", code="EIO") from None
-
-    def end_line(self) -> None:
-        """Begin a new line unless that is where the output stands."""
-        if not self.ends_line:
-            with suppress(PipeClosed, Failure):
-                self.write("\n")

@@ -8,8 +8,13 @@ shell's group, because the shell itself is at work in it and has to hear of Ctrl
 import os
 import signal
 import termios
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
+
+Modes = list[Any]
+"""What termios knows of a terminal."""
 
 _CAUGHT = (signal.SIGTSTP, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU)
 """What must not stop or end the shell. Caught, not ignored: a program is born without handlers."""
@@ -18,6 +23,11 @@ _PATIENCE = 8
 
 def _nothing(_: int, __: FrameType | None) -> None:
     pass
+
+
+def is_dumb(environment: Mapping[str, str]) -> bool:
+    """Tell whether the terminal can do no more than write lines."""
+    return environment.get("TERM", "dumb") in ("", "dumb", "unknown")
 
 
 class Terminal:
@@ -52,9 +62,41 @@ class Terminal:
     def take(self) -> None:
         """Take it back, in the mode in which the shell found it."""
         self.give(os.getpgrp())
+        self._set(self._modes)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Show nothing of what is typed, and keep it for whoever reads next: the next prompt.
+
+        Enter stays the key that it is, and a paste is marked as one, so that the editor does not
+        take its lines for commands. Ctrl-C is a signal still, and drops what has been typed.
+        """
+        modes = [*self._modes[:6], [*self._modes[6]]]
+        modes[0] &= ~termios.ICRNL
+        modes[3] &= ~(termios.ECHO | termios.ICANON)
+        modes[6][termios.VMIN], modes[6][termios.VTIME] = b"\1", b"\0"
+        marks = not is_dumb(os.environ)
+        try:
+            self._set(modes)
+            if marks:
+                os.write(self._fd, b"\x1b[?2004h")
+            yield
+        finally:
+            if marks:
+                with suppress(OSError):
+                    os.write(self._fd, b"\x1b[?2004l")
+            self._set(self._modes)
+
+    def send(self, sequence: str) -> None:
+        """Tell the terminal something that no row shows."""
+        data = memoryview(sequence.encode())
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+    def _set(self, modes: Modes) -> None:
         old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         try:
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._modes)
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, modes)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)
 

@@ -1,67 +1,120 @@
-"""set: how model calls sample."""
+"""Variables: the shell's own, those of the script, and the environment.
 
-from collections.abc import Callable
-from math import isfinite
-from typing import TextIO
+$? $_ $ctx $model $finish $usage    told by the shell; they cannot be assigned
+$0 $1 ... $# $@                     of the script
+NAME=value                          the shell's, until it is exported; then programs have it, too
+"""
 
-from userland.exits import USAGE, Failure
-from userland.llmsh.state import State
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-MAX_TOKENS = 2**31 - 1
-MAX_SEED = 2**64 - 1
-MAX_TEMPERATURE = 100.0
+from userland.exits import REFUSED, Failure, reason
 
-
-def set_sampling(state: State, args: list[str], out: TextIO) -> int:
-    """Set temp=N max=N seed=N|none; show all three without arguments."""
-    changes = [_parse(arg) for arg in args]  # all of them or none
-    for name, value in changes:
-        setattr(state.sampling, name, value)
-    if not args:
-        sampling = state.sampling
-        seed = "none" if sampling.seed is None else sampling.seed
-        out.write(f"temp={sampling.temp:g} max={sampling.max} seed={seed}\n")
-    return 0
+if TYPE_CHECKING:
+    from userland.answer import Answer
+    from userland.llmsh.state import State
 
 
-def _parse(arg: str) -> tuple[str, float | int | None]:
-    name, equals, text = arg.partition("=")
-    if name not in _READERS or not equals:
-        raise Failure(f"cannot set {arg!r}", "set temp=0.2 max=512 seed=none", USAGE)
-    try:
-        return name, _READERS[name](text)
-    except ValueError:
-        raise Failure(f"{name}={text}: {name} is {_RANGES[name]}", exit_code=USAGE) from None
+class Unset(Failure):
+    """A variable without a value under `set -u`; it ends a script."""
 
 
-def _temp(text: str) -> float:
-    value = float(text)
-    if not isfinite(value) or not 0 <= value <= MAX_TEMPERATURE:
-        raise ValueError
-    return value
+class Variables:
+    """By name. A value that the environment has is kept there."""
 
+    def __init__(self, state: "State") -> None:
+        self.name = "llmsh"
+        self.arguments: list[str] = []
+        self._state = state
+        self._own: dict[str, str] = {}
+        self._finish = self._usage = ""
+        self._told: dict[str, Callable[[], str]] = {
+            "?": lambda: str(state.status),
+            "_": lambda: state.answer,
+            "ctx": lambda: state.contexts.current,
+            "model": self._model,
+            "finish": lambda: self._finish,
+            "usage": lambda: self._usage,
+            "#": lambda: str(len(self.arguments)),
+            "0": lambda: self.name,
+        }
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self._told, *self._own, *os.environ)
 
-    return read
+    def lookup(self, name: str) -> str:
+        """Return a value, nothing if there is none; with `set -u`, Failure."""
+        if name in self._told:
+            return self._told[name]()
+        if name.isdecimal() and int(name) <= len(self.arguments):
+            return self.arguments[int(name) - 1]
+        if name.isdecimal() and self._state.interactive:
+            return f"${name}"  # a person has no arguments, and asks what $5 are in another currency
+        value = self._own.get(name, os.environ.get(name))
+        if value is None and self._state.options.nounset:
+            raise Unset(f"${name} has no value, and set -u is on")
+        return value or ""
 
+    def assign(self, name: str, value: str) -> None:
+        """Give a variable a value; one of the environment changes there."""
+        if name in self._told:
+            raise Failure(f"{name} is told by the shell and cannot be assigned")
+        if name in os.environ:
+            self._export(name, value)
+        else:
+            self._own[name] = value
 
-def _seed(text: str) -> int | None:
-    return None if text == "none" else _whole(0, MAX_SEED)(text)
+    def export(self, name: str) -> None:
+        """Move a variable to the environment."""
+        if name in self._told:
+            raise Failure(f"{name} is the shell's own and cannot be exported")
+        self._export(name, self._own.pop(name, os.environ.get(name, "")))
 
+    def _export(self, name: str, value: str) -> None:
+        try:
+            os.environ[name] = value
+        except REFUSED as error:
+            raise Failure(f"{name} cannot be exported: {reason(error)}") from None
 
-_READERS: dict[str, Callable[[str], float | int | None]] = {
-    "temp": _temp,
-    "max": _whole(1, MAX_TOKENS),
-    "seed": _seed,
-}
-_RANGES = {
-    "temp": f"0 to {MAX_TEMPERATURE:g}; 0 is always the likeliest token",
-    "max": f"1 to {MAX_TOKENS} tokens",
-    "seed": f"0 to {MAX_SEED}, or none",
-}
+    def unset(self, name: str) -> None:
+        """Take a variable away; harmless if there is none."""
+        if name in self._told:
+            raise Failure(f"{name} is told by the shell and cannot be unset")
+        self._own.pop(name, None)
+        os.environ.pop(name, None)
+
+    def answered(self, answer: "Answer") -> None:
+        """Keep how the last answer ended."""
+        stream = answer.stream
+        self._finish = stream.finish or ""
+        self._usage = json.dumps(stream.usage._asdict()) if stream.usage else ""
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Bring everything back afterwards, the environment included."""
+        own, arguments, environment = dict(self._own), list(self.arguments), dict(os.environ)
+        try:
+            yield
+        finally:
+            self._own, self.arguments = own, arguments
+            if os.environ != environment:
+                os.environ.clear()
+                os.environ.update(environment)
+
+    @contextmanager
+    def with_values(self, values: Mapping[str, str]) -> Iterator[None]:
+        """Have these in the environment, for one command."""
+        if not values:
+            yield
+            return
+        with self.kept():
+            for name, value in values.items():
+                self._export(name, value)
+            yield
+
+    def _model(self) -> str:
+        fill = self._state.contexts.fill()
+        return fill[0] if fill else ""

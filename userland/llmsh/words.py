@@ -1,100 +1,61 @@
-"""Words: how what is written becomes text, by bash's rules as far as they go here.
+"""Words: how the parts of what is written become text, by bash's rules as far as they go here.
 
-    'as it is'   "with $name, ${name}, $? and \\" \\$ \\\\"   bare\\ with\\ backslash   ~   *.txt
+    'as it is'   "with $name and $(command)"   bare\\ with\\ backslash   ~   *.txt   "$@"
 
-A variable outside quotes is split at blanks and vanishes if it is empty; a pattern is replaced by
-the paths it matches, and stays as it is if there are none. `$` before anything else stands for
-itself; `$(...)` is not built, and is an error rather than text.
+A variable or a command outside quotes is split at blanks and vanishes if it is empty; a pattern is
+replaced by the paths it matches, and stays as it is if there are none. "$@" is one word for each
+argument.
 """
 
 import re
-from collections.abc import Callable
 from glob import escape, glob
 from pathlib import Path
+from typing import Protocol
 
-from userland.llmsh.nodes import Part, Word
+from userland.llmsh.nodes import Kind, Line, Part, Word
 
-Lookup = Callable[[str], str]
-"""The value of a variable; empty if it has none."""
-
-_VARIABLE = r"\$(?:(?P<name>[A-Za-z_]\w*|\?)|\{(?P<braced>[A-Za-z_]\w*|\?)\})"
-_WORD = re.compile(
-    rf"""(?P<single>'[^']*') | (?P<double>"(?:[^"\\]|\\.)*") | \\(?P<escaped>.) | {_VARIABLE}
-    | (?P<bare>[^'"\\$]+ | .)""",
-    re.VERBOSE | re.DOTALL,
-)
-_TEXT = re.compile(
-    rf"""\\(?P<escaped>[$`"\\]|\r?\n) | (?P<command>\$\() | {_VARIABLE}
-    | (?P<bare>[^\\$]+ | .)""",
-    re.VERBOSE | re.DOTALL,
-)
 _PATTERN = re.compile(r"[*?\[]")
 
 
-class Unbuilt(Exception):
-    """`$(...)` at this place of a text."""
+class Values(Protocol):
+    """Where the values of variables and commands come from."""
 
-    def __init__(self, column: int) -> None:
-        super().__init__(column)
-        self.column = column
+    def lookup(self, name: str) -> str:
+        """Return the value of a variable; empty if it has none."""
 
+    def arguments(self) -> list[str]:
+        """Return `$1`, `$2` and so on."""
 
-# --- from the source to parts ---------------------------------------------------------------------
-
-
-def split_word(source: str, column: int) -> Word:
-    """Return the parts of a word as the grammar found it."""
-    parts: list[Part] = []
-    for found in _WORD.finditer(source):
-        if found["single"]:
-            parts.append(Part(found["single"][1:-1], quoted=True))
-        elif found["double"]:
-            parts += split_text(found["double"][1:-1], column + found.start() + 1)
-        elif found["escaped"]:
-            parts.append(Part(found["escaped"], quoted=True))
-        else:
-            parts.append(_bare(found, quoted=False))
-    return Word(tuple(parts), column)
+    def capture(self, line: Line) -> str:
+        """Run a line and return what it writes, without the newlines at its end."""
 
 
-def split_text(source: str, column: int) -> list[Part]:
-    """Return the parts of a text between double quotes, or after `?`."""
-    parts = [Part("", quoted=True)]
-    for found in _TEXT.finditer(source):
-        if found["command"]:
-            raise Unbuilt(column + found.start())
-        if found["escaped"]:
-            parts.append(Part(found["escaped"].strip("\r\n"), quoted=True))
-        else:
-            parts.append(_bare(found, quoted=True))
-    return parts
+def value_of(part: Part, values: Values) -> str:
+    """Return what a part stands for as one text."""
+    if part.kind is Kind.VARIABLE:
+        if part.text in ("@", "*"):
+            return " ".join(values.arguments())
+        return values.lookup(part.text)
+    return values.capture(part.line) if part.kind is Kind.COMMAND else part.text
 
 
-def _bare(found: re.Match[str], quoted: bool) -> Part:
-    name = found["name"] or found["braced"]
-    return Part(name, True, quoted) if name else Part(found["bare"], False, quoted)
+def text_of(word: Word, values: Values) -> str:
+    """Return a word as one text: a prompt, a value, the target of a redirection."""
+    return _home(word, "".join(value_of(part, values) for part in word.parts))
 
 
-# --- from parts to text ---------------------------------------------------------------------------
+def files_of(word: Word) -> list[str]:
+    """Return the paths of files that go along with a prompt."""
+    return [part.text for part in word.parts if part.kind is Kind.FILE]
 
 
-def text_of(word: Word, lookup: Lookup) -> str:
-    """Return a word as one text: a prompt, the target of a redirection."""
-    text = "".join(lookup(part.text) if part.variable else part.text for part in word.parts)
-    return _home(word, text)
-
-
-def arguments(word: Word, lookup: Lookup) -> list[str]:
+def arguments(word: Word, values: Values) -> list[str]:
     """Return the arguments that a word of a command stands for."""
     texts, patterns = [""], [""]
-    exists = any(part.quoted for part in word.parts)
+    exists = _exists(word, values)
     for part in word.parts:
-        value = lookup(part.text) if part.variable else part.text
-        pieces = [value]
-        if part.variable and not part.quoted:
-            pieces = _split(value)
-        pattern = not (part.quoted or part.variable)
-        for number, piece in enumerate(pieces):
+        pattern = not part.quoted and part.kind is Kind.TEXT
+        for number, piece in enumerate(_pieces(part, values)):
             if number:
                 texts.append("")
                 patterns.append("")
@@ -104,6 +65,25 @@ def arguments(word: Word, lookup: Lookup) -> list[str]:
         texts[0], patterns[0] = _home(word, texts[0]), _home(word, patterns[0])
     words = zip(texts, patterns, strict=True)
     return [path for text, pattern in words if text or exists for path in _paths(text, pattern)]
+
+
+def _exists(word: Word, values: Values) -> bool:
+    """Tell whether a word stays even if it is empty: '' does, "$@" without arguments does not."""
+    if any(_is_all(part) for part in word.parts) and not values.arguments():
+        return any(part.quoted and part.text and not _is_all(part) for part in word.parts)
+    return any(part.quoted for part in word.parts)
+
+
+def _is_all(part: Part) -> bool:
+    return part.quoted and part.kind is Kind.VARIABLE and part.text == "@"
+
+
+def _pieces(part: Part, values: Values) -> list[str]:
+    """Return what a part stands for, split where it ends one word and begins another."""
+    if _is_all(part):
+        return values.arguments()
+    value = value_of(part, values)
+    return [value] if part.quoted or part.kind is Kind.TEXT else _split(value)
 
 
 def _split(value: str) -> list[str]:
@@ -121,7 +101,7 @@ def _split(value: str) -> list[str]:
 def _home(word: Word, text: str) -> str:
     """Replace ~ and ~user at the beginning, unless it is quoted."""
     first = word.parts[0]
-    if first.quoted or first.variable or not first.text.startswith("~"):
+    if first.quoted or first.kind is not Kind.TEXT or not first.text.startswith("~"):
         return text
     name, slash, rest = text.partition("/")
     try:

@@ -43,7 +43,7 @@ def completer(offers: Callable[[click.Context], Offers]) -> Complete:
 
 
 def _installed(context: click.Context) -> Offers:
-    from userland.models import store  # brings numpy
+    from userland.models import store
 
     for model in store().list():
         yield model.manifest.name, f"{model.full_name}, {model.manifest.title}"

@@ -1,12 +1,12 @@
 """ModelConfig: the numbers that make a model out of its weights."""
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from drivers.models.arch import ARCHS, config_fields
 from drivers.models.errors import FETCH, ModelError, short
 from drivers.models.gguf import GgufFile
+from drivers.models.manifest import known
 from drivers.models.metadata import Metadata
 
 
@@ -81,9 +81,3 @@ class ModelConfig:
         """Return the configuration that `to_json` wrote, of this version or another."""
         read = known(cls, json.loads(text))
         return cls(**(read | {"eos_ids": tuple(read["eos_ids"])}))
-
-
-def known(cls: Any, read: dict[str, Any]) -> dict[str, Any]:
-    """Return what a dataclass takes of a JSON object: a newer llmos may have written more."""
-    names = {field.name for field in fields(cls)}
-    return {name: value for name, value in read.items() if name in names}

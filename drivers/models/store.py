@@ -129,6 +129,9 @@ class ModelStore:
         `name` is what it is installed as, NAME or NAME:TAG. `sha256` is what its file must have.
         """
         source = self._source(what, sha256)
+        if source is None and (name or copy):
+            hint = f"llmos pull {self.find(what).manifest.source}, with the same options"
+            raise ModelError("EINVAL", f"{what} is a model that is installed already", hint)
         if source is None:
             model = self.find(what)
             return self._again(model, "", progress), False
@@ -138,7 +141,7 @@ class ModelStore:
             if not NAME.fullmatch(word):
                 hint = "letters, digits and . _ - after the first, at most 64"
                 raise ModelError("EINVAL", f"{short(word)} cannot be a model's name", hint)
-        with os_errors(f"install {as_name} in {self.root}"), self._locked(as_name):
+        with os_errors(f"install {as_name} in {self.root}"), self._locked(as_name, say):
             return self._pull(source, self.root / as_name / as_tag, progress, say, copy)
 
     def remove(self, folder: Path) -> int:
@@ -230,10 +233,14 @@ class ModelStore:
         return [_full_name(folder) for folder in self._folders()]
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str, say: Say = log.info) -> Iterator[None]:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.root / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another pull of {name} to end")
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _scratch(self, name: str) -> Path:

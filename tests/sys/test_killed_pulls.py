@@ -129,8 +129,8 @@ def test_a_pull_that_is_killed(
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number), said
     assert number == signal.SIGKILL or source.said in said
+    eventually(lambda: not living(home), "no process of the pull is left, pip's neither", 10)
     site.released.set()
-    eventually(lambda: not living(home), "no process of the pull is left, pip's neither")
     assert models.list() == []
     assert not list(models.root.glob("[!.]*"))
     if name == "hf":  # its client reads variables once in a process

@@ -1,5 +1,6 @@
 """file:// sources: models used where they lie, and what becomes of them when their files change."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -87,6 +88,27 @@ def test_another_name(models: ModelStore, file: Path) -> None:
     assert models.find("mine:two").in_place
     for name in ("../x", ".x", "a/b", "x:../y", "-x", "x" * 65):
         refused(lambda name=name: models.pull(str(file), quiet, name=name), "EINVAL", "name")
+
+
+def test_options_that_a_name_alone_cannot_have(models: ModelStore, file: Path) -> None:
+    install(models, file, name="mine")
+    assert models.pull("mine", quiet) == (models.find("mine"), False)
+    error = refused(lambda: models.pull("mine", quiet, name="other"), "EINVAL", "already")
+    assert file.as_uri() in error.hint
+
+
+def test_a_pull_that_waits_says_so(models: ModelStore, file: Path) -> None:
+    models.root.mkdir(parents=True)
+    said: list[str] = []
+    with (models.root / ".some-model.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def say(line: str) -> None:
+            said.append(line)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        models.pull(str(file), quiet, say)
+    assert said == ["waiting for another pull of some-model to end"]
 
 
 def test_a_name_that_is_taken(models: ModelStore, file: Path) -> None:

@@ -53,7 +53,7 @@ def load(
     While a model is being loaded, the others of its device wait. Ctrl-C stops the waiting, not the
     loading.
     """
-    from userland.models import installed  # brings numpy
+    from userland.models import installed
 
     folder, begin = str(installed(model).folder), time.monotonic()
     kv_bytes = parse_size(kv_mem) if kv_mem else 0

@@ -83,7 +83,7 @@ def up(desk: Desk, /, foreground: bool, **options: Any) -> None:
     What no option says is taken from LLMOS_MODEL, LLMOS_KV_MEM and so on, then from the
     configuration's files: llmos config show --origin.
     """
-    from userland.models import installed  # brings numpy
+    from userland.models import installed
 
     config = configured(**options)
     for line in config.notes:

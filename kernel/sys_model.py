@@ -4,8 +4,9 @@ from pathlib import Path
 
 from drivers import base
 from kernel.answer import ModelSpec
-from kernel.device import DeviceState, News
+from kernel.device import DeviceState
 from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.loading import News
 from kernel.model import Model, ModelState
 from kernel.sys_infer import fail_request
 from kernel.system import System

@@ -7,8 +7,7 @@ python docs/make_errors.py --check    exit 1 if it is not what the catalogue say
 import sys
 from pathlib import Path
 
-from syscalls.errors import Errno
-from userland.catalogue import ENTRIES, EXITS, meaning
+from userland.catalogue import ENTRIES, EXITS, meaning, number_of
 from userland.exits import code_of
 
 PAGE = Path(__file__).resolve().parent / "errors.md"
@@ -26,7 +25,7 @@ def page() -> str:
     lines += [f"| {code} | {text} |" for code, text in EXITS.items()]
     lines += ["| 128+N | ended by signal N |", "", "## Errors", ""]
     for name, entry in ENTRIES.items():
-        lines += [f"### {name}", "", f"errno {int(Errno[name])}, exit code {code_of(name)}. "
+        lines += [f"### {name}", "", f"errno {number_of(name)}, exit code {code_of(name)}. "
                   f"{meaning(name)}", ""]  # fmt: skip
         lines += [f"- why: {cause}" for cause in entry.causes]
         lines += [f"- try: {step}" for step in entry.steps] + [""]

@@ -12,20 +12,27 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypedDict, Union, get_args, get_origin, get_type_hints
 
+from drivers.models.manifest import Manifest
+from drivers.sizes import ITEMSIZES
 from syscalls import abi
+from userland.bin import models
 
 FOLDER = Path(__file__).resolve().parent / "schemas"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 Scalar = str | float | bool
 
-ESTIMATE = {
+
+class DEVICE(TypedDict):
+    name: str
+    device: str
+
+
+MEMORY = {
     "weights": int, "work": int, "kv_per_token": int, "kv_of_context": int, "fits": bool,
     "largest_kv": int,
 }  # fmt: skip
-NULLABLE = {"models": ("loaded",), "models.show": ("loaded",)}
-"""Keys of data that are null where no kernel says."""
 
 DATA: dict[str, Any] = {
     "ask": {
@@ -44,23 +51,16 @@ DATA: dict[str, Any] = {
         "causes": list[str], "steps": list[str],
     }],
     "load": abi.ModelRow,
-    "models": [{
-        "name": str, "title": str, "family": str, "params": int, "quant": str, "bytes": int,
-        "max_ctx": int, "source": str, "place": str, "licence": str, "pulled": str, "folder": str,
-        "loaded": [str], "problem": str,
-    }],
+    "models": list[models.Row],
     "models.du": {
-        "folder": str, "total": int,
-        "models": [{"name": str, "bytes": int}], "left": [{"name": str, "bytes": int}],
+        "folder": str, "total": int, "models": [{"name": str, "bytes": int}],
+        "left": [{"name": str, "bytes": int}],
     },
     "models.rm": [{"name": str, "freed": int, "place": str}],
-    "models.show": {
-        "name": str, "tag": str, "title": str, "file": str, "source": str, "sha256": str,
-        "bytes": int, "tensors": int, "licence": str, "pulled": str, "files": list[Any],
-        "place": str, "revision": str, "arch": str, "params": int, "quant": str, "max_ctx": int,
+    "models.show": get_type_hints(Manifest) | {
         "folder": str, "layers": int, "hidden": int, "heads": int, "kv_heads": int, "vocab": int,
-        "template": bool, "loaded": [{"name": str, "device": str}], "estimated_ctx": int,
-        "free": int, "dtypes": {"bfloat16": ESTIMATE, "float32": ESTIMATE},
+        "template": bool, "loaded": list[DEVICE] | None, "estimated_ctx": int, "free": int,
+        "dtypes": dict.fromkeys(ITEMSIZES, MEMORY),
     },
     "models.verify": [{"name": str, "ok": bool, "problem": str}],
     "ping": {"kernel_pid": int, "count": int, "best_us": float, "mean_us": float},
@@ -88,10 +88,12 @@ def schema_of(kind: Any) -> dict[str, Any]:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return schema_of(args[0])
-    if origin is list:
+    if origin in (list, tuple):
         return {"type": "array", "items": schema_of(args[0])}
     if origin in (Union, types.UnionType):
-        return {"type": [name for arg in args for name in _names(schema_of(arg)["type"])]}
+        made = [schema_of(arg) for arg in args]
+        names = [name for one in made for name in _names(one["type"])]
+        return {key: value for one in made for key, value in one.items()} | {"type": names}
     return _object(get_type_hints(kind))
 
 
@@ -112,10 +114,6 @@ def documents() -> dict[str, dict[str, Any]]:
     made = {}
     for name, data in DATA.items():
         whole = _object({"schema": str, "data": data})
-        inner = whole["properties"]["data"]
-        keys = inner.get("items", inner).get("properties", {})
-        for key in NULLABLE.get(name, ()):
-            keys[key]["type"] = [keys[key]["type"], "null"]
         whole["properties"]["schema"] = {"const": f"llmos.{name}/1"}
         made[name] = {"$schema": DRAFT, "title": f"llmos {name.replace('.', ' ')} --json"} | whole
     error = _object(ERROR)

@@ -18,6 +18,8 @@ class Entry:
     steps: tuple[str, ...]
 
 
+OTHERS = {"ENETUNREACH": (101, "The source of a model cannot be reached.")}
+"""Codes that commands use and the ABI does not know: number and meaning."""
 UNBUILT = ("it is reserved: no kernel of this version raises it",)
 
 ENTRIES: dict[str, Entry] = {
@@ -109,6 +111,11 @@ ENTRIES: dict[str, Entry] = {
         ("llmos pull NAME fetches a model again", "llmos doctor looks at the installed models")),
 }  # fmt: skip
 
+ENTRIES["ENETUNREACH"] = Entry(
+    ("the network or the package index cannot be reached", "LLMOS_OFFLINE forbids it"),
+    ("llmos models lists what is on this machine", "unset LLMOS_OFFLINE"),
+)
+
 EXITS: dict[int, str] = {
     0: "ok",
     exits.FAILED: "failed; the message says why",
@@ -129,8 +136,15 @@ EXITS: dict[int, str] = {
 }
 
 
+def number_of(name: str) -> int:
+    """Return the number of an errno."""
+    return OTHERS[name][0] if name in OTHERS else int(Errno[name])
+
+
 def meaning(name: str) -> str:
     """Return the sentence that the ABI has for an errno."""
+    if name in OTHERS:
+        return OTHERS[name][1]
     text = BY_ERRNO[int(Errno[name])].__doc__ or ""
     return text.strip().split("\n")[0]
 

@@ -11,6 +11,7 @@ from syscalls import EINVAL, Task
 from syscalls.abi import ConfigRow
 from userland.config import NO_SETTINGS, Config, Setting
 from userland.keys import CLIENT, RENAMED, Key, Unfit, Value, is_size
+from userland.view import size
 
 
 def running(task: Task) -> dict[str, Value] | None:
@@ -46,8 +47,9 @@ def mind_variables(task: Task, note: Callable[[str], None]) -> None:
     for name in names:
         key = name.removeprefix("LLMOS_").lower()
         if key in used and not _same(key, used[key], os.environ[name]):
+            value = size(int(used[key])) if is_size(key) else used[key]
             note(
-                f"{name}={os.environ[name]} is not what the kernel runs with, {used[key]}: "
+                f"{name}={os.environ[name]} is not what the kernel runs with, {value}: "
                 "it was set when that started; llmos config show has all"
             )
 

@@ -22,6 +22,7 @@ from userland.bin.ask import block
 from userland.cli import run
 from userland.desk import Desk
 from userland.exits import Failure
+from userland.turns import say_user
 
 LLMOS = (sys.executable, "-m", "userland.cli")
 
@@ -307,6 +308,11 @@ def test_a_model_without_a_template_completes(tmp_path: Path) -> None:
         assert done.stderr.count("has no chat template: it completes the text as it is") == 1
         data = json.loads(done.stdout)["data"]
         assert data["usage"]["prompt"] == 3, "the text alone, and no markup"
+        notes: list[str] = []
+        with kernel.connect() as task, task.alloc_ctx() as context:
+            for _ in range(2):
+                say_user(task, context, "abc", notes.append)
+        assert len(notes) == 1, "said once for a context"
         refused = ask(tmp_path, "-s", "be brief", "abc")
         assert (refused.returncode, refused.stdout) == (1, "")
         assert "takes no system prompt" in refused.stderr

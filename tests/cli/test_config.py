@@ -110,6 +110,8 @@ def test_variables_of_the_kernel_are_no_clients_to_set(home: Path) -> None:
     assert code == 0
     assert err.count("LLMOS_BLOCK_SIZE=32 is not what the kernel runs with, 16") == 1
     assert err.count("LLMOS_KV_MEM=2G") == 1
+    with patch("userland.running.running", side_effect=AssertionError("asked for nothing")):
+        assert llmos(home, "ps", LLMOS_MODEL="m")[0] == 0
     code, _, err = llmos(home, "ps", LLMOS_BLOCK_SIZE="16", LLMOS_NUM_BLOCKS="4096", LLMOS_XYZ="1")
     assert (code, err) == (0, "")
     assert "LLMOS_BLOCK_SIZE=x is not" in llmos(home, "ps", LLMOS_BLOCK_SIZE="x")[2]

@@ -109,8 +109,7 @@ def test_models_that_are_damaged(tmp_path: Path) -> None:
     (broken / "manifest.json").write_text("{")
     gone, odd, short = said(doctor(tmp_path, code=1), "fail", "models")
     assert gone.startswith("gone:") and odd.startswith("odd:1")
-    assert f"short:{sound.name} has 5 bytes, its manifest says" in short
-    assert short.endswith("llmos pull short")
+    assert short.startswith(f"short:{sound.name}: ") and "5" in short and "llmos pull" in short
 
 
 def test_a_machine_that_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

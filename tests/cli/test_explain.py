@@ -1,5 +1,6 @@
 """`llmos explain`: every code that a person can meet has its entry."""
 
+import errno
 import json
 import re
 from io import StringIO
@@ -9,7 +10,7 @@ import pytest
 
 from syscalls.errors import Errno
 from userland import exits
-from userland.catalogue import ENTRIES, EXITS
+from userland.catalogue import ENTRIES, EXITS, OTHERS, number_of
 from userland.cli import COMMANDS, run
 from userland.desk import Desk
 
@@ -23,7 +24,11 @@ def explain(*words: str) -> tuple[int, str, str]:
 
 
 def test_every_errno_and_exit_code_is_there() -> None:
-    assert list(ENTRIES) == [errno.name for errno in Errno]
+    assert list(ENTRIES) == [*(code.name for code in Errno), *OTHERS]
+    sources = [*(ROOT / "userland").rglob("*.py"), *(ROOT / "drivers" / "models").rglob("*.py")]
+    said = {name for path in sources for name in re.findall(r'"(E[A-Z0-9]{3,})"', path.read_text())}
+    said &= {*errno.errorcode.values(), *(code.name for code in Errno)}
+    assert {"ENOENT", "ENETUNREACH"} <= said <= ENTRIES.keys()
     assert {exits.code_of(name) for name in ENTRIES} <= EXITS.keys()
     documented = re.findall(r"(?<![\w.])(\d+)(?= \w)", (exits.__doc__ or "").replace("126,", ""))
     assert {int(code) for code in documented} <= EXITS.keys()
@@ -35,7 +40,7 @@ def test_every_errno_and_exit_code_is_there() -> None:
 def test_an_error_is_explained_with_cause_and_next_step(name: str) -> None:
     code, out, err = explain(name)
     assert (code, err) == (0, "")
-    assert out.startswith(f"{name} (errno {int(Errno[name])}): ")
+    assert out.startswith(f"{name} (errno {number_of(name)}): ")
     assert "\n  why   " in out and "\n  try   " in out
     assert out.endswith(f"\n  exit  {exits.code_of(name)}\n")
     assert explain(name.lower())[1] == out

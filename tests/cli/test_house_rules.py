@@ -73,7 +73,7 @@ ROWS = {
     "models du": Row((), "models.du", kernel=False),
     "models list": MODELS,
     "models rm": Row(None, "models.rm", kernel=False, absent=("gpt-9",)),
-    "models show": Row(None, "models.show", kernel=False, absent=("gpt-9",)),
+    "models show": Row(("smollm2",), "models.show", False, ("gpt-9",), sentences=True),
     "models verify": Row(None, "models.verify", kernel=False, absent=("gpt-9",)),
     "ping": Row((), "ping"),
     "pmap": Row((), "pmap", absent=("999999",)),

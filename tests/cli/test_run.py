@@ -144,20 +144,27 @@ def test_kill_ends_a_program_that_does_not_listen(
     assert process.returncode == 143
 
 
-def test_a_key_of_the_terminal_is_heard_once(home: Path, tmp_path: Path) -> None:
+def test_a_key_of_the_terminal_is_not_passed_on(home: Path, tmp_path: Path) -> None:
+    """The program has it from the terminal. Of two that wait the lower signal is passed on first,
+    so one that should not have been would be seen before TERM."""
+    telling = (
+        "import subprocess as s; sent = s.Popen.send_signal\n"
+        "def tell(self, number): print('passed on', int(number), flush=True); sent(self, number)\n"
+        "s.Popen.send_signal = tell\n"
+        "from userland.cli import main; main()\n"
+    )
     counting = (
-        "import signal, syscalls\n"
-        "heard = []\n"
-        "signal.signal(2, lambda *_: heard.append(1))\n"
+        "import signal, sys, syscalls\n"
+        "signal.signal(2, lambda *_: print('heard 2', flush=True))\n"
+        "signal.signal(15, lambda *_: sys.exit(7))\n"
         "task = syscalls.connect()\n"
         "print('ready', flush=True)\n"
-        "input()\n"
-        "print('heard', len(heard), flush=True)\n"
+        "while True: signal.pause()\n"
     )
     path = write(tmp_path, "x.py", counting)
     pid, terminal = pty.fork()
     if pid == 0:  # pragma: no cover  a program of its own, with a terminal of its own
-        os.execve(RUN[0], [*RUN, str(path)], environment(home))
+        os.execve(RUN[0], [RUN[0], "-c", telling, "run", str(path)], environment(home))
     said = b""
 
     def see(what: bytes) -> None:
@@ -167,13 +174,12 @@ def test_a_key_of_the_terminal_is_heard_once(home: Path, tmp_path: Path) -> None
 
     see(b"ready")
     os.write(terminal, b"\x03")
-    see(b"^C")
-    os.write(terminal, b"\n")
-    see(b"heard")
-    see(b"1\r\n")
-    assert b"heard 1\r\n" in said
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    see(b"heard 2")
+    os.kill(pid, signal.SIGTERM)
+    see(b"passed on 15")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     os.close(terminal)
+    assert b"passed on 2" not in said and said.count(b"heard 2") == 1
 
 
 def test_a_program_goes_on_when_the_kernel_stops(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def ask(
     if question.verbose and answer.stream.usage is not None:
         finish = answer.stream.finish or ""
         desk.note(footer(answer.stream.usage, finish, answer.first_s, answer.whole_s))
-    return CUT if not status and fail_on == answer.stream.finish else status
+    return CUT if fail_on == answer.stream.finish else status
 
 
 def _told(desk: Desk, question: Question) -> str:

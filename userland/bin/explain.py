@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from syscalls.errors import Errno
-from userland.catalogue import ENTRIES, EXITS, exit_meaning, meaning
+from userland.catalogue import ENTRIES, EXITS, exit_meaning, meaning, number_of
 from userland.desk import Desk, json_option, pass_desk
 from userland.exits import Failure, code_of
 
@@ -56,7 +56,7 @@ def error_facts(name: str) -> Fact:
     """Return what is known of an errno."""
     entry = ENTRIES[name]
     return {
-        "code": name, "number": int(Errno[name]), "exit_code": code_of(name),
+        "code": name, "number": number_of(name), "exit_code": code_of(name),
         "meaning": meaning(name), "causes": list(entry.causes), "steps": list(entry.steps),
     }  # fmt: skip
 

@@ -70,7 +70,7 @@ def configuration() -> Iterator[Finding]:
 
 def models() -> Iterator[Finding]:
     """Are the models sound, as far as a look tells, and is there room for more?"""
-    from userland.models import installed, store  # brings numpy
+    from userland.models import as_failure, installed, store  # brings numpy
 
     root = store().root
     there = next(path for path in (root, *root.absolute().parents) if path.exists())
@@ -83,20 +83,14 @@ def models() -> Iterator[Finding]:
     if not names:
         yield Finding("models", WARN, "none is installed", "llmos pull smollm2")
     for name in names:
-        pull = f"llmos pull {name.split(':')[0]}"
         try:
             model = installed(name)
-            wanted = model.manifest.bytes
-            path = model.folder / model.manifest.file
-            found = wanted if path.is_dir() else path.stat().st_size
-        except (Failure, OSError) as error:
-            yield Finding("models", FAIL, f"{name}: {error}", pull)
+            with as_failure():
+                model.check()
+        except Failure as failure:
+            yield Finding("models", FAIL, f"{name}: {failure.message}", failure.hint)
             continue
-        if found == wanted:
-            yield Finding("models", OK, f"{name}, {size(found)}")
-        else:
-            text = f"{name} has {found:,} bytes, its manifest says {wanted:,}"
-            yield Finding("models", FAIL, text, pull)
+        yield Finding("models", OK, f"{name}, {size(model.manifest.bytes)}")
 
 
 def log() -> Iterator[Finding]:

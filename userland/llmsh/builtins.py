@@ -109,8 +109,11 @@ def _command(name: str) -> Function:
     def run(state: State, args: list[str], out: TextIO) -> int:
         command: click.Command = getattr(import_module(f"userland.bin.{name}"), name)
         desk = Desk(out, state.err, state.contexts.task(), name="llmsh")
-        with redirect_stdout(out):  # --help, which click writes by itself
-            result = command.main(args, name, standalone_mode=False, obj=desk)
+        try:
+            with redirect_stdout(out):  # --help, which click writes by itself
+                result = command.main(args, name, standalone_mode=False, obj=desk)
+        except click.Abort:  # this is what click makes of Ctrl-C
+            raise KeyboardInterrupt from None
         return result if isinstance(result, int) else 0
 
     return run

@@ -103,6 +103,15 @@ def test_schemas_name_the_document_that_they_are_of(path: Path) -> None:
     assert schema["required"] == ["schema", "data"]
 
 
+def test_colours_are_as_they_are_asked_for(kernel: FakeKernel) -> None:
+    for words in (["ps"], ["pmap"], ["dmesg"], ["lsdev"], ["free"]):
+        for tty, color, colored in (
+            (False, "always", True), (True, "never", False), (False, "auto", False),
+        ):  # fmt: skip
+            status, out, _ = screen(kernel, "--color", color, *words, tty=tty)
+            assert (status, "\x1b[" in out) == (0, colored), (words, tty, color)
+
+
 # --- arguments ----------------------------------------------------------------------------------
 
 

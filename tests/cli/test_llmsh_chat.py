@@ -286,18 +286,18 @@ def test_shells_at_once_lose_no_line(kernel: Daemon, home: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "becomes"),
     [
-        ("ps --no-h\t", "ps --no-headers"), ('"x" --max\t', None), ("ask --max\t", "ask --max-tokens"),
+        ("ps --no-h\t", "ps --no-headers"), ("ask --max\t", "ask --max-tokens"),
         ("hist\t", "history"), ("set verb\t", "set verbose="), ("echo $usag\t", "echo $usage"),
         ("ask -c @ma\t", "ask -c @main"), ("? see @./a_fi\t", "? see @./a_file.txt"),
         ("if true; then histo\t", "if true; then history"), ("x=$(histo\t", "x=$(history"),
-        ("cat ./a_fi\t", "cat ./a_file.txt"), ("@ma\t", "@main"), ("ls > a_fi\t", "ls > a_file.txt"),
+        ("cat ./a_fi\t", "cat ./a_file.txt"), ("@ma\t", "@main"),
+        ("ls > a_fi\t", "ls > a_file.txt"), ("ask --nosuch=\t", "ask --nosuch="),
     ],
 )  # fmt: skip
-def test_tab(person: Typist, home: Path, typed: str, becomes: str | None) -> None:
+def test_tab(person: Typist, home: Path, typed: str, becomes: str) -> None:
     (home / "a_file.txt").touch()
     person.type(f"cd {home}\r")
     person.prompt()
     person.type(typed)
     person.type("X")
-    person.see(f"{becomes}X" if becomes else "X")
-    assert "Traceback" not in person.screen()
+    person.see(f"{becomes}X")

@@ -52,7 +52,7 @@ class Words(Completer):
 
     def _completions(self, text: str) -> Iterator[Completion]:
         found = _WORD.search(text)
-        word = found.group() if found else ""
+        word = found.group().rsplit("$(", 1)[-1] if found else ""
         before = text[: len(text) - len(word)]
         if variable := _VARIABLE.search(text):
             names = {name for name in self._state.variables if name.startswith(variable[1])}

@@ -64,24 +64,30 @@ def test_chat_is_a_conversation_in_the_context_of_the_shell(person: Typist) -> N
     person.see(re.compile(r"^\* side +\d+ +1 ", re.MULTILINE))
 
 
-@pytest.mark.parametrize(
-    ("line", "said", "status"),
-    [
-        ("/frob", "there is no /frob; /help lists", 2),
-        ("/undp 1", "there is no /undp; did you mean undo?", 2),
-        ("/etc/passwd", "there is no /etc/passwd", 2), ("/ ", "//text", 0),
-        ("/help", "a prompt that begins with /", 0), ("/undo 5", "cannot undo 5 turns", 1),
-        ("/set max=x", "max is 1 to", 2), ("/set 'open", "' is not closed", 2),
-        ("see @./nosuch", "cannot read ./nosuch", 74), ("/chat", "there is no /chat", 2),
-        ("!nosuchcommand", "command not found", 127), ("/ctx use nope", "no context 'nope'", 3),
-    ],
-)  # fmt: skip
-def test_nothing_ends_a_chat(person: Typist, line: str, said: str, status: int) -> None:
+MISTAKES = (
+    ("/frob", "there is no /frob; /help lists", 2),
+    ("/undp 1", "there is no /undp; did you mean undo?", 2),
+    ("/etc/passwd", "there is no /etc/passwd", 2),
+    ("/ ", "a prompt that begins with /", 0),
+    ("/undo 5", "cannot undo 5 turns", 1),
+    ("/set max=x", "max is 1 to", 2),
+    ("/set 'open", "' is not closed", 2),
+    ("see @./nosuch", "cannot read ./nosuch", 74),
+    ("/chat", "there is no /chat", 2),
+    ("!nosuchcommand", "command not found", 127),
+    ("/ctx use nope", "no context 'nope'", 3),
+)
+
+
+def test_nothing_ends_a_chat(person: Typist) -> None:
     person.type("chat\r")
     ready(person)
-    person.type(f"{line}\r")
-    person.see(said)
-    ready(person, status=status)
+    for line, said, status in MISTAKES:
+        person.type(f"{line}\r")
+        person.see(said)
+        ready(person, status=status)
+        person.type("!clear\r")
+        person.watch(lambda: not person.screen().count("\n"), "a clear screen")
     person.type("/exit\r")
     person.prompt()
 
@@ -283,21 +289,35 @@ def test_shells_at_once_lose_no_line(kernel: Daemon, home: Path) -> None:
 # --- completion -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("typed", "becomes"),
-    [
-        ("ps --no-h\t", "ps --no-headers"), ("ask --max\t", "ask --max-tokens"),
-        ("hist\t", "history"), ("set verb\t", "set verbose="), ("echo $usag\t", "echo $usage"),
-        ("ask -c @ma\t", "ask -c @main"), ("? see @./a_fi\t", "? see @./a_file.txt"),
-        ("if true; then histo\t", "if true; then history"), ("x=$(histo\t", "x=$(history"),
-        ("cat ./a_fi\t", "cat ./a_file.txt"), ("@ma\t", "@main"),
-        ("ls > a_fi\t", "ls > a_file.txt"), ("ask --nosuch=\t", "ask --nosuch="),
-    ],
-)  # fmt: skip
-def test_tab(person: Typist, home: Path, typed: str, becomes: str) -> None:
+COMPLETIONS = {
+    "ps --no-h": "ps --no-headers", "ask --max": "ask --max-tokens", "hist": "history",
+    "set verb": "set verbose=", "echo $usag": "echo $usage", "ask -c @ma": "ask -c @main",
+    "? see @./a_fi": "? see @./a_file.txt", "if true; then histo": "if true; then history",
+    "x=$(histo": "x=$(history", "cat ./a_fi": "cat ./a_file.txt", "@ma": "@main",
+    "ls > a_fi": "ls > a_file.txt", "ask --nosuch=": "ask --nosuch=", "'a ": "'a ",
+}  # fmt: skip
+
+
+def test_tab(person: Typist, home: Path) -> None:
     (home / "a_file.txt").touch()
     person.type(f"cd {home}\r")
     person.prompt()
-    person.type(typed)
-    person.type("X")
-    person.see(f"{becomes}X")
+    for typed, becomes in COMPLETIONS.items():
+        person.type(f"{typed}\t")
+        person.see(re.compile(rf"\$ {re.escape(becomes)}$"))
+        person.ctrl("u")
+        person.prompt()
+
+
+def test_tab_in_a_chat(person: Typist, home: Path) -> None:
+    (home / "a_file.txt").touch()
+    person.type(f"cd {home}; chat\r")
+    ready(person)
+    for typed, becomes in {
+        "/und": "/undo", "/ctx us": "/ctx use", "look at @./a_fi": "look at @./a_file.txt",
+        "!cat a_fi": "!cat a_file.txt", "/quit": "/quit",
+    }.items():  # fmt: skip
+        person.type(f"{typed}\t")
+        person.see(re.compile(rf"» {re.escape(becomes)}$"))
+        person.ctrl("u")
+        ready(person)

@@ -294,7 +294,7 @@ COMPLETIONS = {
     "set verb": "set verbose=", "echo $usag": "echo $usage", "ask -c @ma": "ask -c @main",
     "? see @./a_fi": "? see @./a_file.txt", "if true; then histo": "if true; then history",
     "x=$(histo": "x=$(history", "cat ./a_fi": "cat ./a_file.txt", "@ma": "@main",
-    "ls > a_fi": "ls > a_file.txt", "ask --nosuch=": "ask --nosuch=", "'a ": "'a ",
+    "ls > a_fi": "ls > a_file.txt", "ask --nosuch=": "ask --nosuch=",
 }  # fmt: skip
 
 

@@ -95,7 +95,9 @@ def show_help(state: State, args: list[str], out: TextIO) -> int:
     _none("help", args)
     path = history_path()
     where = f"{path} (mode 0600)" if path else "not kept (LLMSH_HISTORY is empty)"
-    out.write(MANUAL.format(history=where))
+    more = [name for name in SHARED if name not in ("ps", "free", "kill")]
+    commands = f"{'   '.join(more)}: NAME --help says more"
+    out.write(MANUAL.format(history=where, commands=commands))
     return 0
 
 

@@ -3,12 +3,16 @@
     STARTING --Ready--> LOADING --all that were asked for--> UP      FAILED: out of restarts
         ^------- driver died, faulted or hung: new epoch -------|
 
-The driver works on one thing at a time: a Load, or a Submit of one model, whose fence is (epoch,
-COMPUTE, value). Loads go first, then the models that have something to run take turns. When an
-epoch ends, the process is reaped first; then what was in flight is undone, every block loses its
-KV, and in the next epoch the same models are loaded and the same requests run again, computed from
-ids. A request that was in flight in three deaths is failed with EIO, so that one bad request cannot
-take the device down for ever. A model that its driver refuses fails alone, if others are there.
+One Submit of one model is in flight at a time; its fence is (epoch, COMPUTE, value). Models that
+have something to run take turns. A driver that cannot load beside its steps (feature "load_beside")
+does one or the other, and loads go first; one that can serves, from its first model on, while it
+loads the next.
+
+When an epoch ends, the process is reaped first; then what was in flight is undone, every block
+loses its KV, and in the next epoch the same models are loaded and the same requests run again,
+computed from ids. A request that was in flight in three deaths is failed with EIO, so that one bad
+request cannot take the device down for ever. A model that its driver refuses fails alone, if others
+are there.
 """
 
 import logging
@@ -74,6 +78,7 @@ class Device:
         self._value = 0
         self._in_flight: tuple[int, Model] | None = None  # fence value
         self._watch = Watch(limits.patience, clock)
+        self._load_watch = Watch(limits.patience, clock)
 
     @property
     def name(self) -> str:
@@ -117,11 +122,12 @@ class Device:
 
     def deadline(self) -> float | None:
         """When to look at `expire` again; None while the driver owes nothing."""
-        return self._watch.deadline
+        deadlines = (self._watch.deadline, self._load_watch.deadline)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def expire(self, now: float) -> list[Outcome | News]:
         """Replace a driver that is past a deadline."""
-        why = self._watch.overdue(now)
+        why = self._watch.overdue(now) or self._load_watch.overdue(now)
         return self._replace(why) if why else []
 
     def _replace(self, why: str) -> list[Outcome | News]:
@@ -134,6 +140,7 @@ class Device:
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
         self.note, self._in_flight = why, None
+        self._load_watch.done()
         self.models.leaving.clear()
         failed = self._loading.blame(why)
         for model in self.models:
@@ -150,6 +157,7 @@ class Device:
     def _give_up(self, why: str) -> list[Outcome | News]:
         self.link.kill()
         self._watch.done()
+        self._load_watch.done()
         why = why[:MAX_NOTE]
         self.state, self.note, self._loading.model = DeviceState.FAILED, why, None
         log.error("device %s failed: %s", self.name, why)
@@ -170,6 +178,7 @@ class Device:
                 if message is None:
                     return
                 self._watch.heard()
+                self._load_watch.heard()
                 outcomes = self._handle(message)
             except LinkDown as down:
                 outcomes = self._end_epoch(str(down))
@@ -208,7 +217,7 @@ class Device:
 
     def _on_loaded(self, loaded: base.Loaded) -> list[Outcome | News]:
         model, limits = self._loading.over("loaded out of turn"), self.limits
-        self._watch.done()
+        self._load_watch.done()
         why = model.take(
             loaded, self._policy, limits.prefill_chunk, limits.target_us, self._contexts
         )
@@ -257,7 +266,7 @@ class Device:
             if self.state is DeviceState.STARTING:
                 return self._give_up(why)
             model = self._loading.over(f"faulted with {kind.name}: {fault.message}")
-            self._watch.done()
+            self._load_watch.done()
             return self._refused(model, fault.message, REFUSALS.get(kind, EIO))
         value, _ = self._in_flight or (0, None)
         check_fence(fault, self.epoch, value)
@@ -266,11 +275,11 @@ class Device:
     # --- steps --------------------------------------------------------------------------------
 
     def step(self) -> list[Outcome | News]:
-        """Give an idle driver something to do: a load, a step, scrubs that are due."""
-        if self.state not in (DeviceState.LOADING, DeviceState.UP) or self.busy:
+        """Give the driver what it has time for: a load, a step, scrubs that are due."""
+        if self.state not in (DeviceState.LOADING, DeviceState.UP) or self._in_flight:
             return []
         try:
-            if self._load():
+            if self._load() and not self._serves_beside:
                 return []
             self.state = DeviceState.UP
             for model in self.models.in_turn():
@@ -281,16 +290,22 @@ class Device:
             return self._end_epoch(str(down))
         return []
 
+    @property
+    def _serves_beside(self) -> bool:
+        """Whether steps go on while a model is being loaded."""
+        assert self.ready is not None
+        return "load_beside" in self.ready.features and bool(self.models.in_turn())
+
     def _load(self) -> bool:
-        """Tell the driver which models have gone, and load the next one that waits."""
+        """Tell the driver which models have gone, load the next one; see if one is being loaded."""
         while self.models.leaving:
             self.link.send(base.Unload(self.models.leaving.pop().number))
-        load = self._loading.begin()
-        if load is None:
-            return False
-        self._watch.loading()
-        self.link.send(load)
-        return True
+        if self._loading.model is None:
+            load = self._loading.begin()
+            if load is not None:
+                self._load_watch.loading()
+                self.link.send(load)
+        return self._loading.model is not None
 
     def _step(self, model: Model) -> bool:
         """Submit a model's next step, or what goes before it; False if there is nothing to do."""

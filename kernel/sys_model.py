@@ -30,7 +30,7 @@ PARTS = ("tokenizer.json", "chat_template.jinja", "config.json")
 
 
 def sys_load_model(k: System, caller: Caller, args: LoadModel) -> Pending:
-    """Load a model; other models of the device wait meanwhile."""
+    """Load a model beside those that are there."""
     _only_operator(k, caller)
     device = k.device
     if args.device not in (None, device.name):

@@ -133,8 +133,12 @@ def _command(name: str) -> Function:
 
     def run(state: State, args: list[str], out: TextIO) -> int:
         command = click_command(name)
-        with redirect_stdout(out):  # --help, which click writes by itself
-            result = command.main(args, name, standalone_mode=False, obj=ShellDesk(state, out))
+        try:
+            with redirect_stdout(out):  # --help, which click writes by itself
+                desk = ShellDesk(state, out)
+                result = command.main(args, name, standalone_mode=False, obj=desk)
+        except click.Abort:  # this is what click makes of Ctrl-C
+            raise KeyboardInterrupt from None
         return result if isinstance(result, int) else 0
 
     return run

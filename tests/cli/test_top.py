@@ -21,6 +21,7 @@ from tests.helpers.fake_kernel import FakeKernel
 from tests.helpers.scene import DEVICES, KERNEL, POOLS, TASKS, scene
 from userland.proc import Usage, usage
 from userland.topmodel import Sample, TopModel, rates_of
+from userland.topscreen import Screen
 
 # --- the model ----------------------------------------------------------------------------------
 
@@ -226,9 +227,9 @@ def test_keys(kernel: FakeKernel, tmp_path: Path) -> None:
         person.child.send(" ")
         person.see(r"^PAUSED")
         seen = len(kernel.requests)
-        person.child.send("N")
-        person.see(r"^PAUSED")
-        person.child.send("x?\x1bOAh")  # keys that mean nothing here
+        start = time.monotonic()
+        person.watch(lambda: time.monotonic() > start + 0.4, "the time of two looks")
+        person.child.send("Nx?\x1bOAh")  # some of these mean nothing here
         person.see(r"^> +1 ")
         assert len(kernel.requests) == seen, "nothing is asked while it is paused"
         person.child.send("q")
@@ -252,6 +253,18 @@ def test_however_it_ends_the_terminal_is_as_it_was(
         assert person.ends() == status
 
 
+def test_a_terminal_that_takes_nothing_is_left_as_it_was() -> None:
+    ours, theirs = os.openpty()
+    before = termios.tcgetattr(theirs)
+    handler = signal.getsignal(signal.SIGWINCH)
+    with open(os.devnull) as out, pytest.raises(OSError), Screen(out, theirs):
+        raise AssertionError("it was entered")
+    assert termios.tcgetattr(theirs) == before
+    assert signal.getsignal(signal.SIGWINCH) is handler
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_a_kernel_that_goes_away(kernel: FakeKernel, tmp_path: Path) -> None:
     with sitting(kernel, tmp_path) as person:
         person.see("researcher")
@@ -262,7 +275,7 @@ def test_a_kernel_that_goes_away(kernel: FakeKernel, tmp_path: Path) -> None:
 
 def test_a_size_that_changes(kernel: FakeKernel, tmp_path: Path) -> None:
     with sitting(kernel, tmp_path, "-d", "60") as person:
-        person.see("researcher")
+        person.see(r"^decode")  # the second look, and the last one for a minute
         person.mark = len(person.raw)
         person.child.setwinsize(10, 60)
         person.watch(lambda: b"\x1b[J" in person.since(), "a frame of the new size")

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pexpect
+import psutil
 import pyte
 import pytest
+from rich.console import Console
 
 from syscalls.abi import KernelRow
-from tests.helpers.daemon import ROOT
+from tests.helpers.daemon import ROOT, eventually
 from tests.helpers.fake_kernel import FakeKernel
 from tests.helpers.scene import DEVICES, KERNEL, POOLS, TASKS, scene
 from userland.proc import Usage, usage
@@ -257,7 +259,7 @@ def test_a_terminal_that_takes_nothing_is_left_as_it_was() -> None:
     ours, theirs = os.openpty()
     before = termios.tcgetattr(theirs)
     handler = signal.getsignal(signal.SIGWINCH)
-    with open(os.devnull) as out, pytest.raises(OSError), Screen(out, theirs):
+    with open(os.devnull) as out, pytest.raises(OSError), Screen(out, Console(file=out), theirs):
         raise AssertionError("it was entered")
     assert termios.tcgetattr(theirs) == before
     assert signal.getsignal(signal.SIGWINCH) is handler
@@ -296,6 +298,8 @@ def test_ctrl_z_gives_the_terminal_back_for_a_while(kernel: FakeKernel, tmp_path
         person.see("researcher")
         person.child.kill(signal.SIGTSTP)
         person.watch(lambda: b"\x1b[?1049l" in person.since(), "the old screen")
+        process = psutil.Process(person.child.pid)
+        eventually(lambda: process.status() == psutil.STATUS_STOPPED, "stopped")
         assert termios.tcgetattr(person.child.fileno()) == person.before
         person.mark = len(person.raw)
         person.child.kill(signal.SIGCONT)

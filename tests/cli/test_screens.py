@@ -93,10 +93,10 @@ def test_a_schema_that_is_broken_is_noticed() -> None:
             check(document | {"data": data}, schema, "x")
 
 
-DOCUMENTS = sorted(path for path in FOLDER.iterdir() if path.stem != "error")
+OF_DOCUMENTS = sorted(path for path in FOLDER.iterdir() if path.stem != "error")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OF_DOCUMENTS, ids=lambda path: path.stem)
 def test_schemas_name_the_document_that_they_are_of(path: Path) -> None:
     schema = json.loads(path.read_text())
     assert schema["properties"]["schema"]["const"] == f"llmos.{path.stem}/1"

@@ -207,13 +207,15 @@ class Device:
         return []
 
     def _on_loaded(self, loaded: base.Loaded) -> list[Outcome | News]:
-        model, limits = self._loading.over("loaded out of turn"), self.limits
-        self._watch.done()
-        why = model.take(
+        model, limits = self._loading.current("loaded out of turn"), self.limits
+        why = model.take(  # if that is a Lie, it is a death of the driver in loading this model
             loaded, self._policy, limits.prefill_chunk, limits.target_us, self._contexts
         )
         if why:
             self.link.send(base.Unload(model.number))
+        self._loading.over()
+        self._watch.done()
+        if why:
             return self._refused(model, why, ENOTSUP)
         return self._loading.up(model, loaded, self.epoch)
 
@@ -256,7 +258,8 @@ class Device:
         if fault.value == 0:
             if self.state is DeviceState.STARTING:
                 return self._give_up(why)
-            model = self._loading.over(f"faulted with {kind.name}: {fault.message}")
+            model = self._loading.current(f"faulted with {kind.name}: {fault.message}")
+            self._loading.over()
             self._watch.done()
             return self._refused(model, fault.message, REFUSALS.get(kind, EIO))
         value, _ = self._in_flight or (0, None)

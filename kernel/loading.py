@@ -19,7 +19,7 @@ log = logging.getLogger("kernel.model")
 MAX_NOTE = 1000
 """Characters kept of a reason in which a driver has its say."""
 MAX_DEATHS = 2
-"""Epochs that may end while a model is being loaded because a call asked for it."""
+"""Epochs that may end, one after the other, while the same model is being loaded."""
 REFUSALS = {base.FaultKind.OOM: ENOMEM, base.FaultKind.UNSUPPORTED: ENOTSUP}
 """What a refused load is to whoever asked for it; otherwise EIO."""
 
@@ -60,12 +60,15 @@ class Loading:
                 self.model.name, _sizes(message), mib(message.mem_free), self._device,
             )  # fmt: skip
 
-    def over(self, said: str) -> Model:
-        """Return the model whose loading the driver has ended; Lie if it loads none."""
-        model, self.model = self.model, None
-        if model is None:
+    def current(self, said: str) -> Model:
+        """Return the model that the driver loads; Lie if it loads none."""
+        if self.model is None:
             raise Lie(said)
-        return model
+        return self.model
+
+    def over(self) -> None:
+        """Note that the driver has ended the loading."""
+        self.model = None
 
     def up(self, model: Model, loaded: base.Loaded, epoch: int) -> list[Outcome | News]:
         """Say that a model serves."""
@@ -73,6 +76,7 @@ class Loading:
             "%s: up on %s in epoch %d after %.1f s, takes %s",
             model.name, self._device, epoch, loaded.load_us / 1e6, _sizes(loaded),
         )  # fmt: skip
+        model.deaths = 0
         return [News(model, None)]
 
     def alone(self, model: Model) -> bool:
@@ -86,9 +90,12 @@ class Loading:
         return self.fail(model, why, error(what))
 
     def blame(self, why: str) -> list[Outcome | News]:
-        """Give up the model that is being loaded if that has ended the driver too often."""
+        """Give up the model that is being loaded if that has ended the driver too often.
+
+        Not one that the device has alone from its start: then restarts are what can help.
+        """
         model, self.model = self.model, None
-        if model is None or model.asked is None:
+        if model is None or self.alone(model):
             return []
         model.deaths += 1
         if model.deaths < MAX_DEATHS:

@@ -15,6 +15,7 @@ from kernel.model import Model, ModelState, ModelTable
 from kernel.panic import KernelPanic
 from syscalls.abi import Event
 from syscalls.errors import Errno
+from tests.helpers.liar import LyingLink
 from tests.helpers.oracle import expected, next_id
 from tests.helpers.sim import Sim, SimClient
 
@@ -322,6 +323,48 @@ def test_a_model_that_kills_its_driver_is_given_up_and_the_others_go_on() -> Non
     sim.until(lambda: infer.done)
     assert infer.tokens == expected([1], 40)
     assert list(rows(client)) == ["null"]
+    sim.leave()
+
+
+def lying_of_the_second() -> Sim:
+    """A driver that says of every model but the first what cannot be."""
+
+    def lie(loaded: base.Loaded) -> list[Any]:
+        return [loaded._replace(eos_ids=(7,) * 300) if loaded.model else loaded]
+
+    return Sim(link=LyingLink(base.Loaded, lie, times=1 << 30), max_restarts=5)
+
+
+def test_a_model_of_which_the_driver_lies_is_given_up_and_the_others_go_on() -> None:
+    sim = lying_of_the_second()
+    client = sim.client()
+    infer = client.send("infer", context(client, "null", [1]), 40, 0.0)
+    reply = load(client)
+    sim.until(lambda: reply.done and infer.done)
+    assert reply.errno == Errno.EIO and "2 times" in reply.message and "300" in reply.message
+    assert infer.tokens == expected([1], 40)
+    assert sim.system.device.epoch == 3 and list(rows(client)) == ["null"]
+    sim.leave()
+
+
+def test_a_model_that_cannot_come_back_fails_alone() -> None:
+    """It was up; after a death it is another one on the disk, or it kills the new driver."""
+    sim = lying_of_the_second()
+    link: Any = sim.link
+    link.after = 1  # the first load of it is told as it is
+    client = sim.client()
+    loaded(client)
+    infers = [client.send("infer", context(client, name, [7]), 30, 0.0) for name in rows(client)]
+    sim.until(lambda: all(len(infer.tokens) > 5 for infer in infers))
+    link.after = 0
+    sim.link.die()
+    sim.until(lambda: all(infer.done for infer in infers))
+    assert infers[0].tokens == expected([7], 30)
+    assert infers[1].errno == Errno.ENODEV and "300 end ids" in infers[1].message
+    assert [row[9] for row in rows(client).values()] == ["up", "failed"]
+    link.times = 0
+    loaded(client)  # anew
+    assert [row[9] for row in rows(client).values()] == ["up", "up"]
     sim.leave()
 
 

@@ -233,6 +233,7 @@ class Device:
         sched = model.sched
         results = read_results(complete, sched.samplers, sched.scorers, model.desc.vocab)
         self._landed()
+        sched.telling = []
         model.pool.fence_passed(complete.value)
         took_us = complete.end_us - complete.start_us
         return sched.commit(results, took_us) if sched.step else ()

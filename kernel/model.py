@@ -148,7 +148,7 @@ class Model:
 
     def lose_all(self) -> list[Request]:
         """Forget all KV: the epoch has ended; return the requests that were in flight."""
-        hit = self._sched.fail() if self._sched and self._sched.step else []
+        hit = self._sched.fail() if self._sched else []
         if self._pool and self._sched:
             self._pool.lose_all()
             self._sched.lose_slots()

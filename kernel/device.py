@@ -4,11 +4,12 @@
         ^------- driver died, faulted or hung: new epoch -------|
 
 The driver works on one thing at a time: a Load, or a Submit of one model, whose fence is (epoch,
-COMPUTE, value). Loads go first, then the models that have something to run take turns. When an
-epoch ends, the process is reaped first; then what was in flight is undone, every block loses its
-KV, and in the next epoch the same models are loaded and the same requests run again, computed from
-ids. A request that was in flight in three deaths is failed with EIO, so that one bad request cannot
-take the device down for ever. A model that its driver refuses fails alone, if others are there.
+COMPUTE, value). Loads go first, but after each of them every model that is up has a step, so that
+loads without end stop nobody; the models that have something to run take turns. When an epoch ends,
+the process is reaped first; then what was in flight is undone, every block loses its KV, and in the
+next epoch the same models are loaded and the same requests run again, computed from ids. A request
+that was in flight in three deaths is failed with EIO, so that one bad request cannot take the
+device down for ever. A model that its driver refuses fails alone, if others are there.
 """
 
 import logging
@@ -73,6 +74,7 @@ class Device:
         self._loading = Loading(self.models, link.device)
         self._value = 0
         self._in_flight: tuple[int, Model] | None = None  # fence value
+        self._steps_due = 0  # before the next load
         self._watch = Watch(limits.patience, clock)
 
     @property
@@ -133,7 +135,7 @@ class Device:
         """Undo what was in flight, forget all KV, start over or give up."""
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
-        self.note, self._in_flight = why, None
+        self.note, self._in_flight, self._steps_due = why, None, 0
         self.models.leaving.clear()
         failed = self._loading.blame(why)
         for model in self.models:
@@ -274,27 +276,34 @@ class Device:
         if self.state not in (DeviceState.LOADING, DeviceState.UP) or self.busy:
             return []
         try:
-            if self._load():
-                return []
-            self.state = DeviceState.UP
-            for model in self.models.in_turn():
-                if self._step(model):
-                    self.models.served(model)
-                    break
+            while self.models.leaving:
+                self.link.send(base.Unload(self.models.leaving.pop().number))
+            if self._steps_due and self._step_in_turn():
+                self._steps_due -= 1
+            elif not self._load():
+                self.state = DeviceState.UP
+                self._step_in_turn()
         except LinkDown as down:
             return self._end_epoch(str(down))
         return []
 
     def _load(self) -> bool:
-        """Tell the driver which models have gone, and load the next one that waits."""
-        while self.models.leaving:
-            self.link.send(base.Unload(self.models.leaving.pop().number))
+        """Load the next model that waits; False if none does."""
         load = self._loading.begin()
         if load is None:
             return False
+        self._steps_due = len(self.models.in_turn())
         self._watch.loading()
         self.link.send(load)
         return True
+
+    def _step_in_turn(self) -> bool:
+        """Submit something of the model whose turn it is; False if none has anything to do."""
+        for model in self.models.in_turn():
+            if self._step(model):
+                self.models.served(model)
+                return True
+        return False
 
     def _step(self, model: Model) -> bool:
         """Submit a model's next step, or what goes before it; False if there is nothing to do."""

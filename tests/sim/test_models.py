@@ -154,6 +154,23 @@ def test_loads_are_done_one_after_the_other_and_all_are_answered(sim: Sim) -> No
     sim.leave()
 
 
+def test_loads_without_end_stop_nobody(sim: Sim) -> None:
+    """Whenever one is done, another one waits already."""
+    client, others = sim.client(), [sim.client() for _ in range(3)]
+    infer = client.send("infer", context(client, "null", [1]), 40, 0.0)
+    replies = {}
+    for _ in range(400):
+        for other in others:
+            name, reply = f"m{other.pid}", replies.get(other)
+            if reply is None or reply.done:
+                up = reply is not None and reply.name == "load_model"
+                replies[other] = other.send("unload_model", name) if up else load(other, name)
+        sim.turn()
+    assert infer.done and infer.tokens == expected([1], 40)
+    sim.until(lambda: all(reply.done and not reply.errno for reply in replies.values()))
+    sim.leave()
+
+
 def test_a_model_that_is_on_its_way_is_listed_and_worth_another_try(sim: Sim) -> None:
     client = sim.client()
     reply = load(client)

@@ -44,6 +44,7 @@ class Model:
         self.note = ""
         self.loaded: base.Loaded | None = None
         self.asked: Any = None  # (session, call) of the load_model that waits for it
+        self.num_contexts = 0  # that use it
         self.deaths = 0  # epochs that ended while it was being loaded
         self._pool: BlockPool | None = None
         self._sched: Scheduler | None = None

@@ -282,6 +282,8 @@ class Sim:
         k = self.system
         for model in self.loaded:
             model.pool.check()
+            users = [ctx for ctx in k.contexts() if ctx.model is model]
+            assert model.num_contexts == len(users)
         tables: dict[int, int] = {}
         for ctx in k.contexts():
             for block in ctx.blocks:

@@ -3,6 +3,8 @@
 The models are null models of different vocabularies, so that an id of the wrong one shows.
 """
 
+import os
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -218,6 +220,26 @@ def test_a_kernel_without_a_model_takes_one() -> None:
     sim.front.dead.add(client.route)
     sim.turn()
     sim.check_empty()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
+def test_a_part_that_is_no_file_is_not_read(sim: Sim, kind: str, tmp_path: Path) -> None:
+    """A pipe would be waited for, and by then the kernel would serve nobody."""
+    part = tmp_path / "tokenizer.json"
+    {
+        "pipe": lambda: os.mkfifo(part),
+        "device": lambda: part.symlink_to("/dev/zero"),
+        "folder": part.mkdir,
+        "loop": lambda: part.symlink_to(part),
+    }[kind]()
+    client = sim.client()
+    sim.model.spec = sim.model.spec._replace(path=str(tmp_path))
+    read = client.ask("read_model", None, "tokenizer.json")
+    assert read.errno == Errno.EIO and "cannot read tokenizer.json" in read.message
+    (tmp_path / "config.json").write_text("{}")
+    result = client.ask("read_model", None, "config.json").result
+    assert (result.data, result.total) == (b"{}", 2)
+    sim.leave()
 
 
 # --- unloading ----------------------------------------------------------------------------------

@@ -49,16 +49,24 @@ class Loading:
         return None if self.model is None else self.model.load()
 
     def progress(self, message: base.Progress) -> list[Outcome | News]:
-        """Return the news that a driver's message is."""
-        return [] if self.model is None else [News(self.model, message)]
+        """Return the news that a driver's message is; Lie if it is of another model."""
+        if self.model is None:
+            return []  # it was on its way when the loading ended
+        self._of_this("progress", message.model, self.model)
+        return [News(self.model, message)]
 
     def estimate(self, message: base.Estimate) -> None:
         """Log what the driver is about to take."""
         if self.model is not None:
+            self._of_this("an estimate", message.model, self.model)
             log.info(
                 "%s: about to take %s of %s that are free on %s",
                 self.model.name, _sizes(message), mib(message.mem_free), self._device,
             )  # fmt: skip
+
+    def _of_this(self, what: str, number: int, model: Model) -> None:
+        if number != model.number:
+            raise Lie(f"told {what} of model {number}, it loads {model.number}")
 
     def current(self, said: str) -> Model:
         """Return the model that the driver loads; Lie if it loads none."""

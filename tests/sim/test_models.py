@@ -210,6 +210,21 @@ def test_progress_goes_to_whoever_asked(sim: Sim) -> None:
     sim.leave()
 
 
+@pytest.mark.parametrize(
+    "message", [base.Progress(0, "weights", 1, 2), base.Estimate(0, 1, 1, 1, 1)]
+)
+def test_news_of_another_model_are_not_passed_on(sim: Sim, message: Any) -> None:
+    client = sim.client()
+    reply = load(client)
+    sim.turn(pump=0)
+    sim.link._emit(message)
+    sim.until(lambda: reply.done)
+    assert sim.system.device.epoch == 2 and "of model 0" in sim.system.device.note
+    assert not [event for event in client.take() if event[0] == Event.PROGRESS]
+    assert reply.errno == 0
+    sim.leave()
+
+
 def test_a_kernel_without_a_model_takes_one() -> None:
     sim = Sim(model="")
     client = sim.client()

@@ -307,7 +307,7 @@ class Sim:
             return
         for model in self.loaded:
             memory = driver.models.get(model.number)
-            for block in list(model.pool._free) if memory else ():
+            for block in list(model.pool.free()) if memory else ():
                 content = memory.pool[memory.block(block)]
                 assert not any(content), f"free block {block} is not zero"
 

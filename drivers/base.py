@@ -27,7 +27,8 @@ the kernel uses an addition only where Ready says that it is there, by its minor
 The kernel leaves out what a newer driver adds to its answers. `drivers.wire` has the bytes.
 
 1.1 adds: adjusted logits (Reset from `start` on, Sample.adjust; features "penalties", "bias") and
-Score with Scored and Loaded.max_logit_rows (feature "score").
+Score with Scored and Loaded.max_logit_rows (feature "score"). A driver with the feature
+"load_beside" answers Submits of the models that it has while it loads a further one.
 """
 
 from array import array
@@ -441,6 +442,9 @@ class DriverFault(Exception):
 
 class Driver(Protocol):
     """One device. Methods are called from one thread; `emit` may be called from any.
+
+    With the feature "load_beside", `load` is called from a thread of its own where a model is
+    loaded already, beside all others, one load at a time.
 
     A synchronous driver emits the Complete of a Submit before `submit` returns; an asynchronous
     one returns at once and emits later. Errors are raised as DriverFault by `hello` and `load`,

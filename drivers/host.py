@@ -53,6 +53,8 @@ class Host:
         self._owed = 0  # answers
         self._owes = threading.Event()
         self._epoch = 0
+        self._beside = False  # the driver can load beside other work
+        self._models: set[int] = set()  # that it has loaded
         self._fence = (0, 0)  # queue and value of the last Submit, (0, 0) in other work
 
     def serve(self) -> int:
@@ -104,18 +106,45 @@ class Host:
             self._driver = registry.open_driver(self._device, self._send, self._bulk)
         match message:
             case base.Hello():
-                return self._driver.hello(message)
+                ready = self._driver.hello(message)
+                self._beside = "load_beside" in ready.features
+                return ready
+            case base.Load() if self._beside and self._models:
+                self._owe(1)
+                threading.Thread(target=self._load_beside, args=(message,), daemon=True).start()
+                return None
             case base.Load():
-                loaded = self._driver.load(message)
-                log.info("%s: %s loaded, %d blocks", self._device, loaded.arch, loaded.num_blocks)
-                return loaded
+                return self._load(message)
             case base.Submit():
                 return self._driver.submit(message)
             case base.Unload():
+                self._models.discard(message.model)
                 return self._driver.unload(message)
             case base.Stats():
                 return self._driver.stats()
         raise wire.BadMessage(f"{type(message).__name__} goes from a driver to the kernel")
+
+    def _load(self, load: base.Load) -> base.Loaded:
+        assert self._driver is not None
+        loaded = self._driver.load(load)
+        self._models.add(load.model)
+        log.info("%s: %s loaded, %d blocks", self._device, loaded.arch, loaded.num_blocks)
+        return loaded
+
+    def _load_beside(self, load: base.Load) -> None:
+        """Load while the models that are there go on."""
+        try:
+            answer: Any = self._load(load)
+        except base.DriverFault as fault:
+            answer = base.Fault(
+                self._epoch, 0, 0, fault.kind, fault.message, fault.items, load.model
+            )
+        except Exception as error:
+            log.exception("the driver of %s failed", self._device)
+            self._lost(error)
+            os._exit(os.EX_SOFTWARE)
+        self._send(answer)
+        self._owe(-1)
 
     def _send(self, message: Any) -> None:
         raw = wire.encode(message)

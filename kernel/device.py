@@ -3,12 +3,16 @@
     STARTING --Ready--> LOADING --all that were asked for--> UP      FAILED: out of restarts
         ^------- driver died, faulted or hung: new epoch -------|
 
-The driver works on one thing at a time: a Load, or a Submit of one model, whose fence is (epoch,
-COMPUTE, value). Loads go first, then the models that have something to run take turns. When an
-epoch ends, the process is reaped first; then what was in flight is undone, every block loses its
-KV, and in the next epoch the same models are loaded and the same requests run again, computed from
-ids. A request that was in flight in three deaths is failed with EIO, so that one bad request cannot
-take the device down for ever. A model that its driver refuses fails alone, if others are there.
+One Submit of one model is in flight at a time; its fence is (epoch, COMPUTE, value). Models that
+have something to run take turns. A driver that cannot load beside its steps (feature "load_beside")
+does one or the other, and loads go first; one that can serves, from its first model on, while it
+loads the next.
+
+When an epoch ends, the process is reaped first; then what was in flight is undone, every block
+loses its KV, and in the next epoch the same models are loaded and the same requests run again,
+computed from ids. A request that was in flight in three deaths is failed with EIO, so that one bad
+request cannot take the device down for ever. A model that its driver refuses fails alone, if others
+are there.
 """
 
 import logging
@@ -17,36 +21,21 @@ from enum import Enum
 from typing import NamedTuple
 
 from drivers import base, wire
-from kernel.answer import Lie, Result, check_fence, read_results
+from kernel.answer import Lie, check_fence, read_results
 from kernel.context import Context
 from kernel.link import Link, LinkDown
+from kernel.loading import MAX_NOTE, REFUSALS, Loading, News, Outcome
 from kernel.model import Model, ModelState, ModelTable
 from kernel.policy import Policy
 from kernel.request import Request
 from kernel.step import Entry, step_ops
 from kernel.watch import Patience, Watch
-from syscalls.errors import EIO, ENODEV, ENOMEM, ENOTSUP, KernelError
+from syscalls.errors import EIO, ENODEV, ENOTSUP, KernelError
 
 log = logging.getLogger(__name__)
-model_log = logging.getLogger("kernel.model")
 
-MAX_NOTE = 1000
-"""Characters kept of a reason in which a driver has its say."""
 MAX_MESSAGES = 64
 """Of a driver in one turn of the loop."""
-REFUSALS = {base.FaultKind.OOM: ENOMEM, base.FaultKind.UNSUPPORTED: ENOTSUP}
-"""What a refused load is to whoever asked for it; otherwise EIO."""
-
-
-class News(NamedTuple):
-    """Of a model that is being loaded: how far it is, that it is up (None), or why it is not."""
-
-    model: Model
-    what: base.Progress | KernelError | None
-
-
-Outcome = tuple[Request, Result]
-"""What a step gave a request."""
 
 
 class DeviceState(Enum):
@@ -63,7 +52,6 @@ class Limits(NamedTuple):
     target_us: int
     patience: Patience
     max_request_deaths: int = 3  # epochs that end while it is in flight
-    max_load_deaths: int = 2  # likewise of a model that is being loaded because a call asked for it
 
 
 class Device:
@@ -86,10 +74,11 @@ class Device:
         self.models = ModelTable(link.device)
         self._policy = policy
         self._contexts = contexts
-        self._loading: Model | None = None
+        self._loading = Loading(self.models, link.device)
         self._value = 0
         self._in_flight: tuple[int, Model] | None = None  # fence value
         self._watch = Watch(limits.patience, clock)
+        self._load_watch = Watch(limits.patience, clock)
 
     @property
     def name(self) -> str:
@@ -102,7 +91,7 @@ class Device:
 
     def remove(self, model: Model, note: str) -> list[tuple[Request, KernelError]]:
         """Let a model go: what runs on it fails, its contexts keep their ids."""
-        model_log.info("%s: leaves %s, %s", model.name, self.name, note)
+        log.info("%s: leaves %s, %s", model.name, self.name, note)
         self.models.remove(model)
         self.models.leaving.append(model)
         ended = model.end(ModelState.GONE, note)
@@ -133,11 +122,12 @@ class Device:
 
     def deadline(self) -> float | None:
         """When to look at `expire` again; None while the driver owes nothing."""
-        return self._watch.deadline
+        deadlines = (self._watch.deadline, self._load_watch.deadline)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def expire(self, now: float) -> list[Outcome | News]:
         """Replace a driver that is past a deadline."""
-        why = self._watch.overdue(now)
+        why = self._watch.overdue(now) or self._load_watch.overdue(now)
         return self._replace(why) if why else []
 
     def _replace(self, why: str) -> list[Outcome | News]:
@@ -150,8 +140,9 @@ class Device:
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
         self.note, self._in_flight = why, None
+        self._load_watch.done()
         self.models.leaving.clear()
-        failed = self._blame_load(why)
+        failed = self._loading.blame(why)
         for model in self.models:
             for request in model.lose_all():
                 request.deaths += 1
@@ -163,34 +154,17 @@ class Device:
             return failed + self._give_up(f"{why}; {restarts} restarts did not help")
         return failed + self.start()
 
-    def _blame_load(self, why: str) -> list[Outcome | News]:
-        """Give up a model whose loading has ended the driver too often; the others stay."""
-        model, self._loading = self._loading, None
-        if model is None or model.asked is None:
-            return []
-        model.deaths += 1
-        if model.deaths < self.limits.max_load_deaths:
-            return []
-        story = f"device {self.name} ended {model.deaths} times while loading {model.name}"
-        return self._fail(model, why, EIO(f"{story}; the last time: {why}"))
-
     def _give_up(self, why: str) -> list[Outcome | News]:
         self.link.kill()
         self._watch.done()
+        self._load_watch.done()
         why = why[:MAX_NOTE]
-        self.state, self.note, self._loading = DeviceState.FAILED, why, None
+        self.state, self.note, self._loading.model = DeviceState.FAILED, why, None
         log.error("device %s failed: %s", self.name, why)
         failed: list[Outcome | News] = []
         for model in self.models:
-            failed += self._fail(model, why, self.unavailable())
+            failed += self._loading.fail(model, why, self.unavailable())
         return failed
-
-    def _fail(self, model: Model, why: str, told: KernelError) -> list[Outcome | News]:
-        """End a model that cannot be loaded; nobody sees one again that a call asked for."""
-        ended = model.end(ModelState.FAILED, why)
-        if model.asked is not None:
-            self.models.remove(model)
-        return [News(model, told), *((request, model.unavailable()) for request in ended)]
 
     # --- messages of the driver ---------------------------------------------------------------
 
@@ -204,6 +178,7 @@ class Device:
                 if message is None:
                     return
                 self._watch.heard()
+                self._load_watch.heard()
                 outcomes = self._handle(message)
             except LinkDown as down:
                 outcomes = self._end_epoch(str(down))
@@ -222,9 +197,9 @@ class Device:
             case base.Fault():
                 return self._on_fault(message)
             case base.Progress():
-                return [News(self._loading, message)] if self._loading else ()
+                return self._loading.progress(message)
             case base.Estimate():
-                self._on_estimate(message)
+                self._loading.estimate(message)
             case base.Heartbeat() | base.StatsReply():
                 pass
             case _:
@@ -240,39 +215,23 @@ class Device:
         self._watch.done()
         return []
 
-    def _on_estimate(self, estimate: base.Estimate) -> None:
-        if self._loading is not None:
-            model_log.info(
-                "%s: about to take %s of %s that are free on %s",
-                self._loading.name, _sizes(estimate), mib(estimate.mem_free), self.name,
-            )  # fmt: skip
-
     def _on_loaded(self, loaded: base.Loaded) -> list[Outcome | News]:
-        model, self._loading = self._loading, None
-        if model is None:
-            raise Lie("loaded out of turn")
-        limits = self.limits
-        self._watch.done()
+        model, limits = self._loading.over("loaded out of turn"), self.limits
+        self._load_watch.done()
         why = model.take(
             loaded, self._policy, limits.prefill_chunk, limits.target_us, self._contexts
         )
         if why:
             self.link.send(base.Unload(model.number))
             return self._refused(model, why, ENOTSUP)
-        model_log.info(
-            "%s: up on %s in epoch %d after %.1f s, takes %s",
-            model.name, self.name, self.epoch, loaded.load_us / 1e6, _sizes(loaded),
-        )  # fmt: skip
-        return [News(model, None)]
+        return self._loading.up(model, loaded, self.epoch)
 
     def _refused(self, model: Model, why: str, error: type[KernelError]) -> list[Outcome | News]:
         """Go on without a model; a device that has no other, and was asked for none, fails."""
-        model_log.error("%s: cannot be loaded on %s: %s", model.name, self.name, why[:MAX_NOTE])
-        others = [other for other in self.models if other is not model and other.serves]
-        if model.asked is None and not others:
-            return self._give_up(why)
-        what = f"cannot load {model.name} on {self.name}: {why[:MAX_NOTE]}"
-        return self._fail(model, why[:MAX_NOTE], error(what))
+        why = why[:MAX_NOTE]
+        log.error("device %s cannot load %s: %s", self.name, model.name, why)
+        alone = self._loading.alone(model)
+        return self._give_up(why) if alone else self._loading.refused(model, why, error)
 
     def _on_complete(self, complete: base.Complete) -> Iterable[Outcome]:
         model = self._flown(complete)
@@ -306,10 +265,8 @@ class Device:
         if fault.value == 0:
             if self.state is DeviceState.STARTING:
                 return self._give_up(why)
-            model, self._loading = self._loading, None
-            if model is None:
-                raise Lie(f"faulted with {kind.name}: {fault.message}")
-            self._watch.done()
+            model = self._loading.over(f"faulted with {kind.name}: {fault.message}")
+            self._load_watch.done()
             return self._refused(model, fault.message, REFUSALS.get(kind, EIO))
         value, _ = self._in_flight or (0, None)
         check_fence(fault, self.epoch, value)
@@ -318,11 +275,11 @@ class Device:
     # --- steps --------------------------------------------------------------------------------
 
     def step(self) -> list[Outcome | News]:
-        """Give an idle driver something to do: a load, a step, scrubs that are due."""
-        if self.state not in (DeviceState.LOADING, DeviceState.UP) or self.busy:
+        """Give the driver what it has time for: a load, a step, scrubs that are due."""
+        if self.state not in (DeviceState.LOADING, DeviceState.UP) or self._in_flight:
             return []
         try:
-            if self._load():
+            if self._load() and not self._serves_beside:
                 return []
             self.state = DeviceState.UP
             for model in self.models.in_turn():
@@ -333,16 +290,22 @@ class Device:
             return self._end_epoch(str(down))
         return []
 
+    @property
+    def _serves_beside(self) -> bool:
+        """Whether steps go on while a model is being loaded."""
+        assert self.ready is not None
+        return "load_beside" in self.ready.features and bool(self.models.in_turn())
+
     def _load(self) -> bool:
-        """Tell the driver which models have gone, and load the next one that waits."""
+        """Tell the driver which models have gone, load the next one; see if one is being loaded."""
         while self.models.leaving:
             self.link.send(base.Unload(self.models.leaving.pop().number))
-        model = self._loading = self.models.waiting()
-        if model is None:
-            return False
-        self._watch.loading()
-        self.link.send(model.load())
-        return True
+        if self._loading.model is None:
+            load = self._loading.begin()
+            if load is not None:
+                self._load_watch.loading()
+                self.link.send(load)
+        return self._loading.model is not None
 
     def _step(self, model: Model) -> bool:
         """Submit a model's next step, or what goes before it; False if there is nothing to do."""
@@ -381,7 +344,7 @@ class Device:
     @property
     def busy(self) -> bool:
         """Whether the driver works on something."""
-        return self._in_flight is not None or self._loading is not None
+        return self._in_flight is not None or self._loading.model is not None
 
     @property
     def idle(self) -> bool:
@@ -389,13 +352,3 @@ class Device:
         if self.busy or self.models.leaving or self.models.waiting():
             return False
         return not any(model.loaded and model.pool.has_dirty for model in self.models)
-
-
-def mib(size: int) -> str:
-    """Bytes as a log says them."""
-    return f"{size / 2**20:,.1f} MiB"
-
-
-def _sizes(of: base.Estimate | base.Loaded) -> str:
-    pool = f"{of.num_blocks:,} KV blocks of {of.block_bytes:,} bytes"
-    return f"{mib(of.weights_bytes)} of weights and {mib(of.num_blocks * of.block_bytes)} ({pool})"

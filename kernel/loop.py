@@ -17,13 +17,11 @@ One thread, no locks. What the kernel knows is in System (`k`); the loop has not
 """
 
 import logging
-import os
-import selectors
 from collections.abc import Callable
 from contextlib import suppress
 
-from kernel.device import DeviceState, News, Outcome
 from kernel.ipc import Arrival, Transport
+from kernel.loading import News, Outcome
 from kernel.session import Session
 from kernel.sys_infer import deliver, finish_request
 from kernel.sys_model import tell
@@ -288,36 +286,3 @@ def _hold(session: Session, old: str, new: str) -> None:
     for request in session.infers.values():
         if request.held == old:
             request.held = new
-
-
-class Sleeper:
-    """Sleeps on the front, the driver and a wake-up pipe for signals."""
-
-    def __init__(self, kernel: Kernel, front_fd: int, wakeup_fd: int) -> None:
-        self._device = kernel.system.device
-        self._selector = selectors.EpollSelector()
-        self._selector.register(front_fd, selectors.EVENT_READ)
-        self._selector.register(wakeup_fd, selectors.EVENT_READ)
-        self._wakeup_fd = wakeup_fd
-        self._link_fd: int | None = None
-        self._epoch = 0
-
-    def __call__(self, timeout: float | None) -> None:
-        self._follow_link()
-        for key, _ in self._selector.select(timeout):
-            if key.fd == self._wakeup_fd:
-                os.read(self._wakeup_fd, 64)
-
-    def _follow_link(self) -> None:
-        """Watch the driver's socket of the present epoch."""
-        if self._device.epoch == self._epoch and self._device.state is not DeviceState.FAILED:
-            return
-        if self._link_fd is not None:
-            try:
-                self._selector.unregister(self._link_fd)
-            except (KeyError, ValueError):
-                pass
-        self._link_fd = self._device.link.fileno()
-        if self._link_fd is not None:
-            self._selector.register(self._link_fd, selectors.EVENT_READ)
-        self._epoch = self._device.epoch

@@ -24,8 +24,9 @@ from kernel.config import Config, default_kv_bytes, table
 from kernel.ipc import Busy, Ipc, RunDir, Unsafe
 from kernel.link import HostLink
 from kernel.logring import LogRing, RingHandler
-from kernel.loop import Kernel, Sleeper
+from kernel.loop import Kernel
 from kernel.policy import Fifo
+from kernel.sleeper import Sleeper
 from kernel.system import System
 
 log = logging.getLogger("kernel")
@@ -41,7 +42,7 @@ def boot(config: Config, run_dir: RunDir) -> None:
         config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid(), ring
     )
     kernel = Kernel(system, front)  # the loop
-    sleeper = Sleeper(kernel, front.fileno(), _wake_on_signals(system))
+    sleeper = Sleeper(system.device, front.fileno(), _wake_on_signals(system))
     log.info("kernel %d up, listening on %s", os.getpid(), run_dir.socket)
     try:
         system.device.start()  # first epoch of the driver

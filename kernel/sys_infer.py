@@ -9,8 +9,8 @@ from collections import deque
 from typing import Any
 
 from kernel.context import Context
-from kernel.device import Outcome
 from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.loading import Outcome
 from kernel.request import Request, Scores, Token, penalizes
 from kernel.system import System
 from kernel.task import TaskState

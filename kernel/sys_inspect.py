@@ -101,7 +101,8 @@ def _pool_row(k: System, model: Model) -> Row:
 def _kernel_row(k: System, _: System) -> Row:
     c, totals, now = k.counters, k.device.models.totals, k.clock()
     infers = [request for request in k.device.requests if not request.background]
-    waiting = [request.since for request in infers if request.slot is None]
+    waiting = [request for request in infers if request.slot is None]
+    since = min((request.since for request in waiting if not request.held), default=now)
     yield len(infers)
     return KernelRow(
         k.kernel_pid, VERSION, now - k.born, c.turns, c.calls, c.protocol_errors,
@@ -109,7 +110,7 @@ def _kernel_row(k: System, _: System) -> Row:
         c.admitted, c.finished, c.failed, len(infers) - len(waiting), len(waiting),
         totals.prefill_tokens, totals.decode_tokens, totals.seqs, totals.step_us,
         c.prompt_tokens, c.cached_tokens, c.output_tokens, c.first_tokens, c.first_token_s,
-        now - min(waiting, default=now), k.log.end - 1, len(k.sessions),
+        now - since, k.log.end - 1, len(k.sessions),
     )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from drivers import base
 from kernel.answer import ModelSpec
-from kernel.device import DeviceState, News
+from kernel.device import DeviceState
 from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.loading import News
 from kernel.model import Model, ModelState
 from kernel.sys_infer import fail_request
 from kernel.system import System
@@ -29,7 +30,7 @@ PARTS = ("tokenizer.json", "chat_template.jinja", "config.json")
 
 
 def sys_load_model(k: System, caller: Caller, args: LoadModel) -> Pending:
-    """Load a model; other models of the device wait meanwhile."""
+    """Load a model beside those that are there."""
     _only_operator(k, caller)
     device = k.device
     if args.device not in (None, device.name):

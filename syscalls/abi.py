@@ -516,7 +516,7 @@ class KernelRow(NamedTuple):
     output_tokens: int = 0  # sampled and part of a context
     first_tokens: int = 0  # infers that got their first
     first_token_s: float = 0.0  # how long they waited for it, together
-    oldest_wait_s: float = 0.0  # of those that wait now: since when
+    oldest_wait_s: float = 0.0  # of those that wait now and are not held: since when
     log_records: int = 0  # written so far
     sessions: int = 0  # open now
 

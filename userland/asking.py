@@ -19,6 +19,7 @@ from userland.exits import REFUSED, Failure, reason
 MAX_TOKENS = 2**31 - 1
 MAX_SEED = 2**64 - 1
 MAX_TEMPERATURE = 100.0
+MAX_BIAS = 100.0
 MAX_DOCUMENT = 1 << 20
 """Bytes of a document that goes along; more than any context of today's models could hold."""
 
@@ -36,6 +37,10 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def over(self, changes: Mapping[str, Any]) -> "Sampling":
         """Return this with what is not None of the changes."""
@@ -47,7 +52,9 @@ class Sampling:
         """Ask for an answer."""
         return context.infer(
             self.max, self.temp, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
-            seed=self.seed, stop=self.stop,
+            seed=self.seed, stop=self.stop, repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
         )  # fmt: skip
 
 
@@ -83,6 +90,25 @@ def question_options(command: Function) -> Function:
     return command
 
 
+class Bias(click.ParamType[tuple[int, float]]):
+    """ID=VALUE."""
+
+    name = "bias"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, float]:
+        token, _, amount = value.partition("=")
+        try:
+            found = int(token), float(amount)
+        except ValueError:
+            found = -1, 0.0
+        if found[0] < 0 or not abs(found[1]) <= MAX_BIAS:
+            self.fail(f"{value!r} is not ID=VALUE, as 42=-100; a value is at most {MAX_BIAS:g}")
+        return found
+
+
+_PENALTY = click.FloatRange(-2, 2)
 _CONTEXT_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option("-c", "--ctx", metavar="@NAME", help="The context to ask in."),
     click.option("--rm", "remove", is_flag=True,
@@ -104,8 +130,21 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT",
                  help="Text at which the answer ends. May be repeated."),
+    click.option("--repetition-penalty", type=click.FloatRange(0.01, 10),
+                 help="Above 1: what is in the context becomes less likely."),
+    click.option("--presence-penalty", type=_PENALTY,
+                 help="Above 0: what the answer has becomes less likely."),
+    click.option("--frequency-penalty", type=_PENALTY, help="Likewise, each time more."),
+    click.option("--logit-bias", multiple=True, type=Bias(), metavar="ID=VALUE",
+                 help="Added to the logit of a token. May be repeated."),
     click.option("--raw", is_flag=True, help="The answer as it is, no Markdown drawn."),
     click.option("-v", "--verbose", is_flag=True, help="Tell tokens and times below the answer."),
+)  # fmt: skip
+
+
+_AS_THEY_ARE = (
+    "top_p", "top_k", "min_p", "seed",
+    "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
 
 
@@ -124,7 +163,8 @@ def question_of(values: Mapping[str, Any]) -> Question:
             "temp": values["temperature"],
             "max": values["max_tokens"],
             "stop": tuple(values["stop"]) or None,
-            **{name: values[name] for name in ("top_p", "top_k", "min_p", "seed")},
+            "logit_bias": dict(values["logit_bias"]) or None,
+            **{name: values[name] for name in _AS_THEY_ARE},
         },
     )
 

@@ -13,7 +13,10 @@ import tty
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ENTER = "\x1b[?1049h\x1b[?25l"
 LEAVE = "\x1b[?25h\x1b[?1049l"
@@ -28,14 +31,15 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 
 class Screen:
-    """A terminal in raw hands, from `with` to its end. `keys` is the descriptor of the keyboard."""
+    """A terminal in raw hands, from `with` to its end.
 
-    def __init__(self, out: TextIO, keys: int) -> None:
-        from rich.console import Console
+    `console` knows its size and its colours, `keys` is the descriptor of the keyboard.
+    """
 
+    def __init__(self, out: TextIO, console: "Console", keys: int) -> None:
         self._out = out
+        self._console = console
         self._keys = keys
-        self._console = Console(file=out, highlight=False)
         self._modes: list[Any] = []
         self._handlers: dict[int, Any] = {}
         self._pipe = (-1, -1)

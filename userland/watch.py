@@ -54,7 +54,9 @@ def repeat(desk: Desk, seconds: float, draw: Callable[[Desk], Any]) -> None:
         desk.out.write("\x1b[2J")
     while True:
         page = _Page(getattr(desk.out, "encoding", None))
-        draw(Desk(page, page, desk.task, name=desk.name))
+        inner = Desk(page, page, desk.task, name=desk.name)
+        inner.color, inner.quiet = desk.color, desk.quiet
+        draw(inner)
         when = time.strftime("%H:%M:%S")
         lines = [f"{when}, every {seconds:g} s; Ctrl-C ends", "", *page.getvalue().splitlines()]
         height = shutil.get_terminal_size().lines

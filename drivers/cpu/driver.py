@@ -6,7 +6,8 @@ the same memory, so there is none.
 
 Loading: an Estimate comes first, made without allocating; then the weights, then the pool, then a
 warm-up that touches the memory of the largest steps. From there on memory does not grow. Each model
-has all of that for itself; an Unload gives it back.
+has all of that for itself; an Unload gives it back. A further model is loaded beside the steps of
+those that are there, which are slower meanwhile.
 
 `deterministic` costs time and buys this: the logits and the KV of a sequence are the same bits
 alone or in any batch, with any chunking of its prefill, computed once or again after a loss. Rows
@@ -39,6 +40,7 @@ from drivers.submit import Fences, check_ops
 FEATURES = (
     "copy_d2d", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "deterministic", "penalties", "bias", "score",
+    "load_beside",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import torch
 from drivers.memory import memory_free as memory_free  # of the machine too, without torch
 from drivers.memory import memory_total as memory_total
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 KEEP_BYTES = 1 << 30
 
 
@@ -53,6 +53,7 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
             libc.mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
+            libc.mallopt(M_ARENA_MAX, 1)  # a thread that loads fills what steps will use
 
 
 def give_back_memory() -> None:

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
+import click
 import pytest
 
 from tests.helpers.byte_tokenizer import byte_tokenizer
 from tests.helpers.daemon import Daemon, daemon
 from tests.helpers.shell import END, WORDS, check_no_tasks, environment, talking
+from userland.asking import Sampling, question_of, question_options
 from userland.bin.ask import block
 from userland.cli import run
 from userland.desk import Desk
@@ -151,6 +153,32 @@ def test_a_seed_repeats_and_a_stop_ends(home: Path) -> None:
 
 def test_top_k_of_one_is_greedy(home: Path) -> None:
     assert answer(home, "-t", "2", "--top-k", "1", "q") == answer(home, "-t", "0", "q")
+
+
+def test_a_bias_changes_what_is_likeliest(home: Path) -> None:
+    first = answer(home, "-t", "0", "q").split()[0]
+    token = 256 + int(first.removeprefix("w"))
+    assert answer(home, "-t", "0", "--logit-bias", f"{token}=-100", "q").split()[0] != first
+    assert answer(home, "-t", "0", "--logit-bias", f"{token}=1.5", "q").split()[0] == first
+
+
+@pytest.mark.parametrize("bias", ["7", "x=1", "-1=2", "7=nan", "7=100.5"])
+def test_a_bias_that_is_none(home: Path, bias: str) -> None:
+    done = ask(home, "--logit-bias", bias, "q")
+    assert done.returncode == 2 and "ID=VALUE" in done.stderr
+
+
+def test_penalties_reach_the_call() -> None:
+    words = ["--repetition-penalty", "1.5", "--presence-penalty", "0.5", "--frequency-penalty",
+             "-0.25", "--logit-bias", "7=1", "--logit-bias", "9=-2", "q"]  # fmt: skip
+    command = question_options(click.Command("ask", params=[]))
+    question = question_of(command.make_context("ask", words).params)
+    context = Mock()
+    Sampling(0.0).over(question.changes).infer(context)
+    told = context.infer.call_args.kwargs
+    assert told["repetition_penalty"] == 1.5
+    assert (told["presence_penalty"], told["frequency_penalty"]) == (0.5, -0.25)
+    assert told["logit_bias"] == {7: 1.0, 9: -2.0}
 
 
 # --- what is written --------------------------------------------------------------------------

@@ -45,8 +45,8 @@ def test_a_bug_does_not_end_a_persons_shell(buggy: Shell, tmp_path: Path) -> Non
     lines = iter(["pwd", "exit 7"])
     kept = SimpleNamespace(lines=[], add=lambda line: None)
     prompt = cast(Prompt, SimpleNamespace(read=lambda: next(lines), history=kept))
-    turn(buggy, prompt)
+    turn(buggy.state, prompt)
     assert buggy.state.status == 70
     check_bug(buggy, tmp_path)
     with pytest.raises(Leave):
-        turn(buggy, prompt)
+        turn(buggy.state, prompt)

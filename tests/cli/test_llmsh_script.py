@@ -86,6 +86,19 @@ def test_sampling_options(home: Path) -> None:
     assert warm[0] == warm[1] != warm[2]
 
 
+def test_what_is_configured_is_the_default(home: Path) -> None:
+    def set_up(**variables: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*LLMSH, "--seed", "4", "-c", "set"], env=environment(home) | variables,
+            capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+
+    shown = set_up(LLMOS_TEMPERATURE="0.7", LLMOS_SEED="3").stdout
+    assert sampled(shown) == "temp=0.7 max=512 seed=4"
+    wrong = set_up(LLMOS_TEMPERATURE="hot")
+    assert wrong.returncode == 78 and "LLMOS_TEMPERATURE" in wrong.stderr and not wrong.stdout
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -93,14 +93,23 @@ def test_a_schema_that_is_broken_is_noticed() -> None:
             check(document | {"data": data}, schema, "x")
 
 
-DOCUMENTS = sorted(path for path in FOLDER.iterdir() if path.stem != "error")
+OF_DOCUMENTS = sorted(path for path in FOLDER.iterdir() if path.stem != "error")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OF_DOCUMENTS, ids=lambda path: path.stem)
 def test_schemas_name_the_document_that_they_are_of(path: Path) -> None:
     schema = json.loads(path.read_text())
     assert schema["properties"]["schema"]["const"] == f"llmos.{path.stem}/1"
     assert schema["required"] == ["schema", "data"]
+
+
+def test_colours_are_as_they_are_asked_for(kernel: FakeKernel) -> None:
+    for words in (["ps"], ["pmap"], ["dmesg"], ["lsdev"], ["free"]):
+        for tty, color, colored in (
+            (False, "always", True), (True, "never", False), (False, "auto", False),
+        ):  # fmt: skip
+            status, out, _ = screen(kernel, "--color", color, *words, tty=tty)
+            assert (status, "\x1b[" in out) == (0, colored), (words, tty, color)
 
 
 # --- arguments ----------------------------------------------------------------------------------

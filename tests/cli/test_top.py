@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pexpect
+import psutil
 import pyte
 import pytest
+from rich.console import Console
 
 from syscalls.abi import KernelRow
-from tests.helpers.daemon import ROOT
+from tests.helpers.daemon import ROOT, eventually
 from tests.helpers.fake_kernel import FakeKernel
 from tests.helpers.scene import DEVICES, KERNEL, POOLS, TASKS, scene
 from userland.proc import Usage, usage
 from userland.topmodel import Sample, TopModel, rates_of
+from userland.topscreen import Screen
 
 # --- the model ----------------------------------------------------------------------------------
 
@@ -226,9 +229,9 @@ def test_keys(kernel: FakeKernel, tmp_path: Path) -> None:
         person.child.send(" ")
         person.see(r"^PAUSED")
         seen = len(kernel.requests)
-        person.child.send("N")
-        person.see(r"^PAUSED")
-        person.child.send("x?\x1bOAh")  # keys that mean nothing here
+        start = time.monotonic()
+        person.watch(lambda: time.monotonic() > start + 0.4, "the time of two looks")
+        person.child.send("Nx?\x1bOAh")  # some of these mean nothing here
         person.see(r"^> +1 ")
         assert len(kernel.requests) == seen, "nothing is asked while it is paused"
         person.child.send("q")
@@ -252,6 +255,18 @@ def test_however_it_ends_the_terminal_is_as_it_was(
         assert person.ends() == status
 
 
+def test_a_terminal_that_takes_nothing_is_left_as_it_was() -> None:
+    ours, theirs = os.openpty()
+    before = termios.tcgetattr(theirs)
+    handler = signal.getsignal(signal.SIGWINCH)
+    with open(os.devnull) as out, pytest.raises(OSError), Screen(out, Console(file=out), theirs):
+        raise AssertionError("it was entered")
+    assert termios.tcgetattr(theirs) == before
+    assert signal.getsignal(signal.SIGWINCH) is handler
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_a_kernel_that_goes_away(kernel: FakeKernel, tmp_path: Path) -> None:
     with sitting(kernel, tmp_path) as person:
         person.see("researcher")
@@ -262,7 +277,7 @@ def test_a_kernel_that_goes_away(kernel: FakeKernel, tmp_path: Path) -> None:
 
 def test_a_size_that_changes(kernel: FakeKernel, tmp_path: Path) -> None:
     with sitting(kernel, tmp_path, "-d", "60") as person:
-        person.see("researcher")
+        person.see(r"^decode")  # the second look, and the last one for a minute
         person.mark = len(person.raw)
         person.child.setwinsize(10, 60)
         person.watch(lambda: b"\x1b[J" in person.since(), "a frame of the new size")
@@ -283,6 +298,8 @@ def test_ctrl_z_gives_the_terminal_back_for_a_while(kernel: FakeKernel, tmp_path
         person.see("researcher")
         person.child.kill(signal.SIGTSTP)
         person.watch(lambda: b"\x1b[?1049l" in person.since(), "the old screen")
+        process = psutil.Process(person.child.pid)
+        eventually(lambda: process.status() == psutil.STATUS_STOPPED, "stopped")
         assert termios.tcgetattr(person.child.fileno()) == person.before
         person.mark = len(person.raw)
         person.child.kill(signal.SIGCONT)

@@ -1,5 +1,6 @@
 """Several models in one driver: each has its own memory and slots, and an Unload gives it back."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.helpers.plans import Drawn, Part, drawn, step_ops
 
 BOTH = pytest.mark.parametrize("transport", ["loopback", "host"], indirect=True)
 SECOND = 5
+LARGE = "random:layers=4,hidden=1024,heads=8,kv_heads=8,vocab=32000"
 
 
 @pytest.fixture
@@ -106,6 +108,36 @@ def test_models_of_different_sizes(fresh: Device, model_path: str) -> None:
     assert submit(fresh, SECOND, base.Scrub(ints([4]))).kind == FaultKind.PLAN_INVALID
     fresh.submit(base.Scrub(ints([4, NUM_BLOCKS - 1])))
     assert fresh.loaded.max_ctx == MAX_CTX
+
+
+def test_steps_go_on_while_a_model_is_loaded(bench: Bench, model_path: str) -> None:
+    """Where the driver says so: Submits sent behind the Load are answered before it."""
+    device = Device(open_rig(bench, "host"), bench, model_path)
+    if "load_beside" not in device.ready.features:
+        device.rig.close()
+        pytest.skip("it loads first and steps then")
+    want = device.generate(device.prompt(9), 8, [1])
+    device.rig.send(load_of(bench, LARGE, model=SECOND))
+    answers, drawn_before = Counter[str](), 0
+    ids = [*device.prompt(9)]
+    device.rig.send(step_of(device, ids, 0))
+    out: list[int] = []
+    while len(out) < 8 or not answers["Loaded"]:
+        message = device.rig.receive()
+        answers[type(message).__name__] += 1
+        if isinstance(message, base.Loaded):
+            drawn_before = len(out)
+        if isinstance(message, base.Complete):
+            out += base.read_ints(message.results[0].ids)
+            if len(out) < 8:
+                device.rig.send(step_of(device, out[-1:], len(ids) + len(out) - 1))
+    assert out == [drawn.id for drawn in want]
+    assert drawn_before == 8, "all of them came before the model was loaded"
+    device.rig.close()
+
+
+def step_of(device: Device, ids: list[int], start: int) -> base.Submit:
+    return device.next_submit(*step_ops([Part(ids, start, [1, 2])], device.block_size))
 
 
 def test_pools_are_counted_and_given_back(fresh: Device, model_path: str) -> None:

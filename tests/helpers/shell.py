@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tests.helpers.byte_tokenizer import byte_tokenizer
 from tests.helpers.daemon import ROOT, Daemon, daemon, eventually
 
 LLMSH = (sys.executable, "-m", "userland.llmsh.main")
+PATIENCE_S = float(os.environ.get("PATIENCE", 60))
 WORDS = 4000
 END = 256 + WORDS + 1
 TEMPLATE = (
@@ -79,13 +80,26 @@ def check_no_tasks(kernel: Daemon) -> None:
 class Typist:
     """Somebody at a terminal of 100 by 40 characters, on which llmsh runs."""
 
-    def __init__(self, home: Path, *options: str, cwd: Path | None = None, **env: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *options: str,
+        cwd: Path | None = None,
+        command: Sequence[str] = LLMSH,
+        **env: str,
+    ) -> None:
         self._screen = pyte.Screen(100, 40)
         self._stream = pyte.ByteStream(self._screen)
         self._child = pexpect.spawn(
-            LLMSH[0], [*LLMSH[1:], *options], env=environment(home) | env,  # type: ignore[arg-type]
+            command[0], [*command[1:], *options], env=environment(home) | env,  # type: ignore[arg-type]
             cwd=str(cwd or home), dimensions=(40, 100), timeout=60,
         )  # fmt: skip
+
+    def __enter__(self) -> "Typist":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def pid(self) -> int:
@@ -109,7 +123,7 @@ class Typist:
 
     def watch(self, condition: Callable[[], bool], what: str) -> str:
         """Look at the screen until the condition holds; return it."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline, f"did not see {what} on\n{self.screen()}"
             try:

@@ -139,10 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
                 site.body(self.wfile.write, data)
             except OSError:
                 pass  # whoever asked has gone
-            self.close_connection = True
 
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)
+        self.send_header("Connection", "close")  # a body that was cut ends with it
         for name, value in headers.items():
             if value:
                 self.send_header(name, value)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kernel.sys_inspect import sys_snapshot
-from syscalls.abi import KernelRow, Snapshot
+from syscalls.abi import KernelRow, Sig, Snapshot
 from tests.helpers.crowd import Crowd
 from tests.helpers.sim import Sim, at_once
 
@@ -75,6 +75,10 @@ def test_the_oldest_wait_is_of_an_infer_that_has_not_begun() -> None:
     now = KernelRow(*reply.result.rows[0])
     assert (now.waiting, now.running) == (1, 0)
     assert now.oldest_wait_s == pytest.approx(4.0, abs=0.1)
+    sim.clients[0].send("kill", 3, int(Sig.STOP))
+    sim.kernel_turn()
+    assert (row(sim).waiting, row(sim).oldest_wait_s) == (1, 0.0), "stopped, it waits for nobody"
+    sim.clients[0].send("kill", 3, int(Sig.CONT))
     sim.until(lambda: infer.done)
     assert row(sim).oldest_wait_s == 0.0
     sim.leave()

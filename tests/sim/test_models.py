@@ -348,6 +348,104 @@ def test_a_first_model_that_cannot_be_loaded_takes_its_device_along() -> None:
     assert refused.errno == Errno.ENODEV and "llama" in refused.message
 
 
+# --- loading beside steps -------------------------------------------------------------------------
+
+
+class Beside(LoopbackLink):
+    """A driver that loads beside its steps: each load ends when the test says so."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self.loads: list[Any] = []
+
+    def _emit(self, message: Any) -> None:
+        if isinstance(message, base.Ready):
+            message = message._replace(features=(*message.features, "load_beside"))
+        super()._emit(message)
+
+    def _handle(self, message: Any) -> None:
+        if isinstance(message, base.Load) and self._driver.models:  # type: ignore[union-attr]
+            self.loads.append(message)
+        else:
+            super()._handle(message)
+
+    def finish(self) -> None:
+        """End the load that is under way."""
+        super()._handle(self.loads.pop(0))
+
+    def die(self) -> None:
+        self.loads = []
+        super().die()
+
+
+@pytest.fixture
+def beside() -> Sim:
+    return Sim(link=Beside("null0"))
+
+
+def test_streams_go_on_while_a_model_is_being_loaded(beside: Sim) -> None:
+    client, link = beside.client(), beside.link
+    assert isinstance(link, Beside)
+    reply = load(client)
+    infer = client.ask("infer", context(client, "null", [1]), 30, 0.0)
+    assert infer.tokens == expected([1], 30) and not reply.done
+    assert len(link.loads) == 1 and beside.system.device.state is DeviceState.UP
+    link.finish()
+    beside.until(lambda: reply.done)
+    assert client.ask("infer", context(client, "other", [2]), 5, 0.0).tokens == other_ids([2], 5)
+    beside.leave()
+
+
+def test_one_load_at_a_time_and_a_refused_one_beside_a_step(beside: Sim) -> None:
+    client, link = beside.client(), beside.link
+    assert isinstance(link, Beside)
+    first, second = load(client, num_blocks=1 << 30), load(client, "b", 83)
+    infer = client.send("infer", context(client, "null", [1]), 60, 0.0)
+    beside.turn(pump=0)
+    assert len(link.loads) == 1 and beside.system.device._in_flight
+    link.finish()
+    beside.until(lambda: first.done)
+    assert first.errno == Errno.ENOMEM and not infer.done
+    beside.until(lambda: bool(link.loads))
+    link.finish()
+    beside.until(lambda: second.done and infer.done)
+    assert second.errno == 0 and infer.tokens == expected([1], 60)
+    beside.leave()
+
+
+def test_a_load_and_a_step_have_their_own_deadlines() -> None:
+    sim = Sim(link=Beside("null0"), hang_s=1e6, step_s=5.0, load_s=50.0)
+    client = sim.client()
+    reply = load(client)
+    sim.turn()
+    sim.clock.now += 40
+    infer = client.ask("infer", context(client, "null", [1]), 5, 0.0)
+    assert infer.tokens == expected([1], 5) and sim.system.device.epoch == 1
+    sim.clock.now += 20
+    sim.until(lambda: sim.system.device.epoch == 2)
+    assert "loading took 50 s" in sim.system.device.note
+    sim.until(lambda: len(sim.link.loads) == 1)  # type: ignore[attr-defined]
+    sim.link.finish()  # type: ignore[attr-defined]
+    sim.until(lambda: reply.done)
+    assert reply.errno == 0
+    sim.leave()
+
+
+def test_a_death_beside_a_load_brings_both_back(beside: Sim) -> None:
+    client, link = beside.client(), beside.link
+    assert isinstance(link, Beside)
+    reply = load(client)
+    infer = client.send("infer", context(client, "null", [1]), 40, 0.0)
+    beside.until(lambda: len(infer.tokens) > 3)
+    link.die()
+    beside.until(lambda: infer.done and bool(link.loads))
+    assert infer.tokens == expected([1], 40) and beside.system.device.epoch == 2
+    link.finish()
+    beside.until(lambda: reply.done)
+    assert reply.errno == 0
+    beside.leave()
+
+
 # --- all of it at once ---------------------------------------------------------------------------
 
 

@@ -1,11 +1,13 @@
 """pmap: the picture of a context is the truth, in pages and in slices, whoever asks."""
 
+from array import array
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from kernel import blockmap, sys_inspect
+from kernel.block import Block
 from kernel.context import Context
 from kernel.handler import Caller
 from kernel.ipc import Arrival
@@ -194,6 +196,8 @@ def test_pages_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         SIZE * sum(before.blocks for before in runs[:at]) for at in range(len(runs))
     ]
     assert sum(run.ids for run in runs) == pages[0].length == 1 + 40 * SIZE
+    placed = [run.block + at for run in runs for at in range(run.blocks)]
+    assert placed == [block.id for block in next(sim.system.contexts()).blocks]
     sim.leave()
 
 
@@ -241,6 +245,15 @@ def test_what_goes_away_between_two_slices_is_absent() -> None:
     assert reply.errno == 0 and reply.result.blocks == 8000
     assert BlockRun(*reply.result.runs[-1]).use == Use.ABSENT
     sim.leave()
+
+
+def test_a_block_that_was_given_back_since_is_absent() -> None:
+    """It may still be on the device, as what another one begins as a copy of."""
+    block = Block(array("i", [1] * SIZE), writer=None)
+    block.id, block.filled = 5, SIZE
+    assert blockmap.use_of(block, SIZE) is Use.PRIVATE
+    block.refs = 0
+    assert blockmap.use_of(block, SIZE) is Use.ABSENT
 
 
 # --- who may ask --------------------------------------------------------------------------------

@@ -130,6 +130,15 @@ def test_bytes_that_are_not_the_hubs_own(site: Site, models: ModelStore) -> None
     refused(models, f"hf://{REPO}", "ECORRUPT", "by its source is")
 
 
+def test_a_repository_that_changes_on_the_way(
+    site: Site, models: ModelStore, tmp_path: Path
+) -> None:
+    """Files of two commits make no model."""
+    site.add_repository(REPO, folder(tmp_path))
+    site.extra[f"/{REPO}/resolve/main/model.safetensors"] = {"X-Repo-Commit": "d" * 40}
+    refused(models, f"hf://{REPO}", "EBUSY", "has changed while it was being fetched")
+
+
 def test_pickles_are_not_fetched(site: Site, models: ModelStore) -> None:
     site.add_repository(REPO, {"config.json": b"{}", "pytorch_model.bin": DATA})
     refused(models, f"hf://{REPO}", "ENOTSUP", "pickle")

@@ -22,9 +22,9 @@ def chat(desk: Desk, model: str | None, system: str | None, ctx: str | None) -> 
     does the same in the contexts of the shell.
     """
     from userland.llmsh.chat import start
-    from userland.llmsh.main import close, end_with_signals, person_state
+    from userland.llmsh.main import close, end_with_signals, new_state
 
-    state = person_state(True, model=model, address=desk.address)
+    state = new_state(True, model=model, address=desk.address)
     end_with_signals()
     try:
         return start(state, ctx, system)

@@ -184,10 +184,8 @@ class _Printer:
         self._wall = wall
         self._json = as_json
         self._console: Any = None
-        if desk.out.isatty() and not as_json:
-            from rich.console import Console
-
-            self._console = Console(file=desk.out, highlight=False)
+        if (desk.out.isatty() or desk.color == "always") and not as_json:
+            self._console = desk.console()
 
     def write(self, rows: Iterable[LogRow]) -> None:
         for row in rows:

@@ -50,7 +50,7 @@ def load(
       llmos load smollm2 --as exact --dtype float32 --kv-mem 512M
       llmos load gemma3 --max-ctx 8192
 
-    While a model is being loaded, the others of its device wait. Ctrl-C stops the waiting, not the
+    The models that are there go on meanwhile, more slowly. Ctrl-C stops the waiting, not the
     loading.
     """
     from userland.models import installed

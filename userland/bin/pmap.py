@@ -141,10 +141,9 @@ def _document(found: PmapResult) -> dict[str, Any]:
 
 
 def _draw(desk: Desk, found: PmapResult) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=desk.out, highlight=False)
+    console = desk.console()
     fancy = unicode_to(desk.out)
     lines = [[(picture.title(found, console.width, fancy), "bold")]]
     lines += picture.cells(found, fancy)

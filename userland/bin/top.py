@@ -89,7 +89,7 @@ def top(
     if not os.isatty(0):
         raise Failure("top takes keys, and stdin is no terminal", "top --batch -n 1", USAGE)
     model.feed(sample(desk.task))
-    with Screen(desk.out, 0) as screen:
+    with Screen(desk.out, desk.console(), 0) as screen:
         _Session(desk, model, screen, delay, frames).run()
 
 

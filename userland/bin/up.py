@@ -109,7 +109,7 @@ def as_it_is(kernel: KernelRow, address: str | None, config: Config) -> str:
     if model.explicit and loaded and model.value not in loaded:
         raise Failure(
             f"kernel {kernel.pid} is up already, with {', '.join(loaded)} and not {model.value}",
-            "llmos down, and then again",
+            f"llmos load {model} adds it; or llmos down, and then again",
             code="EBUSY",
         )
     said = f"kernel {kernel.pid} is up already, at {where}"

@@ -95,7 +95,9 @@ def show_help(state: State, args: list[str], out: TextIO) -> int:
     _none("help", args)
     path = history_path()
     where = f"{path} (mode 0600)" if path else "not kept (LLMSH_HISTORY is empty)"
-    out.write(MANUAL.format(history=where))
+    more = [name for name in SHARED if name not in ("ps", "free", "kill")]
+    commands = f"{'   '.join(more)}: NAME --help says more"
+    out.write(MANUAL.format(history=where, commands=commands))
     return 0
 
 
@@ -133,8 +135,12 @@ def _command(name: str) -> Function:
 
     def run(state: State, args: list[str], out: TextIO) -> int:
         command = click_command(name)
-        with redirect_stdout(out):  # --help, which click writes by itself
-            result = command.main(args, name, standalone_mode=False, obj=ShellDesk(state, out))
+        desk = ShellDesk(state, out)
+        try:
+            with redirect_stdout(out):  # --help, which click writes by itself
+                result = command.main(args, name, standalone_mode=False, obj=desk)
+        except click.Abort:  # this is what click makes of Ctrl-C
+            raise KeyboardInterrupt from None
         return result if isinstance(result, int) else 0
 
     return run

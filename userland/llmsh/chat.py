@@ -11,6 +11,7 @@ stay; Ctrl-D leaves, and the context is where it was.
 """
 
 import re
+from difflib import get_close_matches
 from typing import TextIO
 
 import click
@@ -20,10 +21,8 @@ from userland.exits import EXPECTED, USAGE, Failure
 from userland.llmsh import pipeline
 from userland.llmsh.builtins import BUILTINS
 from userland.llmsh.completion import ChatWords
-from userland.llmsh.mistakes import close_to
 from userland.llmsh.person import attempt, greet, is_terminal, seated
 from userland.llmsh.prompt import Prompt
-from userland.llmsh.shell import Shell
 from userland.llmsh.stage import Model, Stage
 from userland.llmsh.state import State
 
@@ -100,7 +99,6 @@ def begin(state: State, ctx: str | None, system: str | None) -> None:
 def talk(state: State) -> None:
     """Read and answer until Ctrl-D or /exit."""
     prompt = Prompt(state, ChatWords(state), _goes_on, "»", "llmsh_chat_history")
-    shell = Shell(state)
     while True:
         try:
             text = prompt.read()
@@ -112,40 +110,45 @@ def talk(state: State) -> None:
         found = _COMMAND.fullmatch(text.strip())
         if found is not None and found[1] in LEAVE:
             return
-        attempt(shell, lambda: _turn(shell, text))  # noqa: B023  run before the next line
+        attempt(state, lambda: _turn(state, text))  # noqa: B023  run before the next line
 
 
-def _turn(shell: Shell, text: str) -> None:
+def _turn(state: State, text: str) -> None:
     """Do what one line says."""
     line = text.strip()
     if line.startswith("//"):
-        _ask(shell, line[1:])
+        _ask(state, line[1:])
     elif found := _COMMAND.fullmatch(line):
-        _command(shell, found[1], found[2])
+        _command(state, found[1], found[2])
     elif line.startswith("!"):
-        shell.run_text(line[1:].strip())
+        _run(state, line[1:].strip())
     elif line:
-        _ask(shell, line)
+        _ask(state, line)
 
 
-def _command(shell: Shell, name: str, rest: str) -> None:
-    state = shell.state
+def _run(state: State, line: str) -> None:
+    from userland.llmsh.shell import Shell  # 0.1 s of lark, after the first prompt
+
+    Shell(state).run_text(line)
+
+
+def _command(state: State, name: str, rest: str) -> None:
     if name in ("help", ""):
         state.out.write(_HELP)
         state.out.flush()
         state.status = 0
     elif name in BUILTINS and name != "chat":
-        shell.run_text(f"{name} {rest}")
+        _run(state, f"{name} {rest}")
         if name == "fork" and state.status == 0 and len(rest.split()) == 1:
             state.contexts.use(rest.strip().removeprefix("@"))
     else:
-        close = close_to(name, [*BUILTINS, *LEAVE])
-        state.note(f"there is no /{name}{close}; /help lists what there is, // begins a prompt")
+        close = get_close_matches(name, [*BUILTINS, *LEAVE], 1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        state.note(f"there is no /{name}{meant}; /help lists what there is, // begins a prompt")
         state.status = USAGE
 
 
-def _ask(shell: Shell, text: str) -> None:
-    state = shell.state
+def _ask(state: State, text: str) -> None:
     if text.startswith(_QUOTES):
         text = text.strip().removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n")
     files = tuple(_FILE.findall(text))

@@ -25,9 +25,8 @@ from userland.llmsh.ctx import VERBS
 from userland.llmsh.state import State
 
 _WORD = re.compile(r"(?:[^\s|&;<>\\]|\\.)*$")
-_COMMAND = re.compile(
-    r"(?:^|[|;&{!]|\n|\$\(|\b(?:do|then|else|elif|if|while|until))\s*([^|;&\n{]*)$"
-)
+_BEGINS = re.compile(r"[|;&\n{]|\$\(")
+_KEYWORDS = ("if", "then", "elif", "else", "while", "until", "do", "!")
 _VARIABLE = re.compile(r"\$\{?(\w*)$")
 _MENTION = re.compile(r"(?:^|\s)(@(?=~?/|\.)|)((?:~?/|\.\.?/)\S*|\.{1,2})$")
 _SPECIAL = re.compile(r"([\s|&;<>()`'\"\\$#*?\[\]])")
@@ -53,7 +52,7 @@ class Words(Completer):
 
     def _completions(self, text: str) -> Iterator[Completion]:
         found = _WORD.search(text)
-        word = found.group() if found else ""
+        word = found.group().rsplit("$(", 1)[-1] if found else ""
         before = text[: len(text) - len(word)]
         if variable := _VARIABLE.search(text):
             names = {name for name in self._state.variables if name.startswith(variable[1])}
@@ -64,8 +63,9 @@ class Words(Completer):
             yield from shown(self._offers(before, word), word)
 
     def _offers(self, before: str, word: str) -> Iterator[Offer]:
-        found = _COMMAND.search(before)
-        words = found[1].split() if found else ["?"]
+        words = _BEGINS.split(before)[-1].split()
+        while words and words[0] in _KEYWORDS:
+            del words[0]
         if not words:
             yield from self._commands(word)
         elif words[0] == "ctx":

@@ -15,6 +15,7 @@ import syscalls
 from syscalls import ECONNRESET, Context, KernelError
 from syscalls.abi import ModelRow
 from userland.exits import USAGE, Failure
+from userland.running import mind_variables
 from userland.turns import say_user
 
 MAIN = "main"
@@ -63,6 +64,7 @@ class Contexts:
                     raise
         if self._task is None:
             self._task = syscalls.connect("llmsh", address=self._address)
+            mind_variables(self._task, self._note)
         return self._task
 
     @property

@@ -13,6 +13,7 @@ import click
 
 from userland import standard
 from userland.asking import MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS, Sampling
+from userland.config import read
 from userland.exits import EXPECTED, REFUSED, USAGE, Failure, reason, report
 from userland.llmsh.state import State
 from userland.llmsh.streams import has_unread
@@ -38,9 +39,7 @@ SCRIPT = Sampling(temp=0.0)
 @click.option(
     "--max-tokens",
     type=click.IntRange(1, MAX_TOKENS),
-    default=512,
-    show_default=True,
-    help="Longest answer.",
+    help="Longest answer; 512 unless given.",
 )
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Makes sampling repeatable.")
 @click.argument("words", nargs=-1, metavar="[SCRIPT [ARGUMENT]...]")
@@ -65,26 +64,29 @@ def main(lines: str | None, words: tuple[str, ...], **options: Any) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths are bytes, and are written as such
     interactive = lines is None and not words and sys.stdin.isatty() and not options["parse_only"]
-    state = person_state(interactive, **options)
     try:
+        state = new_state(interactive, **options)
         source = _source(state, lines, words)
     except EXPECTED as error:
         sys.exit(report(error, sys.stderr, "llmsh"))
     sys.exit(_run(state, source, options["parse_only"]))
 
 
-def person_state(
+def new_state(
     interactive: bool,
     model: str | None = None,
     temperature: float | None = None,
-    max_tokens: int = 512,
+    max_tokens: int | None = None,
     seed: int | None = None,
     address: str | None = None,
     **_: Any,
 ) -> State:
-    """Return a new shell's state, of a person's or a script's."""
-    default = PERSON if interactive else SCRIPT
-    sampling = default.over({"temp": temperature, "max": max_tokens, "seed": seed})
+    """Return a new shell's state, of a person's or a script's; Failure (78) if set up wrongly."""
+    config = read()
+    sampling = config.sampling(PERSON if interactive else SCRIPT).over(
+        {"temp": temperature, "max": max_tokens, "seed": seed}
+    )
+    model = model or config.explicit("model")
     return State(
         sampling, sys.stdout, sys.stderr, interactive=interactive, model=model, address=address
     )

@@ -8,7 +8,11 @@ A line is a command of the shell, a program of the host, or a prompt for the mod
   @casual "say that again"       in another context
   git diff | "one-line summary"  what comes in stands before the prompt
   "five names" | sort > names    and the answer goes wherever output goes
-  ls -l && make; vim notes       programs, as in any shell: | > >> < ; && ||
+  "sum up" -t 0 -n 50 -f notes   options: -t -n --top-p --top-k --min-p --seed --stop TEXT
+                                 -f FILE  -s SYSTEM  --rm (in a fork, then freed)  --raw  -v
+  ? what is wrong in @./a.py     @./path sends a file along
+  chat [-s TEXT] [-c @NAME]      each line is a prompt, /name a builtin; Ctrl-D comes back
+  ls -l && make; vim notes       programs, as in any shell
 
 Contexts
   ctx                     list: tokens, turns, KV blocks and how many are shared
@@ -27,18 +31,31 @@ Tasks and memory (\\ps, \\top, \\free, \\kill, \\dmesg and \\pmap are the host's
   lsdev                   devices, and what is on them
   dmesg [-w]              the kernel's log
   kill [-SIGNAL] PID...   TERM, KILL, INT, STOP, CONT
+  {commands}
 
 The shell
-  set [temp=N] [max=N] [seed=N|none]
-                          how the model samples; without arguments, show it
-  cd [DIR|-]   pwd   help   exit [N]
+  set [temp=N] [max=N] [seed=N|none] [top_p=N] [top_k=N] [min_p=N]
+                          how the model samples; without arguments, show all
+  set verbose=on          tokens and times below every answer
+  set markdown=off        answers as they are, on the terminal too; copy [N] has the raw text
+  set history=off         keep no lines
+  set -e -u -x -o pipefail    as in bash; + switches off
+  cd [DIR|-]   pwd   history [N]   alias [NAME=WORDS]   source FILE   help   exit [N]
 
-Words      'as it is'   "with $x and \\" \\$ \\\\"   \\x   ~   *.txt   # a comment
-Variables  $? status of the last command   $_ last answer   $NAME environment
-Keys       Ctrl-C stops an answer (what was written stays) or a program; Ctrl-D leaves
-Scripts    llmsh FILE, llmsh -c LINES, or lines on stdin: temperature 0, answers on stdout.
-           A program in a script on stdin reads nothing, unless a pipe or < feeds it.
-           A prompt reads what a pipe or < feeds it; cat | "..." gives it stdin, with -c or FILE.
+Language   | |& > >> < 2> 2>> 2>&1 &> <<< <<WORD ; && || ! {{ ...; }} $( ) NAME=value
+           if for while until break continue read export unset shift
+           Not in this version: jobs (&), ( ) , $(( )), case, functions.
+Words      'as it is'   "with $x, $(date) and \\" \\$ \\\\"   \\x   ~   *.txt   # a comment
+Variables  $? status   $_ last answer   $finish stop, length or cancelled   $usage as JSON
+           $ctx $model   $1 ... $# "$@" of a script   $NAME yours, or the environment's
+Keys       Ctrl-C stops an answer (what was written stays) or a program; Ctrl-D leaves; what is
+           typed during an answer waits for the prompt; Tab; Ctrl-R; Alt-Enter begins a row;
+           Ctrl-X Ctrl-E opens $EDITOR
+Scripts    llmsh FILE ARGUMENTS, llmsh -c LINES, or lines on stdin: temperature 0, answers on
+           stdout. llmsh -n FILE parses only. A program in a script on stdin reads nothing, unless
+           a pipe or < feeds it. A prompt reads what a pipe or < feeds it; cat | "..." gives it
+           stdin, with -c or FILE.
 History    {history}; lines that begin with a blank are
-           not kept. LLMSH_HISTORY=PATH puts it elsewhere, LLMSH_HISTORY= keeps none.
+           not kept. !! !N !prefix bring lines back. LLMSH_HISTORY=PATH puts it elsewhere,
+           LLMSH_HISTORY= keeps none.
 """

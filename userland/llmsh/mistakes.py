@@ -5,8 +5,6 @@ these functions find out which of the three it is.
 """
 
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 
 from lark.exceptions import UnexpectedToken
 
@@ -93,9 +91,3 @@ def unbuilt(text: str, at: int) -> ParseError | None:
             if re.match(pattern, text[start:]):
                 return ParseError(f"not in this version: {what}", text, start)
     return None
-
-
-def close_to(name: str, names: Iterable[str]) -> str:
-    """Return a question for the name that was meant, if one is close."""
-    close = get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -19,6 +19,7 @@ from contextlib import suppress
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from syscalls.shield import Shield
 from userland.exits import Failure, PipeClosed
 from userland.llmsh.markdown import Piece, Splitter
 from userland.llmsh.streams import VISIBLE, Sink
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-_PERIOD_S = 0.05
-_SHARE = 5
+PERIOD_S = 0.05
+SHARE = 5
 _CONTEXT = 60
 """Lines of code that are looked at to colour the next."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -63,7 +64,7 @@ class Page(Sink):
         if begin >= self._due:
             self._draw()
             end = time.monotonic()
-            self._due = end + max(_PERIOD_S, _SHARE * (end - begin))
+            self._due = end + max(PERIOD_S, SHARE * (end - begin))
 
     def end_line(self) -> None:
         """Draw all that is left, and begin a new line."""
@@ -87,6 +88,10 @@ class Page(Sink):
     # --- drawing ------------------------------------------------------------------------------
 
     def _draw(self, final: bool = False) -> None:
+        with Shield():  # an interrupt in between would lose lines, or write them twice
+            self._draw_all(final)
+
+    def _draw_all(self, final: bool) -> None:
         columns, lines = os.get_terminal_size(self._fd)
         console = _console(max(columns, 10))
         done: list[str] = []
@@ -132,7 +137,7 @@ class Page(Sink):
         from rich.syntax import Syntax
 
         self._code = [*self._code[-_CONTEXT:], line]
-        text = Syntax("", language, theme="ansi_dark").highlight("\n".join(self._code))
+        text = Syntax("", language, theme="ansi_dark", tab_size=8).highlight("\n".join(self._code))
         text.rstrip()
         last = text.split("\n", allow_blank=True)[-1] if line.strip() else None
         return _line(last, console) if last is not None else line

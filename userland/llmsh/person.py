@@ -10,7 +10,6 @@ from userland.exits import INTERRUPTED, Failure
 from userland.llmsh.ask import Interrupted
 from userland.llmsh.builtins import Leave
 from userland.llmsh.history import expanded
-from userland.llmsh.shell import Shell
 from userland.llmsh.state import State
 from userland.llmsh.terminal import controlling
 
@@ -27,9 +26,8 @@ def converse(state: State) -> int:
         greet(state, '"quoted text" or ? text asks the model; help lists the rest; Ctrl-D leaves')
         prompt = Prompt(state, Words(state), _goes_on)
         state.history = prompt.history.lines
-        shell = Shell(state)
         while True:
-            turn(shell, prompt)
+            turn(state, prompt)
 
     return seated(state, conversation)
 
@@ -59,46 +57,48 @@ def greet(state: State, hint: str) -> None:
         state.note(hint)
 
 
-def turn(shell: Shell, prompt: "Prompt") -> None:
+def turn(state: State, prompt: "Prompt") -> None:
     """Read one line and run it."""
     try:
         text = prompt.read()
     except KeyboardInterrupt:
         return
-    attempt(shell, lambda: _run(shell, prompt, text))
+    attempt(state, lambda: _run(state, prompt, text))
 
 
-def _run(shell: Shell, prompt: "Prompt", text: str) -> None:
+def _run(state: State, prompt: "Prompt", text: str) -> None:
+    from userland.llmsh.shell import Shell  # 0.1 s of lark, after the first prompt
+
     try:
         line = expanded(text, prompt.history.lines)
     except Failure as failure:
-        shell.state.status = shell.state.report(failure)
+        state.status = state.report(failure)
         return
     prompt.history.add(line)
     if line != text:
-        shell.state.err.write(f"{line}\n")
-        shell.state.err.flush()
-    shell.run_text(line)
+        state.err.write(f"{line}\n")
+        state.err.flush()
+    Shell(state).run_text(line)
 
 
-def attempt(shell: Shell, run: Callable[[], None]) -> None:
+def attempt(state: State, run: Callable[[], None]) -> None:
     """Run what a person asked for: Ctrl-C and bugs end it, and nothing else."""
     try:
         run()
     except (Interrupted, KeyboardInterrupt):
         # ^C is there already, from the terminal or from the answer.
-        shell.state.status = INTERRUPTED
-        shell.state.err.write("\n")
-        shell.state.err.flush()
+        state.status = INTERRUPTED
+        state.err.write("\n")
+        state.err.flush()
     except Leave:
         raise
     except Exception:  # noqa: BLE001  a bug must not take the contexts of a person with it
-        shell.state.status = bug.save("llmsh", shell.state.err)
+        state.status = bug.save("llmsh", state.err)
 
 
 def _goes_on(text: str) -> bool:
     """Return whether Enter adds a row to what has been typed."""
-    from userland.llmsh.parser import is_incomplete  # 0.1 s of lark, after the first prompt
+    from userland.llmsh.parser import is_incomplete  # with lark, too
 
     return is_incomplete(text)
 

@@ -10,6 +10,7 @@ the host) are not asked for.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pexpect
 import pyte
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
@@ -141,7 +143,10 @@ def draw(lines: list[Text]) -> str:
     console = Console(record=True, width=COLUMNS, file=StringIO(), color_system="truecolor")
     for line in lines:
         console.print(line, soft_wrap=True)
-    return console.export_svg(title="llmsh", unique_id="run")
+    # without fonts: whoever looks at a page of ours fetches nothing from elsewhere
+    form = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    form = form.replace("Fira Code, monospace", "monospace")
+    return console.export_svg(title="llmsh", code_format=form, unique_id="run")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""docs/guide.md: every command in it runs, and prints what the page shows.
+"""docs/guide.md: every command in it runs, and prints what the page shows; README's Python runs.
 
     ```console        `$ ` commands of bash, `> ` goes on with one, then all that it prints
     ```llmsh          the same of one llmsh that reads them from stdin
@@ -174,7 +174,10 @@ def person(home: Path, tmp_path: Path) -> Person:
 
 @pytest.mark.timeout(600)
 def test_the_guide_is_true(person: Person) -> None:
-    assert person.read(GUIDE.read_text()) > 50
+    tour, end = GUIDE.read_text().split("\n## The end\n")
+    assert person.read(tour) > 50
+    assert person.read((ROOT / "README.md").read_text()) == 1
+    assert person.read(end) > 2
 
 
 WRONG = {

@@ -7,7 +7,7 @@
 
 `…` stands for any text within a line, a line of `…` alone for any lines. Runs of blanks are equal,
 for columns get wider with their numbers. Output is stdout and stderr together. A command that fails
-fails the page, unless `echo $?` comes next. Blocks run in order, in one home, against one kernel.
+fails the page, unless bash has `echo $?` next. Blocks run in order, in one home, on one kernel.
 """
 
 import os
@@ -136,7 +136,7 @@ class Person:
         return len(wanted)
 
     def _llmsh(self, where: str, wanted: list[Command]) -> int:
-        script = "".join(f"{command.text}\n" for command in wanted)
+        script = "".join(f"{text}\n" for text in ("set -e", *(command.text for command in wanted)))
         printed = self._run(where, ["llmsh"], script)
         check(where, [line for command in wanted for line in command.shown], printed)
         return len(wanted)
@@ -186,7 +186,8 @@ WRONG = {
     "a line too few": "```console\n$ echo one\none\n…\ntwo\n```\n",
     "a command that fails": "```console\n$ false\n$ echo one\none\n```\n",
     "a status that differs": "```console\n$ (exit 3)\n$ echo $?\n4\n```\n",
-    "a command of llmsh that is none": "```llmsh\n$ ctx tree\n$ echo one\none\n```\n",
+    "a command of llmsh that is none": "```llmsh\n$ ctx bush\n…\n$ echo one\none\n```\n",
+    "a command of llmsh that fails": "```llmsh\n$ cat nothing\n…\n$ echo one\n…\n```\n",
     "a program that fails": "```python\nraise SystemExit(1)\n```\n",
     "a program that prints else": "```python\nprint(1)\n```\n```output\n2\n```\n",
     "a reason that is missing": "```console not run\n$ false\n```\n",

@@ -528,6 +528,28 @@ def test_a_load_and_a_step_have_their_own_deadlines() -> None:
     sim.leave()
 
 
+def test_the_end_of_a_load_is_not_that_of_a_step() -> None:
+    link = Beside("null0")
+    sim = Sim(link=link, hang_s=1e6, step_s=5.0, load_s=500.0)
+    client = sim.client()
+    reply, handle = load(client), context(client, "null", [1])
+    sim.until(lambda: bool(link.loads))
+    infer = client.send("infer", handle, 5, 0.0)
+    sim.turn(pump=0)
+    assert sim.system.device._in_flight
+    link.finish()
+    sim.turn(pump=0)
+    assert reply.done and sim.system.device.epoch == 1
+    sim.clock.now += 6
+    sim.turn(pump=0)
+    assert sim.system.device.epoch == 2 and "a step took 5 s" in sim.system.device.note
+    sim.until(lambda: bool(link.loads))
+    link.finish()
+    sim.until(lambda: infer.done)
+    assert infer.tokens == expected([1], 5)
+    sim.leave()
+
+
 def test_a_death_beside_a_load_brings_both_back(beside: Sim) -> None:
     client, link = beside.client(), beside.link
     assert isinstance(link, Beside)

@@ -189,7 +189,6 @@ def test_shapes_that_are_built(parts: dict[str, Any]) -> None:
             {"model": {"type": "BPE", "vocab": {"a": 0}, "unk_token": "b"}},
             "unk_token 'b' is not in",
         ),
-        ({"pre_tokenizer": steps("pretokenizers", *[split(LLAMA3)] * 17)}, "17 pretokenizers"),
         ({"normalizer": 7}, "not sound"),
         ({"pre_tokenizer": split(LLAMA3) | {"pattern": {}}}, "not sound"),
     ],
@@ -199,6 +198,13 @@ def test_shapes_that_are_refused(parts: dict[str, Any], said: str) -> None:
     with pytest.raises(TextError) as caught:
         TextModel(changed(**parts), None, {})
     assert said in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_steps_without_end_are_refused() -> None:
+    digits = {"type": "Digits", "individual_digits": True}
+    TextModel(changed(pre_tokenizer=steps("pretokenizers", *[digits] * 16)), None, {})
+    with pytest.raises(TextError, match="17 pretokenizers"):
+        TextModel(changed(pre_tokenizer=steps("pretokenizers", *[digits] * 17)), None, {})
 
 
 def test_what_is_checked_is_what_is_used() -> None:

@@ -74,7 +74,7 @@ class ContextFlow:
         if model is None:
             raise EINVAL(
                 f"model {self.about.model} has no tokenizer, so it takes ids and no text",
-                "append a list of ids, or use another model",
+                "append a list of ids, or use another model; llmos models, if its files are gone",
             )
         return model
 

@@ -214,7 +214,8 @@ def decoded(data: bytes | bytearray, what: str) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         place = f"byte {error.start:,} of {len(data):,} is no UTF-8"
-        raise Failure(f"{what} is not text: {place}") from None
+        name = "stdin" if what == "-" else what
+        raise Failure(f"{name} is not text: {place}") from None
 
 
 # --- what is told of an answer --------------------------------------------------------------------

@@ -89,7 +89,9 @@ def exit_code(error: Expected) -> int:
 def report(error: Expected, err: TextIO, program: str = "llmos", as_json: bool = False) -> int:
     """Write an expected error and return its exit code."""
     code, message, hint = _parts(error)
-    if as_json:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
+        err.write(f"{message}\n")  # the help, whole
+    elif as_json:
         row: dict[str, Any] = {"code": code, "message": message, "hint": hint}
         if isinstance(error, KernelError) and error.details:
             row["details"] = dict(error.details)

@@ -99,7 +99,8 @@ class InstalledModel:
 
 
 def _check_file(model: InstalledModel, path: Path, file: ModelFile) -> None:
-    again = f"llmos pull {model.manifest.source}, or llmos models rm {model.full_name}"
+    again = f"llmos pull {model.manifest.source} --name {model.full_name}"
+    again += f", or llmos models rm {model.full_name}"
     try:
         stat = path.stat()
     except OSError as error:

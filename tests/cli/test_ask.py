@@ -20,7 +20,7 @@ from tests.helpers.byte_tokenizer import byte_tokenizer
 from tests.helpers.daemon import Daemon, daemon
 from tests.helpers.shell import END, WORDS, check_no_tasks, environment, talking
 from userland.asking import Sampling, question_of, question_options
-from userland.bin.ask import block
+from userland.bin.ask import Duration, block
 from userland.cli import run
 from userland.desk import Desk
 from userland.exits import Failure
@@ -269,6 +269,29 @@ def test_a_signal_of_the_kernel_is_told(slow: Daemon) -> None:
     assert process.returncode == 130
     assert re.search(r"cut after \d+ tokens: cancelled by a signal", err)
     check_no_tasks(slow)
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"), [("30", 30), ("30s", 30), ("1.5m", 90), (".5s", 0.5), ("24h", 86400)]
+)
+def test_a_time_has_a_unit(words: str, seconds: float) -> None:
+    assert Duration().convert(words, None, None) == seconds
+
+
+@pytest.mark.parametrize(
+    "words", ["", "s", "abc", "-1", "0", "25h", "1e3", "30 s", "inf", "\u0663"]
+)
+def test_a_time_that_is_none(home: Path, words: str) -> None:
+    done = ask(home, "--timeout", words, "q")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is no time like 30, 30s or 5m" in done.stderr
+
+
+def test_stdin_that_is_no_text_is_called_so(home: Path) -> None:
+    done = subprocess.run(
+        [*LLMOS, "ask", "q"], env=environment(home), input=b"a\xff", capture_output=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stderr.startswith(b"llmos: stdin is not text")
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -40,6 +40,7 @@ def test_commands_with_their_purpose(tmp_path: Path) -> None:
     found = offers(tmp_path, incomplete="p")
     assert {"ps", "ping", "pull"} <= found.keys()
     assert found["ps"] == "List the tasks of the kernel."
+    offers(tmp_path, "nosuch")  # no error in the middle of a line
     assert offers(tmp_path, "config").keys() == {"show", "check", "path"}
 
 

@@ -109,6 +109,12 @@ def test_a_typo_gets_a_proposal(tmp_path: Path) -> None:
     assert "did you mean status?" in done.stderr
 
 
+def test_no_command_is_answered_with_the_help(tmp_path: Path) -> None:
+    done = llmos(tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: llmos")
+
+
 @pytest.mark.parametrize("address", ["foo", "ipc://relative", "tcp://host:1", ""])
 def test_an_address_that_is_none_is_a_usage_error(tmp_path: Path, address: str) -> None:
     done = llmos(tmp_path, "-H", address, "ps")

@@ -236,6 +236,8 @@ def test_only_the_parser_tells_a_quote_from_an_apostrophe(line: str) -> None:
         ("diff <(a) b", 6, "not in this version: <( ) and >( )"),
         ("echo `ls`", 6, "not in this version: ` `"),
         ("echo $((1+1))", 6, "not in this version: $(( ))"),
+        ("echo ${x:-1}", 6, "not in this version: ${ }"),
+        ('echo "${#x}"', 7, "not in this version: ${ }"),
         ("(ls)", 1, "not in this version: ( )"),
     ],
 )

@@ -48,6 +48,13 @@ def say(home: Path, script: str, *options: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def test_an_option_that_is_none_looks_like_every_error(home: Path) -> None:
+    done = llmsh(home, "", "--nope")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("llmsh: No such option '--nope'")
+    assert done.stderr.endswith("\n  try   llmsh --help\n")
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,26 @@ from userland.waiting import Watch
 STDIN = "-"
 PATIENCE_S = 2.0
 """Seconds without a byte on stdin after which it is said that the question waits for it."""
+LEAST_S, MOST_S = 0.001, 86400.0
+"""Seconds that --timeout may be."""
+_DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([smh]?)", re.ASCII)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)(?:^\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, or a number with its unit: 30, 0.5s, 5m, 1h."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = _DURATION.fullmatch(str(value))
+        seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+        if not LEAST_S <= seconds <= MOST_S:
+            self.fail(f"{value!r} is no time like 30, 30s or 5m, of 0.001 s to 24 h", param, ctx)
+        return seconds
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,8 +70,8 @@ _FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n(.*?)(?:^\1[`~]*[ \t]*$|\Z)", re.MU
     "--fail-on", type=click.Choice(["length"]), help="End with 4 if the answer was cut there."
 )
 @click.option(
-    "--timeout", type=click.FloatRange(0.001, 86400), metavar="SECONDS",
-    help="End with 124 if the answer takes longer; what was written stays.",
+    "--timeout", type=Duration(), metavar="TIME",
+    help="End with 124 if the answer takes longer, as 30, 30s or 5m; what was written stays.",
 )  # fmt: skip
 @json_option
 @pass_desk

@@ -248,7 +248,8 @@ def rm(desk: Desk, names: tuple[str, ...], force: bool, as_json: bool) -> None:
         rows = rows_of(folder, loaded)
         if rows and not force:
             where = ", ".join(f"{row.name} on {row.device}" for row in rows)
-            hint = f"llmos unload {rows[0].name}; with --force it goes on until its driver restarts"
+            hint = f"llmos unload {rows[0].name}; with --force it stays loaded, but new programs"
+            hint += " find no tokenizer, so only those that have it already can give it text"
             raise Failure(f"{full_name} is loaded, as {where}", hint, code="EBUSY")
         place = place_of(folder)
         with as_failure():

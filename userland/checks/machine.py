@@ -65,9 +65,9 @@ def memory() -> Iterator[Finding]:
     text = f"{size(free)} available of {size(int(facts['MemTotal']) << 10)}"
     if free < pool:
         todo = f"llmos up --kv-mem {max(64, free // 2 >> 20)}M"
-        yield Finding("memory", WARN, f"{text}, less than the KV pool of {size(pool)}", todo)
+        yield Finding("memory", WARN, f"{text}, less than the {size(pool)} of kv_mem", todo)
     else:
-        yield Finding("memory", OK, f"{text}; the KV pool takes {size(pool)}")
+        yield Finding("memory", OK, f"{text}; kv_mem is set to {size(pool)}")
 
 
 def cores() -> Iterator[Finding]:

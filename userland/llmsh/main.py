@@ -4,7 +4,7 @@ import io
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,8 +23,29 @@ PERSON = Sampling(temp=0.2, top_p=0.9)
 SCRIPT = Sampling(temp=0.0)
 
 
+class Program(click.Command):
+    """A command whose mistakes in options look like all other errors."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "llmsh",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            if not standalone_mode:
+                raise
+            sys.exit(report(error, sys.stderr, "llmsh"))
+        return sys.exit(result) if standalone_mode else result
+
+
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "allow_interspersed_args": False}
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "allow_interspersed_args": False},
 )
 @click.version_option(None, "-V", "--version", package_name="llmos-kernel", prog_name="llmsh")
 @click.option("-c", "lines", metavar="LINES", help="Run these lines instead of a script.")
@@ -43,7 +64,7 @@ SCRIPT = Sampling(temp=0.0)
 )
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Makes sampling repeatable.")
 @click.argument("words", nargs=-1, metavar="[SCRIPT [ARGUMENT]...]")
-def main(lines: str | None, words: tuple[str, ...], **options: Any) -> None:
+def main(lines: str | None, words: tuple[str, ...], **options: Any) -> int:
     """A shell in which a quoted string is a prompt for the model.
 
     \b
@@ -68,8 +89,8 @@ def main(lines: str | None, words: tuple[str, ...], **options: Any) -> None:
         state = new_state(interactive, **options)
         source = _source(state, lines, words)
     except EXPECTED as error:
-        sys.exit(report(error, sys.stderr, "llmsh"))
-    sys.exit(_run(state, source, options["parse_only"]))
+        return report(error, sys.stderr, "llmsh")
+    return _run(state, source, options["parse_only"])
 
 
 def new_state(

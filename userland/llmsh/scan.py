@@ -2,21 +2,23 @@
 
     'as it is'   "with $name, ${name}, $(command) and \\" \\$ \\\\"   bare\\ with\\ backslash
 
-`$` before anything else stands for itself. What is inside `$(...)` is read by `nested`, which takes
-the place after the bracket and returns the line in it and the place after its end.
+`$` before anything else stands for itself, but ${name:-x} and its like are refused. What is inside
+`$(...)` is read by `nested`, which takes the place after the bracket and returns the line in it and
+the place after its end.
 """
 
 import re
 from collections.abc import Callable
 from enum import Enum
 
-from userland.llmsh.mistakes import Incomplete, unbuilt
+from userland.llmsh.mistakes import Incomplete, ParseError, unbuilt
 from userland.llmsh.nodes import Kind, Line, Part
 
 Nested = Callable[[int], tuple[Line, int]]
 
 _NAME = r"\$(?:(?P<name>[A-Za-z_]\w*|[?@*#0-9])|\{(?P<braced>[A-Za-z_]\w*|[?@*#]|[0-9]+)\})"
 _VARIABLE = re.compile(_NAME)
+_EXPANSION = re.compile(r"\$\{[#!]?[A-Za-z_0-9@*?][^}\n]*\}")
 _BARE = re.compile(r"[^\s|&;<>()`'\"\\$]+")
 SINGLE = re.compile(r"'([^']*)'")
 _NEWLINE = re.compile(r"\\\r?\n")
@@ -117,4 +119,6 @@ def _dollar(source: str, at: int, nested: Nested, quoted: bool) -> tuple[Part, i
         return Part(source[at:end], Kind.COMMAND, quoted, line), end
     if found := _VARIABLE.match(source, at):
         return Part(found["name"] or found["braced"], Kind.VARIABLE, quoted), found.end()
+    if _EXPANSION.match(source, at):
+        raise ParseError("not in this version: ${ } with more than a name", source, at)
     return Part("$", quoted=quoted), at + 1

@@ -94,7 +94,11 @@ class Host:
         try:
             answer = self._ask(message)
         except base.DriverFault as fault:
-            answer = base.Fault(self._epoch, *self._fence, fault.kind, fault.message, fault.items)
+            story, model = _sendable(fault.message), getattr(message, "model", 0)
+            answer = base.Fault(
+                self._epoch, *self._fence, fault.kind, story, fault.items,
+                model if isinstance(message, base.Load) else 0,
+            )  # fmt: skip
         if answer is not None:
             self._send(answer)
         if not submitted:
@@ -191,6 +195,12 @@ class Host:
         poller.register(self._socket, select.POLLRDHUP)  # messages do not wake it
         poller.poll()
         os._exit(0)
+
+
+def _sendable(story: str) -> str:
+    """Return what a message takes of a text that may quote a path, or a name from a folder."""
+    raw = story.encode(errors="backslashreplace")
+    return raw[: wire.MAX_TEXT].decode(errors="ignore")
 
 
 def _tie_to_parent() -> None:

@@ -28,6 +28,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable
 from enum import IntEnum
+from itertools import chain
 from typing import NamedTuple
 
 from drivers.base import NULL_BLOCK
@@ -96,7 +97,8 @@ class BlockPool:
         self.evicted = 0
         self._state = bytearray([BlockState.FREE]) * num_blocks
         self._state[NULL_BLOCK] = BlockState.RESERVED
-        self._free: deque[int] = deque(range(1, num_blocks))
+        self._fresh = 1  # from here on, no block was ever used
+        self._free: deque[int] = deque()  # those below that are free
         self._resident: dict[int, Block] = {}
         self._dirty: list[int] = []  # in limbo, not yet named in a scrub
         self._scrubbing: deque[tuple[int, list[int]]] = deque()  # (fence value, ids), in order
@@ -155,7 +157,7 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return self.num_blocks - self._fresh + len(self._free)
 
     @property
     def num_coming(self) -> int:
@@ -164,8 +166,11 @@ class BlockPool:
 
     def alloc(self, block: Block) -> None:
         """Give the block a place on the device; the caller has seen that one is free."""
-        check(bool(self._free) and block.id == NOT_RESIDENT, "alloc without a free block")
-        block.id = self._free.popleft()
+        check(self.num_free > 0 and block.id == NOT_RESIDENT, "alloc without a free block")
+        if self._fresh < self.num_blocks:
+            block.id, self._fresh = self._fresh, self._fresh + 1
+        else:
+            block.id = self._free.popleft()
         check(self._state[block.id] == BlockState.FREE, f"block {block.id} was not free")
         self._state[block.id] = BlockState.USED
         self._resident[block.id] = block
@@ -188,7 +193,8 @@ class BlockPool:
         self._dirty.clear()
         self._scrubbing.clear()
         self._state[1:] = bytes([BlockState.FREE]) * (self.num_blocks - 1)
-        self._free = deque(range(1, self.num_blocks))
+        self._free.clear()
+        self._fresh = 1
         self._used = 0
         self.generation += 1
 
@@ -217,8 +223,12 @@ class BlockPool:
 
     @property
     def counts(self) -> Counts:
-        limbo = self.num_blocks - 1 - len(self._free) - self._used
-        return Counts(self.num_blocks, len(self._free), 0, self._used, limbo, 1)
+        limbo = self.num_blocks - 1 - self.num_free - self._used
+        return Counts(self.num_blocks, self.num_free, 0, self._used, limbo, 1)
+
+    def free(self) -> Iterable[int]:
+        """Return the free blocks, in the order in which they will be used."""
+        return chain(range(self._fresh, self.num_blocks), self._free)
 
     def resident(self) -> Iterable[Block]:
         """Return the blocks that have a place on the device, those in limbo for a copy included."""

@@ -5,8 +5,9 @@
 
 One Submit of one model is in flight at a time; its fence is (epoch, COMPUTE, value). Models that
 have something to run take turns. A driver that cannot load beside its steps (feature "load_beside")
-does one or the other, and loads go first; one that can serves, from its first model on, while it
-loads the next.
+does one or the other: loads go first, but after each of them every model that is up has a step, so
+that loads without end stop nobody. One that can serves, from its first model on, while it loads the
+next.
 
 When an epoch ends, the process is reaped first; then what was in flight is undone, every block
 loses its KV, and in the next epoch the same models are loaded and the same requests run again,
@@ -77,6 +78,7 @@ class Device:
         self._loading = Loading(self.models, link.device)
         self._value = 0
         self._in_flight: tuple[int, Model] | None = None  # fence value
+        self._steps_due = 0  # before the next load
         self._watch = Watch(limits.patience, clock)
         self._load_watch = Watch(limits.patience, clock)
 
@@ -139,7 +141,7 @@ class Device:
         """Undo what was in flight, forget all KV, start over or give up."""
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
-        self.note, self._in_flight = why, None
+        self.note, self._in_flight, self._steps_due = why, None, 0
         self._load_watch.done()
         self.models.leaving.clear()
         failed = self._loading.blame(why)
@@ -216,13 +218,15 @@ class Device:
         return []
 
     def _on_loaded(self, loaded: base.Loaded) -> list[Outcome | News]:
-        model, limits = self._loading.over("loaded out of turn"), self.limits
-        self._load_watch.done()
-        why = model.take(
+        model, limits = self._loading.current("loaded out of turn"), self.limits
+        why = model.take(  # if that is a Lie, it is a death of the driver in loading this model
             loaded, self._policy, limits.prefill_chunk, limits.target_us, self._contexts
         )
         if why:
             self.link.send(base.Unload(model.number))
+        self._loading.over()
+        self._load_watch.done()
+        if why:
             return self._refused(model, why, ENOTSUP)
         return self._loading.up(model, loaded, self.epoch)
 
@@ -240,6 +244,7 @@ class Device:
         sched = model.sched
         results = read_results(complete, sched.samplers, sched.scorers, model.desc.vocab)
         self._landed()
+        sched.telling = []
         model.pool.fence_passed(complete.value)
         took_us = complete.end_us - complete.start_us
         return sched.commit(results, took_us) if sched.step else ()
@@ -265,7 +270,8 @@ class Device:
         if fault.value == 0:
             if self.state is DeviceState.STARTING:
                 return self._give_up(why)
-            model = self._loading.over(f"faulted with {kind.name}: {fault.message}")
+            model = self._loading.current(f"faulted with {kind.name}: {fault.message}")
+            self._loading.over()
             self._load_watch.done()
             return self._refused(model, fault.message, REFUSALS.get(kind, EIO))
         value, _ = self._in_flight or (0, None)
@@ -278,14 +284,16 @@ class Device:
         """Give the driver what it has time for: a load, a step, scrubs that are due."""
         if self.state not in (DeviceState.LOADING, DeviceState.UP) or self._in_flight:
             return []
+        if self._loading.model is not None and not self._serves_beside:
+            return []
         try:
-            if self._load() and not self._serves_beside:
-                return []
-            self.state = DeviceState.UP
-            for model in self.models.in_turn():
-                if self._step(model):
-                    self.models.served(model)
-                    break
+            while self.models.leaving:
+                self.link.send(base.Unload(self.models.leaving.pop().number))
+            if self._steps_due and self._step_in_turn():
+                self._steps_due -= 1
+            elif not self._load() or self._serves_beside:
+                self.state = DeviceState.UP
+                self._step_in_turn()
         except LinkDown as down:
             return self._end_epoch(str(down))
         return []
@@ -297,15 +305,24 @@ class Device:
         return "load_beside" in self.ready.features and bool(self.models.in_turn())
 
     def _load(self) -> bool:
-        """Tell the driver which models have gone, load the next one; see if one is being loaded."""
-        while self.models.leaving:
-            self.link.send(base.Unload(self.models.leaving.pop().number))
-        if self._loading.model is None:
-            load = self._loading.begin()
-            if load is not None:
-                self._load_watch.loading()
-                self.link.send(load)
-        return self._loading.model is not None
+        """Load the next model that waits, if none is being loaded; False if there is none."""
+        if self._loading.model is not None:
+            return True
+        load = self._loading.begin()
+        if load is None:
+            return False
+        self._steps_due = 0 if self._serves_beside else len(self.models.in_turn())
+        self._load_watch.loading()
+        self.link.send(load)
+        return True
+
+    def _step_in_turn(self) -> bool:
+        """Submit something of the model whose turn it is; False if none has anything to do."""
+        for model in self.models.in_turn():
+            if self._step(model):
+                self.models.served(model)
+                return True
+        return False
 
     def _step(self, model: Model) -> bool:
         """Submit a model's next step, or what goes before it; False if there is nothing to do."""

@@ -19,7 +19,7 @@ log = logging.getLogger("kernel.model")
 MAX_NOTE = 1000
 """Characters kept of a reason in which a driver has its say."""
 MAX_DEATHS = 2
-"""Epochs that may end while a model is being loaded because a call asked for it."""
+"""Epochs that may end, one after the other, while the same model is being loaded."""
 REFUSALS = {base.FaultKind.OOM: ENOMEM, base.FaultKind.UNSUPPORTED: ENOTSUP}
 """What a refused load is to whoever asked for it; otherwise EIO."""
 
@@ -49,23 +49,34 @@ class Loading:
         return None if self.model is None else self.model.load()
 
     def progress(self, message: base.Progress) -> list[Outcome | News]:
-        """Return the news that a driver's message is."""
-        return [] if self.model is None else [News(self.model, message)]
+        """Return the news that a driver's message is; Lie if it is of another model."""
+        if self.model is None:
+            return []  # it was on its way when the loading ended
+        self._of_this("progress", message.model, self.model)
+        return [News(self.model, message)]
 
     def estimate(self, message: base.Estimate) -> None:
         """Log what the driver is about to take."""
         if self.model is not None:
+            self._of_this("an estimate", message.model, self.model)
             log.info(
                 "%s: about to take %s of %s that are free on %s",
                 self.model.name, _sizes(message), mib(message.mem_free), self._device,
             )  # fmt: skip
 
-    def over(self, said: str) -> Model:
-        """Return the model whose loading the driver has ended; Lie if it loads none."""
-        model, self.model = self.model, None
-        if model is None:
+    def _of_this(self, what: str, number: int, model: Model) -> None:
+        if number != model.number:
+            raise Lie(f"told {what} of model {number}, it loads {model.number}")
+
+    def current(self, said: str) -> Model:
+        """Return the model that the driver loads; Lie if it loads none."""
+        if self.model is None:
             raise Lie(said)
-        return model
+        return self.model
+
+    def over(self) -> None:
+        """Note that the driver has ended the loading."""
+        self.model = None
 
     def up(self, model: Model, loaded: base.Loaded, epoch: int) -> list[Outcome | News]:
         """Say that a model serves."""
@@ -73,6 +84,7 @@ class Loading:
             "%s: up on %s in epoch %d after %.1f s, takes %s",
             model.name, self._device, epoch, loaded.load_us / 1e6, _sizes(loaded),
         )  # fmt: skip
+        model.deaths = 0
         return [News(model, None)]
 
     def alone(self, model: Model) -> bool:
@@ -86,9 +98,12 @@ class Loading:
         return self.fail(model, why, error(what))
 
     def blame(self, why: str) -> list[Outcome | News]:
-        """Give up the model that is being loaded if that has ended the driver too often."""
+        """Give up the model that is being loaded if that has ended the driver too often.
+
+        Not one that the device has alone from its start: then restarts are what can help.
+        """
         model, self.model = self.model, None
-        if model is None or model.asked is None:
+        if model is None or self.alone(model):
             return []
         model.deaths += 1
         if model.deaths < MAX_DEATHS:

@@ -44,6 +44,7 @@ class Model:
         self.note = ""
         self.loaded: base.Loaded | None = None
         self.asked: Any = None  # (session, call) of the load_model that waits for it
+        self.num_contexts = 0  # that use it
         self.deaths = 0  # epochs that ended while it was being loaded
         self._pool: BlockPool | None = None
         self._sched: Scheduler | None = None
@@ -148,7 +149,7 @@ class Model:
 
     def lose_all(self) -> list[Request]:
         """Forget all KV: the epoch has ended; return the requests that were in flight."""
-        hit = self._sched.fail() if self._sched and self._sched.step else []
+        hit = self._sched.fail() if self._sched else []
         if self._pool and self._sched:
             self._pool.lose_all()
             self._sched.lose_slots()

@@ -48,6 +48,7 @@ class Scheduler:
         self._slots = Slots(limits.max_seqs)
         self._adjusted = 0  # requests whose logits are
         self._told = False  # the last call of `resets` gave some
+        self.telling: list[Request] = []  # whose Resets are in flight
         self._us_per_token = 0.0
         self._starved: tuple[Request, list[Block]] | None = None
 
@@ -146,7 +147,10 @@ class Scheduler:
         untold = [request for request in first if request.untold]
         for request in untold:
             self._slots.take(request, self._may_wait(first))
-        return resets(untold)
+        ops = resets(untold)
+        named = {op.slot for op in ops}
+        self.telling = [request for request in untold if request.slot in named]
+        return ops
 
     def _may_wait(self, chosen: Iterable[Request]) -> Iterator[Request]:
         """Yield the requests that are not chosen, the youngest first."""
@@ -270,13 +274,16 @@ class Scheduler:
                 yield request, result
 
     def fail(self) -> list[Request]:
-        """Undo the step that faulted; return its live requests."""
-        step = self._end_step()
-        for entry in step.entries:
-            for write in entry.writes:
-                if write.block.id == write.id:
-                    write.block.planned = write.block.filled
-        return [entry.request for entry in step.entries if not entry.request.done]
+        """Undo what is in flight, a step or Resets, if anything is; return its live requests."""
+        hit, self.telling = self.telling, []
+        if self.step is not None:
+            step = self._end_step()
+            for entry in step.entries:
+                hit.append(entry.request)
+                for write in entry.writes:
+                    if write.block.id == write.id:
+                        write.block.planned = write.block.filled
+        return [request for request in hit if not request.done]
 
     def _end_step(self) -> Step:
         assert self.step is not None

@@ -73,6 +73,7 @@ def _add(k: System, caller: Caller, ctx: Context) -> None:
     caller.task.contexts[ctx.handle] = ctx
     ctx.last_use = k.counters.turns
     k.num_contexts += 1
+    ctx.model.num_contexts += 1
 
 
 def sys_append(k: System, caller: Caller, args: Append) -> Done:
@@ -137,6 +138,7 @@ def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     del task.contexts[ctx.handle]
     drop_request(k, ctx, why)
     k.num_contexts -= 1
+    ctx.model.num_contexts -= 1
 
 
 def _bury(k: System) -> Work:

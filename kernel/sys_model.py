@@ -1,6 +1,8 @@
 """Handlers about models and devices. The kernel hands model files out as opaque bytes."""
 
+import os
 from pathlib import Path
+from stat import S_ISREG
 
 from drivers import base
 from kernel.answer import ModelSpec
@@ -96,7 +98,7 @@ def sys_unload_model(k: System, caller: Caller, args: UnloadModel) -> Done:
         raise ENOENT(f"model {args.name} is not loaded; loaded are: {k.device.models}")
     if model.state in (ModelState.LOADING, ModelState.WAITING):
         raise EBUSY(f"model {args.name} is being loaded", "wait until it is up")
-    contexts = _num_contexts(k, model)
+    contexts = model.num_contexts
     if contexts and not args.force:
         raise EBUSY(
             f"{contexts} contexts use model {args.name}",
@@ -106,10 +108,6 @@ def sys_unload_model(k: System, caller: Caller, args: UnloadModel) -> Done:
     for request, error in k.device.remove(model, "it was unloaded"):
         fail_request(k, request, error)
     return Done(UnloadModelResult(contexts))
-
-
-def _num_contexts(k: System, model: Model) -> int:
-    return sum(ctx.model is model for ctx in k.contexts())
 
 
 def model_row(k: System, model: Model) -> ModelRow:
@@ -126,7 +124,7 @@ def model_row(k: System, model: Model) -> ModelRow:
     num_blocks = loaded.num_blocks if loaded else 0
     return ModelRow(
         spec.name, *about, model.state.value, model.note, spec.path, num_blocks,
-        _num_contexts(k, model),
+        model.num_contexts,
     )  # fmt: skip
 
 
@@ -142,8 +140,11 @@ def sys_read_model(k: System, caller: Caller, args: ReadModel) -> Done:
         raise EINVAL(f"a model has the parts {', '.join(PARTS)}, not {args.part}")
     path = Path(model.spec.path) / args.part
     try:
-        with path.open("rb") as file:
-            total = file.seek(0, 2)
+        with open(path, "rb", opener=_at_once) as file:
+            about = os.fstat(file.fileno())
+            if not S_ISREG(about.st_mode):
+                raise EIO(f"cannot read {args.part} of {model.name}: it is no file")
+            total = about.st_size
             if args.offset > total:
                 raise EINVAL(f"{args.part} has {total} bytes, no offset {args.offset}")
             file.seek(args.offset)
@@ -152,6 +153,11 @@ def sys_read_model(k: System, caller: Caller, args: ReadModel) -> Done:
         raise ENOENT(f"model {model.name} has no {args.part}") from None
     except OSError as error:
         raise EIO(f"cannot read {args.part} of {model.name}: {error.strerror}") from None
+
+
+def _at_once(path: str | Path, flags: int) -> int:
+    """Open a file; what is a pipe is not waited for, or the kernel would wait."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def sys_list_devices(k: System, caller: Caller, args: ListDevices) -> Done:

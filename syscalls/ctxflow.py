@@ -134,8 +134,8 @@ class ContextFlow:
         if n < 1:
             raise EINVAL(f"cannot make {n} forks")
         handles = [self.caller.session.handle() for _ in range(n)]
-        calls = [self.caller.call("fork_ctx", self.handle, handle, name) for handle in handles]
-        try:
+        try:  # from before the first is sent: Ctrl-C may come at any call
+            calls = [self.caller.call("fork_ctx", self.handle, handle, name) for handle in handles]
             children: list[ContextFlow] = []
             for call, handle in zip(calls, handles, strict=True):
                 children.append(self._child(handle, (yield from finish(call)).length))

@@ -77,10 +77,12 @@ class Held(Sequence[S], Generic[C, S]):
     def free_all(self) -> Flow[None]:
         """Give the forks back that nobody has freed or kept, all at once."""
         held = [context.flow for context in self.contexts if context.handle not in self._kept]
-        held = [context for context in held if not context.freed]
+        calls = []
         for context in held:
-            context.freed = True
-        for call in [context.caller.call("free_ctx", context.handle) for context in held]:
+            if not context.freed:
+                calls.append(context.caller.call("free_ctx", context.handle))
+                context.freed = True  # only now: an interrupted program may come again
+        for call in calls:
             yield from finish(call)
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_IDS = 1 << 32
+MAX_STEPS = 16
+"""Of a sequence: each goes through all of a text. Models in use have up to five."""
 SPACE = "▁"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -196,6 +198,9 @@ def _check_model(model: Mapping[str, Any]) -> None:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise TextError(f"a BPE tokenizer with {option} {model[option]!r:.64} is not built")
+    unknown = model.get("unk_token")
+    if unknown is not None and unknown not in model["vocab"]:  # the library would see it in texts
+        raise TextError(f"its tokenizer is not sound: unk_token {unknown!r:.64} is not in it")
 
 
 def _steps(part: Mapping[str, Any] | None, inner: str) -> Sequence[Mapping[str, Any]]:
@@ -203,6 +208,10 @@ def _steps(part: Mapping[str, Any] | None, inner: str) -> Sequence[Mapping[str, 
     if not part:
         return []
     steps: Sequence[Mapping[str, Any]] = part[inner] if part["type"] == "Sequence" else [part]
+    if len(steps) > MAX_STEPS:
+        raise TextError(
+            f"a tokenizer with {len(steps)} {inner} is not built, up to {MAX_STEPS} are"
+        )
     return steps
 
 

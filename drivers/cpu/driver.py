@@ -83,6 +83,9 @@ class CpuDriver:
         except ModelError as error:
             what = f"{error}; {error.hint}" if error.hint else str(error)
             raise DriverFault(FaultKind.MODEL_LOAD, what) from None
+        except OSError as error:  # of a path that no file can have, of a folder that is closed
+            what = f"cannot read {load.path}: {error.strerror}"
+            raise DriverFault(FaultKind.MODEL_LOAD, what) from None
         self._models[load.model] = model
         return model.answer
 

@@ -18,6 +18,8 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 GEMMA, GEMMA_TEXT = "gemma3", "gemma3_text"
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 MAX_SIZE = 1 << 24
+MAX_ENDS = 256
+"""Ids that end an answer; a kernel takes no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,10 @@ def _ends(read: Fields, generation: Fields, vocab: int) -> tuple[int, ...]:
     ids = generation.ids("eos_token_id", vocab)
     if not ids or "eos_token_id" in read.values:
         ids += read.ids("eos_token_id", vocab)
-    return tuple(dict.fromkeys(ids))
+    ends = tuple(dict.fromkeys(ids))
+    if len(ends) > MAX_ENDS:
+        raise read.corrupt("eos_token_id", f"up to {MAX_ENDS} ids, but {len(ends)}")
+    return ends
 
 
 def _window(read: Fields, kind: str) -> int:

@@ -123,6 +123,8 @@ def read_manifest(folder: Path) -> InstalledModel:
     path = folder / MANIFEST
     again = f"remove {folder}, then: llmos pull {folder.parent.name}"
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            raise ValueError("it is no file")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:

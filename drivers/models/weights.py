@@ -45,6 +45,11 @@ RANDOM_KEYS = {
     "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "vocab": 512, "ffn": 0,
     "max_ctx": 8192, "eos": -1, "seed": 1,
 }  # fmt: skip
+RANDOM_LIMITS = {
+    "layers": 1024, "hidden": 1 << 20, "heads": 1024, "kv_heads": 1024, "vocab": 1 << 24,
+    "ffn": 1 << 22, "max_ctx": 1 << 24,
+}  # fmt: skip
+"""As of models in files (arch.py)."""
 
 
 class Source(Protocol):
@@ -282,6 +287,10 @@ def _options(text: str) -> dict[str, int]:
         key, _, value = item.partition("=")
         if key not in options or not value.lstrip("-").isdecimal():
             raise ModelError("EINVAL", f"option {item}; a random model takes {', '.join(options)}")
+        limit = RANDOM_LIMITS.get(key, 1 << 31)
+        if len(value) > 10 or int(value) > limit:
+            what = f"{key} of a random model is {value:.16}, the limit is {limit}"
+            raise ModelError("EINVAL", what)
         options[key] = int(value)
     heads, kv_heads, hidden = options["heads"], options["kv_heads"], options["hidden"]
     sizes = [options[key] for key in ("layers", "hidden", "heads", "kv_heads", "vocab", "max_ctx")]

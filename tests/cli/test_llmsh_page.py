@@ -211,6 +211,15 @@ def test_no_text_is_lost_or_made_up(size: int) -> None:
         assert letters(sources) == letters(text), (text, taken)
 
 
+def test_a_list_counts_on_as_its_items_are_taken() -> None:
+    splitter, taken = Splitter(), []
+    for char in "3. a\n\n3. b\n   3. inner\n3) c\n":
+        splitter.feed(char)
+        taken += splitter.finished()
+    sources = [piece.source for piece in (*taken, *splitter.rest())]
+    assert sources == ["3. a", "4. b\n   3. inner", "3) c\n"]
+
+
 def letters(text: str) -> str:
     """What is left of a text if blanks and the numbers of lists are not looked at."""
     return re.sub(r"[\s0-9]", "", text)

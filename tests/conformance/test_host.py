@@ -171,6 +171,26 @@ def test_an_unknown_exception_is_device_lost_without_its_text(start: Start) -> N
     assert host.exit_code(SOON_S) == os.EX_SOFTWARE
 
 
+HALF = """
+from drivers import base, host, null, registry
+
+class Half(null.NullDriver):
+    def load(self, load):
+        raise base.DriverFault(base.FaultKind.MODEL_LOAD, "no model in \\udcff.bin")
+
+registry.open_driver = lambda device, emit, bulk: Half(emit, bulk)
+host.main()
+"""
+
+
+def test_a_fault_that_quotes_a_name_that_is_no_utf8(start: Start) -> None:
+    host = start(command=(sys.executable, "-c", HALF))
+    host.send(hello())
+    assert isinstance(host.receive(), base.Ready)
+    host.send(LOAD)
+    assert host.receive().message == "no model in \\udcff.bin"
+
+
 def test_faults_of_hello_and_load_do_not_end_it(start: Start) -> None:
     host = start()
     host.send(hello()._replace(schema="x"))
@@ -179,6 +199,10 @@ def test_faults_of_hello_and_load_do_not_end_it(start: Start) -> None:
     assert isinstance(host.receive(), base.Ready)
     host.send(LOAD._replace(path="llama"))
     assert host.receive()[:4] == (EPOCH, 0, 0, FaultKind.MODEL_LOAD)
+    host.send(LOAD._replace(path="€" * (wire.MAX_TEXT // 3), model=7))
+    fault = host.receive()
+    assert (fault.kind, fault.model) == (FaultKind.MODEL_LOAD, 7)
+    assert len(fault.message.encode()) in range(wire.MAX_TEXT - 3, wire.MAX_TEXT + 1)
     host.send(base.Stats())
     assert isinstance(host.receive(), base.StatsReply)
 

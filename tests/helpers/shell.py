@@ -109,6 +109,11 @@ class Typist:
         """Type; \\r is Enter."""
         self._child.send(text)
 
+    def paste(self, text: str) -> None:
+        """Paste, marked as such if the terminal has been asked to."""
+        marked = 2004 << 5 in self._screen.mode  # as pyte keeps private modes
+        self.type(f"\x1b[200~{text}\x1b[201~" if marked else text)
+
     def ctrl(self, key: str) -> None:
         self._child.sendcontrol(key)
 

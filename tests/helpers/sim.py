@@ -282,6 +282,8 @@ class Sim:
         k = self.system
         for model in self.loaded:
             model.pool.check()
+            users = [ctx for ctx in k.contexts() if ctx.model is model]
+            assert model.num_contexts == len(users)
         tables: dict[int, int] = {}
         for ctx in k.contexts():
             for block in ctx.blocks:
@@ -305,7 +307,7 @@ class Sim:
             return
         for model in self.loaded:
             memory = driver.models.get(model.number)
-            for block in list(model.pool._free) if memory else ():
+            for block in list(model.pool.free()) if memory else ():
                 content = memory.pool[memory.block(block)]
                 assert not any(content), f"free block {block} is not zero"
 

@@ -158,6 +158,29 @@ def test_after_the_driver_died_between_the_counts_and_the_step(sim: Sim) -> None
     assert reply.tokens == right()
 
 
+class DiesOfResets(LoopbackLink):
+    """A driver that a presence penalty kills before any step has it."""
+
+    def _handle(self, message: Any) -> None:
+        ops = message.ops if isinstance(message, base.Submit) else ()
+        if any(isinstance(op, base.Reset) and op.presence == 0.75 for op in ops):
+            self.die()
+        else:
+            super()._handle(message)
+
+
+def test_a_request_whose_reset_ends_the_driver_fails_alone() -> None:
+    sim = Sim(link=DiesOfResets("null0"), max_restarts=5)
+    client = sim.client()
+    others = [infer(client, client.context(PROMPT), knobs) for knobs in (KNOBS, Knobs())]
+    bad = infer(client, client.context(PROMPT), KNOBS._replace(presence=0.75))
+    sim.until(lambda: bad.done and all(other.done for other in others))
+    assert bad.errno == Errno.EIO and "3 times" in bad.message
+    assert [other.tokens for other in others] == [right(), right(Knobs())]
+    assert sim.system.device.epoch == 4
+    sim.leave()
+
+
 def test_after_a_fork_in_the_middle(sim: Sim) -> None:
     """The fork has no request; one that takes the stream up counts from the same place."""
     client = sim.client()

@@ -3,6 +3,8 @@
 The models are null models of different vocabularies, so that an id of the wrong one shows.
 """
 
+import os
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,6 +17,7 @@ from kernel.model import Model, ModelState, ModelTable
 from kernel.panic import KernelPanic
 from syscalls.abi import Event
 from syscalls.errors import Errno
+from tests.helpers.liar import LyingLink
 from tests.helpers.oracle import expected, next_id
 from tests.helpers.sim import Sim, SimClient
 
@@ -153,6 +156,23 @@ def test_loads_are_done_one_after_the_other_and_all_are_answered(sim: Sim) -> No
     sim.leave()
 
 
+def test_loads_without_end_stop_nobody(sim: Sim) -> None:
+    """Whenever one is done, another one waits already."""
+    client, others = sim.client(), [sim.client() for _ in range(3)]
+    infer = client.send("infer", context(client, "null", [1]), 40, 0.0)
+    replies = {}
+    for _ in range(400):
+        for other in others:
+            name, reply = f"m{other.pid}", replies.get(other)
+            if reply is None or reply.done:
+                up = reply is not None and reply.name == "load_model"
+                replies[other] = other.send("unload_model", name) if up else load(other, name)
+        sim.turn()
+    assert infer.done and infer.tokens == expected([1], 40)
+    sim.until(lambda: all(reply.done and not reply.errno for reply in replies.values()))
+    sim.leave()
+
+
 def test_a_model_that_is_on_its_way_is_listed_and_worth_another_try(sim: Sim) -> None:
     client = sim.client()
     reply = load(client)
@@ -190,6 +210,21 @@ def test_progress_goes_to_whoever_asked(sim: Sim) -> None:
     sim.leave()
 
 
+@pytest.mark.parametrize(
+    "message", [base.Progress(0, "weights", 1, 2), base.Estimate(0, 1, 1, 1, 1)]
+)
+def test_news_of_another_model_are_not_passed_on(sim: Sim, message: Any) -> None:
+    client = sim.client()
+    reply = load(client)
+    sim.turn(pump=0)
+    sim.link._emit(message)
+    sim.until(lambda: reply.done)
+    assert sim.system.device.epoch == 2 and "of model 0" in sim.system.device.note
+    assert not [event for event in client.take() if event[0] == Event.PROGRESS]
+    assert reply.errno == 0
+    sim.leave()
+
+
 def test_a_kernel_without_a_model_takes_one() -> None:
     sim = Sim(model="")
     client = sim.client()
@@ -200,6 +235,26 @@ def test_a_kernel_without_a_model_takes_one() -> None:
     sim.front.dead.add(client.route)
     sim.turn()
     sim.check_empty()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
+def test_a_part_that_is_no_file_is_not_read(sim: Sim, kind: str, tmp_path: Path) -> None:
+    """A pipe would be waited for, and by then the kernel would serve nobody."""
+    part = tmp_path / "tokenizer.json"
+    {
+        "pipe": lambda: os.mkfifo(part),
+        "device": lambda: part.symlink_to("/dev/zero"),
+        "folder": part.mkdir,
+        "loop": lambda: part.symlink_to(part),
+    }[kind]()
+    client = sim.client()
+    sim.model.spec = sim.model.spec._replace(path=str(tmp_path))
+    read = client.ask("read_model", None, "tokenizer.json")
+    assert read.errno == Errno.EIO and "cannot read tokenizer.json" in read.message
+    (tmp_path / "config.json").write_text("{}")
+    result = client.ask("read_model", None, "config.json").result
+    assert (result.data, result.total) == (b"{}", 2)
+    sim.leave()
 
 
 # --- unloading ----------------------------------------------------------------------------------
@@ -325,6 +380,48 @@ def test_a_model_that_kills_its_driver_is_given_up_and_the_others_go_on() -> Non
     sim.leave()
 
 
+def lying_of_the_second() -> Sim:
+    """A driver that says of every model but the first what cannot be."""
+
+    def lie(loaded: base.Loaded) -> list[Any]:
+        return [loaded._replace(eos_ids=(7,) * 300) if loaded.model else loaded]
+
+    return Sim(link=LyingLink(base.Loaded, lie, times=1 << 30), max_restarts=5)
+
+
+def test_a_model_of_which_the_driver_lies_is_given_up_and_the_others_go_on() -> None:
+    sim = lying_of_the_second()
+    client = sim.client()
+    infer = client.send("infer", context(client, "null", [1]), 40, 0.0)
+    reply = load(client)
+    sim.until(lambda: reply.done and infer.done)
+    assert reply.errno == Errno.EIO and "2 times" in reply.message and "300" in reply.message
+    assert infer.tokens == expected([1], 40)
+    assert sim.system.device.epoch == 3 and list(rows(client)) == ["null"]
+    sim.leave()
+
+
+def test_a_model_that_cannot_come_back_fails_alone() -> None:
+    """It was up; after a death it is another one on the disk, or it kills the new driver."""
+    sim = lying_of_the_second()
+    link: Any = sim.link
+    link.after = 1  # the first load of it is told as it is
+    client = sim.client()
+    loaded(client)
+    infers = [client.send("infer", context(client, name, [7]), 30, 0.0) for name in rows(client)]
+    sim.until(lambda: all(len(infer.tokens) > 5 for infer in infers))
+    link.after = 0
+    sim.link.die()
+    sim.until(lambda: all(infer.done for infer in infers))
+    assert infers[0].tokens == expected([7], 30)
+    assert infers[1].errno == Errno.ENODEV and "300 end ids" in infers[1].message
+    assert [row[9] for row in rows(client).values()] == ["up", "failed"]
+    link.times = 0
+    loaded(client)  # anew
+    assert [row[9] for row in rows(client).values()] == ["up", "up"]
+    sim.leave()
+
+
 def test_a_device_that_fails_for_good_tells_all_that_wait(sim: Sim) -> None:
     sim = Sim(max_restarts=0)
     client = sim.client()
@@ -428,6 +525,28 @@ def test_a_load_and_a_step_have_their_own_deadlines() -> None:
     sim.link.finish()  # type: ignore[attr-defined]
     sim.until(lambda: reply.done)
     assert reply.errno == 0
+    sim.leave()
+
+
+def test_the_end_of_a_load_is_not_that_of_a_step() -> None:
+    link = Beside("null0")
+    sim = Sim(link=link, hang_s=1e6, step_s=5.0, load_s=500.0)
+    client = sim.client()
+    reply, handle = load(client), context(client, "null", [1])
+    sim.until(lambda: bool(link.loads))
+    infer = client.send("infer", handle, 5, 0.0)
+    sim.turn(pump=0)
+    assert sim.system.device._in_flight
+    link.finish()
+    sim.turn(pump=0)
+    assert reply.done and sim.system.device.epoch == 1
+    sim.clock.now += 6
+    sim.turn(pump=0)
+    assert sim.system.device.epoch == 2 and "a step took 5 s" in sim.system.device.note
+    sim.until(lambda: bool(link.loads))
+    link.finish()
+    sim.until(lambda: infer.done)
+    assert infer.tokens == expected([1], 5)
     sim.leave()
 
 

@@ -131,6 +131,8 @@ def test_all_ids_that_end_an_answer() -> None:
     assert read_config(silent, {}).config.eos_ids == (2,)
     assert of("llama", eos_token_id=None).eos_ids == ()
     assert of("qwen2", eos_token_id=GONE, bos_token_id=GONE).bos_id is None
+    with pytest.raises(ModelError, match=r"eos_token_id .* up to 256 ids, but 257"):
+        read_config(LLAMA, {"eos_token_id": list(range(257))})
     with pytest.raises(ModelError, match=r"generation_config\.json: eos_token_id is \[2, 320\]"):
         read_config(LLAMA, {"eos_token_id": [2, VOCAB]})
 

@@ -305,6 +305,49 @@ def test_forks_are_all_made_or_none(kernel: FakeKernel, task: Task) -> None:
         ctx.fork(0)
 
 
+class Interrupted:
+    """Ctrl-C in the middle of the calls of one name: some are sent, some are not."""
+
+    def __init__(self, ctx: Any, name: str, after: int, patch: pytest.MonkeyPatch) -> None:
+        self._call, self._name, self._left = ctx.flow.caller.call, name, after
+        patch.setattr(ctx.flow.caller, "call", self)
+
+    def __call__(self, name: str, *args: Any, **rest: Any) -> Any:
+        self._left -= name == self._name
+        if name == self._name and self._left == -1:
+            raise KeyboardInterrupt
+        return self._call(name, *args, **rest)
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_an_interrupted_fork_leaves_none(
+    kernel: FakeKernel, task: Task, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = task.alloc_ctx()
+    ctx.append([1])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Interrupted(ctx, "fork_ctx", after, patch)
+        ctx.fork(3)
+    task.ps()
+    assert set(kernel.contexts) == {ctx.handle}
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_answers_of_which_some_are_freed_can_be_freed(
+    kernel: FakeKernel, task: Task, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = task.alloc_ctx()
+    ctx.append([1])
+    kernel.outputs += [[11]] * 3
+    answers = ctx.infer_n(3, text=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Interrupted(ctx, "free_ctx", after, patch)
+        answers.free()
+    answers.free()
+    task.ps()
+    assert set(kernel.contexts) == {ctx.handle}
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from drivers.models import arch
 from drivers.models import weights as reader
 from drivers.models.config import ModelConfig
 from drivers.models.gguf import GgufFile
+from drivers.models.manifest import MANIFEST
 from drivers.models.tensors import tensor_shapes
 from tests.helpers import tiny_model
 from tests.helpers.contexts import Engine, How, load_of
@@ -194,9 +196,25 @@ def test_a_broken_file_is_refused_and_the_driver_lives(tmp_path: Path) -> None:
     assert "ECORRUPT" in refused(path, FaultKind.MODEL_LOAD)
 
 
-@pytest.mark.parametrize("what", ["layers=0", "heads=3", "speed=1", "layers=x"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "layers=0", "heads=3", "speed=1", "layers=x", "layers=1025", "vocab=99999999999",
+        "seed=" + "9" * 5000,
+    ],
+    ids=lambda what: what[:20],
+)  # fmt: skip
 def test_unknown_options_of_the_random_model_are_refused(what: str) -> None:
     assert "random model" in refused(Path(f"random:{what}"), FaultKind.MODEL_LOAD)
+
+
+def test_a_path_that_no_file_can_have() -> None:
+    assert "name too long" in refused(Path("x" * 300), FaultKind.MODEL_LOAD)
+
+
+def test_a_manifest_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / MANIFEST)
+    assert "it is no file" in refused(tmp_path, FaultKind.MODEL_LOAD)
 
 
 def test_the_estimate_is_logged_before_anything_is_loaded(

@@ -185,6 +185,11 @@ def test_shapes_that_are_built(parts: dict[str, Any]) -> None:
         ({"model": {"type": "BPE", "end_of_word_suffix": "</w>"}}, "end_of_word_suffix"),
         ({"added_tokens": [{"content": "x", "single_word": True}]}, "'x' of single words"),
         ({"added_tokens": [7]}, "not sound"),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0}, "unk_token": "b"}},
+            "unk_token 'b' is not in",
+        ),
+        ({"pre_tokenizer": steps("pretokenizers", *[split(LLAMA3)] * 17)}, "17 pretokenizers"),
         ({"normalizer": 7}, "not sound"),
         ({"pre_tokenizer": split(LLAMA3) | {"pattern": {}}}, "not sound"),
     ],

@@ -73,6 +73,8 @@ class Group:
         self, program: Program, stdin: int | None, stdout: int | None, stderr: int | None
     ) -> Child:
         """Start a process; a stream that is None is the shell's own."""
+        if self._terminal is not None:
+            self._terminal.unmark()
         try:
             process = subprocess.Popen(
                 program.words, executable=program.path, stdin=stdin, stdout=stdout, stderr=stderr,

@@ -94,11 +94,7 @@ class Splitter:
     def _blocks(self) -> Iterator[Piece]:
         """Take every block but the last, and of the last what is finished."""
         lines = self._tail.split("\n")
-        blocks = [
-            token
-            for token in parser(inline=False).parse(self._tail)
-            if token.map and not token.level
-        ]
+        blocks = [token for token in _tokens(lines) if token.map and not token.level]
         if not blocks:
             self._tail = lines[-1]  # blank lines
             return
@@ -117,9 +113,7 @@ class Splitter:
     def _open_fence(self, lines: list[str], at: int) -> Piece:
         """Begin a code block: from here on its lines are taken one by one."""
         found = _FENCE.match(lines[at])
-        if found is None or at == len(lines) - 1:  # a fence within a line that is not finished
-            self._tail = "\n".join(lines[at:])
-            return Piece("", True)
+        assert found is not None, "the parser knows other fences"
         self._fence = found[1], found[2]
         self._tail = "\n".join(lines[at + 1 :])
         self._joined = False
@@ -143,7 +137,7 @@ class Splitter:
     def _items(self, token: "Token", lines: list[str]) -> Iterator[Piece]:
         starts = [
             item.map[0]
-            for item in parser(inline=False).parse("\n".join(lines))
+            for item in _tokens(lines)
             if item.type == "list_item_open" and item.level == 1 and item.map
         ]
         for start, end in pairwise(starts):
@@ -168,6 +162,11 @@ class Splitter:
 
     def _markdown(self, source: str, joined: bool) -> Piece:
         return Piece(source, joined)
+
+
+def _tokens(lines: list[str]) -> "list[Token]":
+    """Parse all lines but the last, which is not complete and may become something else."""
+    return parser(inline=False).parse("\n".join(lines[:-1]))
 
 
 def _is_open(text: str) -> bool:

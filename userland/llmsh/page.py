@@ -111,8 +111,6 @@ class Page(Sink):
 
     def _rendered(self, piece: Piece, console: "Console") -> list[str]:
         """Return the rows of a finished piece; they may be longer than the window is wide."""
-        if not piece.source and piece.language is None:
-            return []
         gap = [] if piece.joined or not self._begun else [""]
         self._begun = True
         if piece.language is None:

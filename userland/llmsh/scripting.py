@@ -80,6 +80,8 @@ def _line(state: State) -> tuple[str, bool]:
     if state.stdin is None and state.host_stdin == DEVNULL:
         return "", True
     fd = 0 if state.stdin is None else state.stdin
+    if state.terminal is not None:
+        state.terminal.unmark()
     data = bytearray()
     try:
         while (byte := os.read(fd, 1)) not in (b"", b"\n"):

@@ -19,6 +19,8 @@ Modes = list[Any]
 _CAUGHT = (signal.SIGTSTP, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU)
 """What must not stop or end the shell. Caught, not ignored: a program is born without handlers."""
 _PATIENCE = 8
+_MARKED, _UNMARKED = b"\x1b[?2004h", b"\x1b[?2004l"
+"""Whether a terminal marks the beginning and the end of what is pasted."""
 
 
 def _nothing(_: int, __: FrameType | None) -> None:
@@ -44,6 +46,8 @@ class Terminal:
         if os.getsid(0) != os.getpid():  # the leader of a session leads its group for good
             os.setpgid(0, 0)
         self._modes = termios.tcgetattr(fd)
+        self._marks = False
+        """Pastes are marked, from an answer on until somebody reads what is typed."""
         self.take()
 
     @property
@@ -75,17 +79,21 @@ class Terminal:
         modes[0] &= ~termios.ICRNL
         modes[3] &= ~(termios.ECHO | termios.ICANON)
         modes[6][termios.VMIN], modes[6][termios.VTIME] = b"\1", b"\0"
-        marks = not is_dumb(os.environ)
         try:
             self._set(modes)
-            if marks:
-                os.write(self._fd, b"\x1b[?2004h")
+            if not is_dumb(os.environ):
+                self._marks = True
+                os.write(self._fd, _MARKED)
             yield
         finally:
-            if marks:
-                with suppress(OSError):
-                    os.write(self._fd, b"\x1b[?2004l")
             self._set(self._modes)
+
+    def unmark(self) -> None:
+        """Have pastes come as they are: somebody else than the editor reads next."""
+        if self._marks:
+            self._marks = False
+            with suppress(OSError):
+                os.write(self._fd, _UNMARKED)
 
     def send(self, sequence: str) -> None:
         """Tell the terminal something that no row shows."""
@@ -102,6 +110,7 @@ class Terminal:
 
     def close(self) -> None:
         """Return to the group that the shell came from, and give that the terminal."""
+        self.unmark()
         with suppress(OSError, termios.error):  # a terminal that has hung up
             if self._before != os.getpgrp():
                 os.setpgid(0, self._before)

@@ -64,12 +64,13 @@ def main(lines: str | None, words: tuple[str, ...], **options: Any) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths are bytes, and are written as such
     interactive = lines is None and not words and sys.stdin.isatty() and not options["parse_only"]
+    leave = click.get_current_context().exit  # whoever called `main` may have more to do
     try:
         state = new_state(interactive, **options)
         source = _source(state, lines, words)
     except EXPECTED as error:
-        sys.exit(report(error, sys.stderr, "llmsh"))
-    sys.exit(_run(state, source, options["parse_only"]))
+        leave(report(error, sys.stderr, "llmsh"))
+    leave(_run(state, source, options["parse_only"]))
 
 
 def new_state(

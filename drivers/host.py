@@ -94,11 +94,8 @@ class Host:
         try:
             answer = self._ask(message)
         except base.DriverFault as fault:
-            story, model = _sendable(fault.message), getattr(message, "model", 0)
-            answer = base.Fault(
-                self._epoch, *self._fence, fault.kind, story, fault.items,
-                model if isinstance(message, base.Load) else 0,
-            )  # fmt: skip
+            model = message.model if isinstance(message, base.Load) else 0
+            answer = self._fault(fault, self._fence, model)
         if answer is not None:
             self._send(answer)
         if not submitted:
@@ -136,19 +133,22 @@ class Host:
         return loaded
 
     def _load_beside(self, load: base.Load) -> None:
-        """Load while the models that are there go on."""
+        """Load while the models that are there go on; a failure that is no Fault ends the host."""
         try:
-            answer: Any = self._load(load)
-        except base.DriverFault as fault:
-            answer = base.Fault(
-                self._epoch, 0, 0, fault.kind, fault.message, fault.items, load.model
-            )
+            try:
+                answer: Any = self._load(load)
+            except base.DriverFault as fault:
+                answer = self._fault(fault, (0, 0), load.model)
+            self._send(answer)
         except Exception as error:
             log.exception("the driver of %s failed", self._device)
             self._lost(error)
             os._exit(os.EX_SOFTWARE)
-        self._send(answer)
         self._owe(-1)
+
+    def _fault(self, fault: base.DriverFault, fence: tuple[int, int], model: int) -> base.Fault:
+        story = _sendable(fault.message)
+        return base.Fault(self._epoch, *fence, fault.kind, story, fault.items, model)
 
     def _send(self, message: Any) -> None:
         raw = wire.encode(message)

@@ -208,7 +208,7 @@ class Kernel:
 
     def _note_evictions(self) -> None:
         k = self.system
-        evicted = k.device.models.totals.evicted - self._evicted
+        evicted = k.device.models.evicted - self._evicted
         if evicted:
             self._evicted += evicted
             kind = "KV blocks dropped to make room"

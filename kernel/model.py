@@ -10,6 +10,7 @@ a time, a step of one model or a load, so its models take turns (kernel/device.p
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
+from functools import reduce
 from itertools import count
 from typing import Any
 
@@ -88,6 +89,10 @@ class Model:
             sched.steps, sched.wasted, pool.copied, pool.evicted,
             sched.prefill_tokens, sched.decode_tokens, sched.seqs, sched.step_us,
         )  # fmt: skip
+
+    @property
+    def evicted(self) -> int:
+        return self._pool.evicted if self._pool else 0
 
     @property
     def serves(self) -> bool:
@@ -182,7 +187,7 @@ class ModelTable:
     def remove(self, model: Model) -> None:
         """Take a model out; what it has done still counts."""
         del self._models[model.name]
-        self._past += model.totals
+        self._past = self._past.plus(model.totals)
 
     def find(self, name: str) -> Model | None:
         return self._models.get(name)
@@ -207,7 +212,12 @@ class ModelTable:
     @property
     def totals(self) -> Totals:
         """What was done since the kernel began; it never falls."""
-        return sum((model.totals for model in self), self._past)
+        return reduce(Totals.plus, (model.totals for model in self), self._past)
+
+    @property
+    def evicted(self) -> int:
+        """Blocks whose KV was dropped, as in `totals`; quicker, for every turn asks."""
+        return self._past.evicted + sum(model.evicted for model in self._models.values())
 
     def __iter__(self) -> Iterator[Model]:
         return iter(list(self._models.values()))

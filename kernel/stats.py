@@ -1,6 +1,8 @@
 """Counters: facts about this kernel's life, for `snapshot`. They only rise."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from operator import add
+from typing import NamedTuple
 
 
 @dataclass(slots=True)
@@ -20,8 +22,7 @@ class Counters:
     first_token_s: float = 0.0  # how long they waited, together
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(NamedTuple):
     """What a model's scheduler and pool have done."""
 
     steps: int = 0
@@ -33,6 +34,6 @@ class Totals:
     seqs: int = 0
     step_us: int = 0
 
-    def __add__(self, other: "Totals") -> "Totals":
-        both = zip(astuple(self), astuple(other), strict=True)
-        return Totals(*(mine + its for mine, its in both))
+    def plus(self, other: "Totals") -> "Totals":
+        """Return the sums."""
+        return Totals(*map(add, self, other))

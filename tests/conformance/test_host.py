@@ -294,3 +294,37 @@ def test_a_device_without_a_driver() -> None:
     fault = host.receive()
     assert (fault.epoch, fault.value, fault.kind) == (EPOCH, 0, FaultKind.UNSUPPORTED)
     host.close()
+
+
+BESIDE = """
+from drivers import base, host, null, registry
+
+class Half(null.NullDriver):
+    def hello(self, hello):
+        ready = super().hello(hello)
+        return ready._replace(features=(*ready.features, "load_beside"))
+    def load(self, load):
+        if load.path == "fault":
+            raise base.DriverFault(base.FaultKind.MODEL_LOAD, "no model in \\udcff.bin")
+        if load.path == "bug":
+            raise RuntimeError("the user wrote: my secret")
+        return super().load(load)
+
+registry.open_driver = lambda device, emit, bulk: Half(emit, bulk)
+host.main()
+"""
+
+
+def test_a_load_beside_others_always_has_an_answer(start: Start) -> None:
+    host = start(*BEAT, path="null", command=(sys.executable, "-c", BESIDE))
+    host.send(LOAD._replace(path="fault", model=1))
+    fault = host.receive()
+    assert (fault.kind, fault.value, fault.model) == (FaultKind.MODEL_LOAD, 0, 1)
+    come_to_rest(host)
+    host.send(LOAD._replace(path="null", model=1))
+    while not isinstance(message := host.receive(), base.Loaded):
+        assert isinstance(message, base.Estimate)
+    host.send(LOAD._replace(path="bug", model=2))
+    lost = host.receive()
+    assert lost.kind == FaultKind.DEVICE_LOST and "secret" not in lost.message
+    assert host.exit_code(SOON_S) == os.EX_SOFTWARE

@@ -144,10 +144,11 @@ class Device:
         self.note, self._in_flight, self._steps_due = why, None, 0
         self._load_watch.done()
         self.models.leaving.clear()
+        loading = self._loading.model is not None  # then it is to blame, if anything is
         failed = self._loading.blame(why)
         for model in self.models:
             for request in model.lose_all():
-                request.deaths += 1
+                request.deaths += not loading
                 if request.deaths >= self.limits.max_request_deaths:
                     story = f"device {self.name} ended {request.deaths} times while running this"
                     failed.append((request, EIO(f"{story}; the last time: {why}")))

@@ -565,6 +565,24 @@ def test_a_death_beside_a_load_brings_both_back(beside: Sim) -> None:
     beside.leave()
 
 
+def test_a_load_that_kills_the_driver_costs_no_stream_its_life(beside: Sim) -> None:
+    """Three deaths in flight end a request, but not those of a model that is loaded beside it."""
+    client, link = beside.client(), beside.link
+    assert isinstance(link, Beside)
+    infer = client.send("infer", context(client, "null", [1]), 90, 0.0)
+    for _ in range(2):
+        reply = load(client)
+        while not reply.done:
+            if link.loads and beside.system.device._in_flight:
+                link.die()
+            beside.turn(pump=1)
+        assert reply.errno == Errno.EIO and "2 times" in reply.message
+    assert beside.system.device.epoch == 5 and not infer.done
+    beside.until(lambda: infer.done)
+    assert infer.tokens == expected([1], 90)
+    beside.leave()
+
+
 # --- all of it at once ---------------------------------------------------------------------------
 
 

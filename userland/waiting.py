@@ -1,20 +1,29 @@
-"""What an answer waits for, if its next word does not come: a device that is not up, or was not."""
+"""What an answer waits for, if its next word does not come.
+
+A device that is not up, or was not; a prompt that is long.
+"""
 
 from collections.abc import Callable
 
-from syscalls import KernelError, Task
+from syscalls import Context, KernelError, Task
 from syscalls.abi import DeviceRow
+
+READING = 5
+"""Looks from one word about the prompt to the next."""
 
 
 class Watch:
-    """Looks at the device of a model; made before the question is put."""
+    """Looks at a context and the device of its model; made before the question is put."""
 
     patience_s = 2.0
 
-    def __init__(self, task: Task, model: str, note: Callable[[str], None]) -> None:
+    def __init__(self, task: Task, context: Context, note: Callable[[str], None]) -> None:
         self._task = task
+        self._context = context
         self._note = note
-        self._device = next((row.device for row in task.models() if row.name == model), "")
+        self._looks = 0
+        models = (row for row in task.models() if row.name == context.model)
+        self._device = next((row.device for row in models), "")
         before = self._row()
         self._epoch = before.epoch if before else 0
         self._said = ""
@@ -22,6 +31,7 @@ class Watch:
     def look(self) -> None:
         """Say what has not been said yet."""
         row = self._row()
+        self._looks += 1
         if row is None:
             return
         if row.state != "up":
@@ -29,10 +39,20 @@ class Watch:
         elif row.epoch != self._epoch:
             text = f"the driver of {row.device} was restarted; computing again"
         else:
-            return
-        if text != self._said:
+            text = self._reading() if self._looks % READING == 1 else ""
+        if text and text != self._said:
             self._said = text
             self._note(text)
+
+    def _reading(self) -> str:
+        """Say how much of the prompt has been computed; nothing if all of it has."""
+        try:
+            row = self._context.stat()
+        except KernelError:
+            return ""
+        left = row.length - row.computed
+        read = f"{row.computed:,} of {row.length:,} tokens"
+        return f"reading the prompt: {read}" if left > 1 else ""
 
     def _row(self) -> DeviceRow | None:
         try:

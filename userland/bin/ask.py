@@ -159,7 +159,7 @@ def _answer(
             check_system(task, context.model)
             context.system(question.system)
         say_user(task, context, told, desk.note)
-        answer = Answer(sampling.infer(context), sink, Watch(task, context.model, desk.note))
+        answer = Answer(sampling.infer(context), sink, Watch(task, context, desk.note))
         answer.write()
     except E2BIG as error:
         raise Failure(

@@ -82,7 +82,7 @@ class Ask:
                 self._quiet = self.terminal is not None
                 if self.question.system is not None:
                     self._system(named, self.question.system)
-                watch = Watch(contexts.task(), context.model, self._aside)
+                watch = Watch(contexts.task(), context, self._aside)
                 contexts.say(named, message)
                 answer = Answer(sampling.infer(context), self.sink, watch)
                 answer.write()

@@ -10,7 +10,6 @@ of dequantization, and the table of block sizes.
 """
 
 import mmap
-import os
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.models.errors import FETCH, ModelError, short
+from drivers.models.mapped import MappedFile
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -53,21 +53,11 @@ class Tensor(NamedTuple):
     nbytes: int
 
 
-class GgufFile:
+class GgufFile(MappedFile):
     """An open file: `metadata` by key, `tensors` by name. A context manager."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size < _HEADER_BYTES:
-                    what = f"{path.name} has {size} bytes, a GGUF header has {_HEADER_BYTES}"
-                    raise ModelError("ECORRUPT", what, FETCH)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            what = f"cannot read {path.name}: {error.strerror}"
-            raise ModelError("ENOENT", what, "llmos pull smollm2 installs one") from None
+        super().__init__(path, _HEADER_BYTES, "a GGUF header")
         try:
             cursor = _Cursor(self._map, path.name)
             num_tensors, num_keys = _header(cursor)
@@ -75,21 +65,8 @@ class GgufFile:
             infos = list(_tensor_infos(cursor, num_tensors))
             self.tensors: dict[str, Tensor] = _place(cursor, infos, self.metadata)
         except BaseException:
-            self._map.close()
+            self.close()
             raise
-
-    def __enter__(self) -> "GgufFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Unmap the file, unless arrays of `raw` still use it: then the last of them does."""
-        try:
-            self._map.close()
-        except BufferError:
-            pass
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """Return the stored bytes of a tensor, without a copy."""

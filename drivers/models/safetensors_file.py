@@ -14,8 +14,6 @@ Source: the format's description in the README of github.com/huggingface/safeten
 """
 
 import json
-import mmap
-import os
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 
 from drivers.models.errors import FETCH, ModelError, short
 from drivers.models.json_object import parse_object
+from drivers.models.mapped import MappedFile
 
 MAX_HEADER = 16 << 20
 """Bytes of a header; of a large model it has less than one million."""
@@ -53,40 +52,16 @@ class StoredTensor(NamedTuple):
     nbytes: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(MappedFile):
     """An open file: `tensors` by name. A context manager."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():  # opening a pipe would wait
-            raise ModelError("ENOENT", f"cannot read {path.name}: it is no file", FETCH)
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size < _LENGTH:
-                    self._corrupt(f"{size} bytes, the length of the header alone has {_LENGTH}")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            what = f"cannot read {path.name}: {error.strerror}"
-            raise ModelError("ENOENT", what, FETCH) from None
+        super().__init__(path, _LENGTH, "the length of the header alone")
         try:
             self.tensors = self._read()
         except BaseException:
-            self._map.close()
+            self.close()
             raise
-
-    def __enter__(self) -> "SafetensorsFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Unmap the file, unless an array still uses it: then the last of them does."""
-        try:
-            self._map.close()
-        except BufferError:
-            pass
 
     def float32(self, name: str, first: int, end: int) -> NDArray[np.float32]:
         """Return a copy, in float32, of part of a tensor along its first axis."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.daemon import ROOT, Daemon, daemon
-from tests.helpers.shell import check_no_tasks, environment
+from tests.helpers.shell import environment
 from tests.helpers.smollm2 import kernel_options
 from userland.agents.map_reduce import cut
 
@@ -51,12 +51,6 @@ def test_a_text_is_cut_where_a_reader_would() -> None:
 def kernel(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[Daemon]:
     with daemon(tmp_path_factory.mktemp("home"), *kernel_options()) as running:
         yield running
-
-
-@pytest.fixture
-def home(kernel: Daemon) -> Iterator[Path]:
-    yield kernel.run_dir.parent
-    check_no_tasks(kernel)
 
 
 def run(home: Path, *words: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":

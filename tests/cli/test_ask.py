@@ -29,18 +29,6 @@ from userland.turns import say_user
 LLMOS = (sys.executable, "-m", "userland.cli")
 
 
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with talking(tmp_path_factory.mktemp("home")) as running:
-        yield running
-
-
-@pytest.fixture
-def home(kernel: Daemon) -> Iterator[Path]:
-    yield kernel.run_dir.parent
-    check_no_tasks(kernel)
-
-
 def ask(
     home: Path, *words: str, text: str | None = None, **env: str
 ) -> "subprocess.CompletedProcess[str]":

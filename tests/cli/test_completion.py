@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
@@ -15,16 +14,10 @@ from click.shell_completion import ShellComplete
 import syscalls
 from drivers.models.store import default_root
 from tests.helpers.daemon import Daemon
-from tests.helpers.shell import environment, talking
+from tests.helpers.shell import environment
 from userland import cli, complete
 from userland.bin.kill import kill
 from userland.desk import Desk
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with talking(tmp_path_factory.mktemp("home")) as running:
-        yield running
 
 
 def offers(home: Path, *args: str, incomplete: str = "") -> dict[str, str | None]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.daemon import Daemon
 from tests.helpers.json_schema import check_document
-from tests.helpers.shell import Typist, check_no_tasks, environment, llmsh, talking, typing
+from tests.helpers.shell import Typist, check_no_tasks, environment, llmsh, typing
 
 LLMOS = (sys.executable, "-m", "userland.cli")
 
@@ -23,12 +23,6 @@ def llmos(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
         [*LLMOS, *words], env=environment(home), stdin=subprocess.DEVNULL, capture_output=True,
         text=True, timeout=100,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with talking(tmp_path_factory.mktemp("home")) as running:
-        yield running
 
 
 @pytest.fixture

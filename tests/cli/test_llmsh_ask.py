@@ -5,25 +5,10 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.helpers.daemon import Daemon, eventually
+from tests.helpers.daemon import eventually
 from tests.helpers.shell import LLMSH, check_no_tasks, environment, llmsh, talking
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with talking(tmp_path_factory.mktemp("home")) as running:
-        yield running
-
-
-@pytest.fixture
-def home(kernel: Daemon) -> Iterator[Path]:
-    yield kernel.run_dir.parent
-    check_no_tasks(kernel)
 
 
 def say(home: Path, script: str, *options: str, cwd: Path | None = None) -> str:

@@ -23,18 +23,6 @@ ANSWER = re.compile(r"( w\d+|[\x00-\x7f�])*")
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with talking(tmp_path_factory.mktemp("home")) as running:
-        yield running
-
-
-@pytest.fixture
-def home(kernel: Daemon) -> Iterator[Path]:
-    yield kernel.run_dir.parent
-    check_no_tasks(kernel)
-
-
-@pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """Some fifty tokens a second."""
     with talking(tmp_path_factory.mktemp("home"), step_us=20_000) as running:

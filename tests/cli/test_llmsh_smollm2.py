@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.daemon import Daemon, daemon
-from tests.helpers.shell import check_no_tasks, llmsh, typing
+from tests.helpers.shell import llmsh, typing
 
 PARIS = '"What is the capital of France? One word."'
 
@@ -16,12 +16,6 @@ def kernel(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[
     options = ("--device", "cpu0", "--model", "smollm2", "--num-blocks", "256", "--model-dir")
     with daemon(tmp_path_factory.mktemp("home"), *options, str(smollm2)) as running:
         yield running
-
-
-@pytest.fixture
-def home(kernel: Daemon) -> Iterator[Path]:
-    yield kernel.run_dir.parent
-    check_no_tasks(kernel)
 
 
 def test_a_script_gets_its_answers(home: Path) -> None:

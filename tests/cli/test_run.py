@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.daemon import Daemon, daemon
-from tests.helpers.shell import check_no_tasks, environment
+from tests.helpers.shell import environment
 
 RUN = (sys.executable, "-m", "userland.cli", "run")
 AGENT = """
@@ -41,12 +41,6 @@ while True:
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with daemon(tmp_path_factory.mktemp("home")) as running:
         yield running
-
-
-@pytest.fixture
-def home(kernel: Daemon) -> Iterator[Path]:
-    yield kernel.run_dir.parent
-    check_no_tasks(kernel)
 
 
 def write(folder: Path, name: str, text: str, mode: int = 0o644) -> Path:

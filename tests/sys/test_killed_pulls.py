@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
 
 from drivers.models.store import ModelStore
-from tests.helpers.daemon import ROOT, eventually
+from tests.helpers.daemon import ROOT, eventually, processes_of
 from tests.helpers.gguf_writer import llama_file
 from tests.helpers.web import Site, serving
 
@@ -92,18 +91,6 @@ def pull(home: Path, site: Site, *words: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def living(home: Path) -> list[psutil.Process]:
-    """Return the processes that work for this home: a pull, and pip under it."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("LLMOS_HOME") == str(home):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 @pytest.mark.parametrize(("number", "seed"), ENDS, ids=["KILL-0", "KILL-1", "INT-2"])
 @pytest.mark.parametrize("name", ["https", "pypi", "hf"])
 def test_a_pull_that_is_killed(
@@ -129,7 +116,7 @@ def test_a_pull_that_is_killed(
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number), said
     assert number == signal.SIGKILL or source.said in said
-    eventually(lambda: not living(home), "no process of the pull is left, pip's neither", 10)
+    eventually(lambda: not processes_of(home), "no process of the pull is left, pip's neither", 10)
     site.released.set()
     assert models.list() == []
     assert not list(models.root.glob("[!.]*"))

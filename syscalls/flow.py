@@ -207,11 +207,13 @@ class Caller:
 
     def text_model_of(self, model: str) -> Flow["TextModel | None"]:
         """Return the text layer of the model that has the name now."""
-        try:
-            first: abi.ReadModelResult = yield from self.ask("read_model", model, "tokenizer.json")
-        except ENOENT:
-            return None
-        return (yield from self.text_model(model, first.load))
+        for part in ("config.json", "tokenizer.json"):  # which loading it is; the first is short
+            try:
+                first: abi.ReadModelResult = yield from self.ask("read_model", model, part)
+            except ENOENT:
+                continue
+            return (yield from self.text_model(model, first.load))
+        return None
 
 
 def _text_model(

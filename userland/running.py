@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from syscalls import EINVAL, Task
 from syscalls.abi import ConfigRow
 from userland.config import NO_SETTINGS, Config, Setting
+from userland.exits import Failure
 from userland.keys import CLIENT, RENAMED, Key, Unfit, Value, is_size
 from userland.view import size
 
@@ -60,3 +61,17 @@ def _same(name: str, used: Value, text: str) -> bool:
         return Key(name, kind, None).of_text(text) == used
     except Unfit:
         return False
+
+
+def loaded_as(task: Task, name: str | None) -> str | None:
+    """Return what the kernel calls a model that is named as `llmos models` names it."""
+    rows = [] if name is None else task.models()
+    if name is None or any(row.name == name for row in rows):
+        return name
+    from userland.models import installed, rows_of  # not light
+
+    try:
+        same = rows_of(installed(name).folder, rows)
+    except Failure:
+        return name  # the kernel will say what is loaded
+    return same[0].name if same else name

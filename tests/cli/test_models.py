@@ -262,6 +262,13 @@ def test_what_is_loaded(loaded: Path) -> None:
     assert "cpu0 as smollm2" in llmos(loaded, "models", "show", "smollm2").stdout
 
 
+def test_a_model_is_found_by_the_name_that_the_list_gives_it(loaded: Path) -> None:
+    (row,) = said(loaded, "ls")
+    assert row["name"] == "smollm2:135m-q4_1"
+    assert llmos(loaded, "ask", "-n", "2", "-m", row["name"], "hello").returncode == 0
+    assert llmos(loaded, "ask", "-n", "2", "-m", "smollm2:7b", "hello").returncode == 3
+
+
 def test_the_estimate_is_that_of_the_driver(loaded: Path) -> None:
     facts = said(loaded, "models", "show", "smollm2")["dtypes"]["bfloat16"]
     (row,) = said(loaded, "status")["models"]

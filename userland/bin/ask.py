@@ -29,6 +29,7 @@ from userland.config import read
 from userland.desk import Desk, json_option, pass_desk
 from userland.exits import CUT, TIMED_OUT, Failure
 from userland.llmsh.streams import Sink
+from userland.running import loaded_as
 from userland.turns import check_system, say_user
 from userland.waiting import Watch
 
@@ -103,7 +104,7 @@ def ask(
     sampling = config.sampling().over(question.changes)
     told = _told(desk, question)
     task = desk.task
-    context = task.alloc_ctx(model or config.explicit("model"))
+    context = task.alloc_ctx(loaded_as(task, model or config.explicit("model")))
     with _limited(timeout) as limit:
         answer = _answer(desk, task, context, question, told, sampling, extract or as_json)
     status = TIMED_OUT if limit.passed else answer.status

@@ -15,7 +15,7 @@ import syscalls
 from syscalls import ECONNRESET, Context, KernelError
 from syscalls.abi import ModelRow
 from userland.exits import USAGE, Failure
-from userland.running import mind_variables
+from userland.running import loaded_as, mind_variables
 from userland.turns import say_user
 
 MAIN = "main"
@@ -132,7 +132,7 @@ class Contexts:
         task = self.task()
         name = name or self.current
         if name not in self._named and name == MAIN:
-            self._named[MAIN] = Named(MAIN, task.alloc_ctx(self._model, MAIN))
+            self._named[MAIN] = Named(MAIN, task.alloc_ctx(loaded_as(task, self._model), MAIN))
         if name not in self._named:
             raise self._absent(name)
         return self._named[name]
@@ -147,7 +147,7 @@ class Contexts:
         """Make a context and use it."""
         task = self.task()
         self._check_new(name)
-        context = task.alloc_ctx(self._model, name, system=system)
+        context = task.alloc_ctx(loaded_as(task, self._model), name, system=system)
         self._named[name] = Named(name, context)
         self.current = name
 

@@ -29,6 +29,14 @@ The kernel leaves out what a newer driver adds to its answers. `drivers.wire` ha
 1.1 adds: adjusted logits (Reset from `start` on, Sample.adjust; features "penalties", "bias") and
 Score with Scored and Loaded.max_logit_rows (feature "score"). A driver with the feature
 "load_beside" answers Submits of the models that it has while it loads a further one.
+
+1.2 adds the host tier in memory of the kernel's (Load.host_bytes; feature "host_tier") and KV in
+another dtype than the weights (Load.kv_dtype; a feature "kv_NAME" for each). The kernel makes that
+memory, as a memfd, before the first host starts; a host that is started again gets the same one, so
+what is in it outlives the driver. Blocks are there in canonical order, so any driver can go on with
+them. The kernel zeroes a host block itself, once nothing submitted names it. A driver with the
+feature "copy_queues" runs Submits of the queues COPY_OUT and COPY_IN beside those of COMPUTE, and
+then answers are in order within a queue only; without it, all queues run in order of arrival.
 """
 
 from array import array
@@ -36,7 +44,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
-ABI = (1, 1)
+ABI = (1, 2)
 NULL_BLOCK = 0
 LAST_SAMPLE = -1
 """As a token id: the id that this (slot, generation) sampled last."""
@@ -111,6 +119,10 @@ class Load(NamedTuple):
     `kv_bytes` is the budget; num_blocks > 0 asks for that many instead. The driver sends an
     Estimate first and refuses (OOM) what cannot fit. `threads` 0: the driver's default. A host tier
     or another dtype for KV than `dtype` is UNSUPPORTED where there is none.
+
+    `host_bytes` > 0: the host tier is that range of the host memory, from byte `host_offset` on (a
+    multiple of the page size), with as many blocks as fit whole; num_host_blocks is 0 then. Its
+    block b begins at host_offset + b * block_bytes, and is what it was before the Load.
     """
 
     model: int
@@ -124,6 +136,8 @@ class Load(NamedTuple):
     threads: int
     num_host_blocks: int = 0  # of the host tier; block 0 of it is a block like any other
     kv_dtype: str = ""  # empty: that of the weights
+    host_bytes: int = 0
+    host_offset: int = 0
 
 
 class Unload(NamedTuple):
@@ -471,10 +485,11 @@ Emit = Callable[[Any], None]
 class DriverFactory(Protocol):
     """What a driver module offers as `open_driver`.
 
-    `bulk` is the writable window of Export and Import, shared with the kernel's side.
+    `bulk` is the writable window of Export and Import, shared with the kernel's side. `host` is the
+    file descriptor of the host memory, -1 where there is none; its size may grow until a Load.
     """
 
-    def __call__(self, emit: Emit, bulk: memoryview) -> Driver: ...
+    def __call__(self, emit: Emit, bulk: memoryview, host: int) -> Driver: ...
 
 
 # --- buffers ----------------------------------------------------------------------------------

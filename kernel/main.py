@@ -27,7 +27,7 @@ from kernel.logring import LogRing, RingHandler
 from kernel.loop import Kernel
 from kernel.policy import Fifo
 from kernel.sleeper import Sleeper
-from kernel.system import System
+from kernel.system import System, host_part
 
 log = logging.getLogger("kernel")
 
@@ -37,7 +37,8 @@ def boot(config: Config, run_dir: RunDir) -> None:
     ring = LogRing(time.monotonic)  # the log, as clients read it
     logging.getLogger("kernel").addHandler(RingHandler(ring))
     front = Ipc(run_dir)  # clients: socket, credentials
-    link = HostLink(config.device, config.bulk_bytes)  # the driver's process
+    host_bytes = host_part(config.host_bytes) * config.max_models
+    link = HostLink(config.device, config.bulk_bytes, host_bytes)  # the driver's process
     system = System(  # tasks, contexts, blocks
         config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid(), ring
     )

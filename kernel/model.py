@@ -107,6 +107,12 @@ class Model:
         )  # fmt: skip
 
     @property
+    def promise_limit(self) -> int:
+        """The most Blocks that tables may name, wherever their KV is."""
+        places = self.pool.num_blocks - 1 + self.pool.host.num_blocks
+        return int(places * self.spec.overcommit)
+
+    @property
     def evicted(self) -> int:
         return self._pool.evicted if self._pool else 0
 
@@ -171,7 +177,7 @@ class Model:
             return (ctx for ctx in means.contexts() if ctx.pool is pool)
 
         self._pool, self._swap = pool, Swap(pool, size)
-        pager = Pager(pool, self._swap, means.policy, mine, means.clock)
+        pager = Pager(pool, self._swap, means.policy, mine, means.burying, means.clock)
         self._sched = Scheduler(pool, means.policy, limits, pager)
 
     def lose_device(self) -> list[Request]:
@@ -187,6 +193,11 @@ class Model:
         if self.serves:
             self.state = ModelState.WAITING
         return hit
+
+    def zero_host(self, means: "Means") -> None:
+        """Zero its part of the host memory: it has gone, and no copy is in flight any more."""
+        if self.spec.host_bytes:
+            means.zero_host([(self.host_offset, self.spec.host_bytes)])
 
     def end(self, state: ModelState, note: str) -> list[Request]:
         """Serve no more: FAILED or GONE; return the requests that this ends."""
@@ -204,6 +215,7 @@ class Means(NamedTuple):
     prefill_chunk: int
     target_us: int
     contexts: Callable[[], Iterable[Context]]
+    burying: Callable[[], bool]  # whether contexts that have gone are still giving blocks back
     clock: Callable[[], float]
     secret: bytes  # of the prefix index
     zero_host: Callable[[list[tuple[int, int]]], None]
@@ -223,6 +235,8 @@ class ModelTable:
     def add(self, spec: ModelSpec) -> Model:
         """Make a model that waits to be loaded."""
         model = self._models[spec.name] = Model(next(self._numbers), spec, self._device)
+        taken = {other.host_offset for other in (*self, *self.leaving) if other is not model}
+        model.host_offset = next(o for o in count(0, max(1, spec.host_bytes)) if o not in taken)
         return model
 
     def remove(self, model: Model) -> None:

@@ -33,22 +33,30 @@ class Pager:
         swap: Swap,
         policy: Policy,
         contexts: Callable[[], Iterable[Context]],
+        burying: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self.pool = pool
         self.swap = swap
         self.policy = policy
-        self.pinned = 0  # blocks of pinned contexts
         self.lost_tokens = 0
         self.us_per_token = 0.0  # that computing takes, as measured
         self._contexts = contexts
+        self._burying = burying
         self._clock = clock
+
+    @property
+    def pinned(self) -> int:
+        """Blocks of pinned contexts, at most: what they share is counted for each."""
+        return sum(len(ctx.blocks) for ctx in self._contexts() if ctx.pinned)
 
     # --- room ---------------------------------------------------------------------------------
 
     def make_room(self, needed: int, by: Request, requests: Iterable[Request]) -> bool:
         """Let `needed` places become free; False if what holds the rest may not go."""
         pool = self.pool
+        if self._burying():
+            return True  # what contexts leave that have gone is free in a few turns
         missing = needed - pool.num_free - pool.num_coming - self.swap.leaving
         if missing <= 0:
             return True
@@ -82,10 +90,15 @@ class Pager:
                 return True
         return False
 
-    def demote(self, ctx: Context, others: Iterable[Request]) -> int:
-        """Move what only this context names off the device; return how many blocks go."""
-        kept = Counter(b for request in others for b in request.ctx.blocks if b.refs > 1)
-        return self._shed(ctx, len(ctx.blocks), kept, False, None)
+    def demote(self, ctx: Context) -> int:
+        """Let what only this context names leave the device now; return how many blocks do."""
+        return self._shed(ctx, len(ctx.blocks), Counter(), False, None)
+
+    def prefetch(self, ctx: Context) -> int:
+        """Bring back as much as there are free places for; return how many blocks come."""
+        away = self.absent(ctx, 0)[: self.pool.num_free]
+        self.bring(away)
+        return len(away)
 
     def _shed(
         self,

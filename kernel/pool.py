@@ -345,7 +345,7 @@ class BlockPool:
         targets = tally[BlockState.LIMBO] - states[BlockState.LIMBO] - self._coming
         check(targets >= 0, "a block in limbo waits for nothing")
         loose = sum(not block.held for block in self._resident.values() if block.refs == 0)
-        check(loose == len(self._cached), f"{loose} blocks could go, {len(self._cached)} are listed")
+        check(loose == len(self._cached), f"{loose} could go, {len(self._cached)} are listed")
         self.host.check()
 
     def _check_block(self, block: Block, state: BlockState) -> None:

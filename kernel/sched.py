@@ -2,12 +2,13 @@
 
 One step is one Submit to the device, and one Submit with an Execute is in flight at a time. The
 policy orders the requests; each gets tokens while the step's budgets last (tokens, sequences,
-block references, free blocks). A decode takes one token; a prefill takes a chunk, smaller while
-others decode so that a step stays near the target time. Blocks are reserved before anything is
-said to the device, and an infer that gets none waits for the pager's room: then nobody behind it
-takes new blocks, so room goes to whom it was made for. What the prefix index has is taken over
-before anything is computed, and what lies in the host tier is copied back, not computed. A prefill in the background that gets none
-ends: it may use what is free, and nothing is dropped for it.
+block references, places). A decode takes one token; a prefill takes a chunk, smaller while others
+decode so that a step stays near the target time. What the prefix index has is taken over before
+anything is computed, and what lies in the host tier is copied back, not computed.
+
+Places are reserved before anything is said to the device, and an infer that gets none waits for the
+pager's room: then nobody behind it takes new ones, so room goes to whom it was made for. A prefill
+in the background that gets none ends: it may use what is free, and nothing is dropped for it.
 
 A position that is filled is never written again. A request that needs logits of one (a fork of
 a finished context, a cached prompt, a score) runs that token again and stores it in the null block.
@@ -18,7 +19,7 @@ those to others that may sample in the same step, so it is slower in company and
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 from drivers import base
 from kernel.block import NOT_RESIDENT, Block, Move
@@ -54,6 +55,7 @@ class Scheduler:
         self._told = False  # the last call of `resets` gave some
         self.telling: list[Request] = []  # whose Resets are in flight
         self._us_per_token = 0.0
+        self._taken: list[Block] = []  # blocks that a plan lets begin as a copy
         self._starved: tuple[Request, Sequence[Block]] | None = None
 
     # --- requests -----------------------------------------------------------------------------
@@ -139,7 +141,14 @@ class Scheduler:
             tokens -= end - start
             refs -= -(-end // size)
             rows -= samples + scores
+        self._let_origins_go()
         return entries, copies
+
+    def _let_origins_go(self) -> None:
+        """Only now: the place of an origin must not be taken by the message that copies it."""
+        for block in self._taken:
+            self.pool.drop_origin(block)
+        self._taken.clear()
 
     def resets(self) -> list[base.Reset]:
         """Return what the driver must be told before requests can sample; it counts as told.
@@ -248,7 +257,9 @@ class Scheduler:
             copies.append((origin.id, block.id))
             block.filled = block.planned = block.origin_len
             self.pool.copied += 1
-        self.pool.drop_origin(block)
+            self._taken.append(block)
+        else:
+            self.pool.drop_origin(block)
 
     def _entry(self, request: Request, start: int, end: int, samples: bool, scores: int) -> Entry:
         ctx, size = request.ctx, self.pool.block_size

@@ -48,7 +48,7 @@ class Swap:
     # --- asking -------------------------------------------------------------------------------
 
     def out(self, block: Block) -> bool:
-        """Ask for a copy of a resident Block to the host tier; False if that has no place for it."""
+        """Ask for a copy of a resident Block to the host tier; False if there is no place."""
         check(block.moving is Move.NONE and block.id != NOT_RESIDENT, "out of a block in motion")
         if block.kept:  # its first positions are there already
             if block.heirs:
@@ -75,13 +75,14 @@ class Swap:
     @property
     def busy(self) -> bool:
         """Whether anything is asked for or on its way."""
-        return any(map(len, (*self._asked.values(), *self._flying.values())))
+        return any(self._asked.values()) or any(self._flying.values())
 
     # --- submitting ---------------------------------------------------------------------------
 
     def take(self, move: Move) -> base.Copy | None:
         """Return the next Copy of a direction, if there is anything for it; it is in flight."""
-        asked, flights = self._asked[move], []
+        asked = self._asked[move]
+        flights: list[Flight] = []
         while asked and len(flights) < self._batch:
             flights.append(_flight(asked.popleft(), move))
         if not flights:
@@ -149,5 +150,3 @@ def _flight(block: Block, move: Move) -> Flight:
     assert source is not None
     positions = source.kept if source is block else min(block.origin_len, source.kept)
     return Flight(block, source.host, block.target, positions)
-
-

@@ -5,7 +5,7 @@ from collections.abc import Generator
 from kernel.context import Context
 from kernel.handler import Caller, Done
 from kernel.job import SLICE, Work
-from kernel.request import Request
+from kernel.request import Request, RequestState
 from kernel.sys_infer import check_ids, check_room, drop_request, refuse_busy
 from kernel.system import System
 from kernel.tally import tally
@@ -36,7 +36,7 @@ def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
     model = k.model(args.model)
     _take_handle(k, caller, args.ctx)
     name = args.name or ""
-    ctx = Context(args.ctx, caller.task.pid, name, model, model.pool)
+    ctx = Context(args.ctx, caller.task.pid, name, model, model.pool, caller.task.uid)
     _add(k, caller, ctx)
     desc = model.desc
     return Done(AllocCtxResult(model.name, desc.max_ctx, desc.block_size, model.number))
@@ -72,6 +72,7 @@ def _add(k: System, caller: Caller, ctx: Context) -> None:
     caller.session.last_handle = ctx.handle
     caller.task.contexts[ctx.handle] = ctx
     ctx.last_use = k.counters.turns
+    ctx.stopped = caller.task.state is TaskState.STOPPED
     k.num_contexts += 1
     ctx.model.num_contexts += 1
 
@@ -176,6 +177,7 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
     """Return a context as the inspection tools show it."""
     length, computed, busy = ctx.length, ctx.computed, ctx.busy  # as of the call
     state = ctx.request.state.value if ctx.request else ""
+    lacks = ctx.request.lacks if state == RequestState.BLOCKED.value else 0
     sums = yield from tally([ctx.blocks], ctx.pool.block_size)
     return CtxRow(
         ctx.handle,
@@ -192,4 +194,8 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
         ctx.model.device,
         state,
         sums.share * ctx.model.desc.block_bytes,
+        sums.host,
+        0,
+        ctx.pinned,
+        lacks,
     )

@@ -4,6 +4,7 @@ Handlers of system calls and the loop work on it. Clock and randomness are hande
 kernel runs in real time and in the simulator.
 """
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -24,6 +25,11 @@ from kernel.stats import Counters
 from kernel.task import Task, TaskTable
 from kernel.watch import Patience
 from syscalls.errors import EBADCTX, ENOENT, KernelError
+
+
+def host_part(host_bytes: int) -> int:
+    """Return the whole pages of a budget: what a model's part of the host memory has."""
+    return host_bytes - host_bytes % mmap.PAGESIZE
 
 
 class System:
@@ -63,9 +69,13 @@ class System:
             config.max_restarts, config.restart_window_s,
         )  # fmt: skip
         limits = Limits(config.prefill_chunk, config.target_us, patience)
-        self.device = Device(link, limits, policy, clock, self.contexts)
+        secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
+        self.device = Device(link, limits, policy, clock, self.contexts, secret, self._burying)
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
+
+    def _burying(self) -> bool:
+        return bool(self.graves)
 
     def spec(self, name: str, path: str) -> ModelSpec:
         """Return how a model is loaded unless it is asked for otherwise."""
@@ -73,6 +83,7 @@ class System:
         return ModelSpec(
             name, path, config.dtype, config.block_size, config.num_blocks, config.kv_bytes,
             config.max_ctx, config.deterministic, config.threads,
+            host_part(config.host_bytes), config.kv_dtype, config.overcommit,
         )  # fmt: skip
 
     def contexts(self) -> Iterator[Context]:

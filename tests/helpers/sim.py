@@ -253,7 +253,13 @@ class Sim:
     def _effects(self) -> tuple[int, ...]:
         device = self.system.device
         sent = sum(map(len, self.front.sent.values()))
-        return device.epoch, device._value, sent, len(self.system.sessions), len(self.system.tasks)
+        return (
+            device.epoch,
+            sum(device._values.values()),
+            sent,
+            len(self.system.sessions),
+            len(self.system.tasks),
+        )
 
     def until(self, condition: Any, turns: int = 20_000) -> None:
         """Turn until the condition holds."""
@@ -320,16 +326,29 @@ class Sim:
 
     def check_empty(self) -> None:
         """Nothing is left: no block, no task but init, no open call."""
-        self.settle()
+        self.drop_cache()
         self.check()
         for model in self.loaded:
             counts = model.pool.counts
             assert (counts.used, counts.limbo) == (0, 0), counts
             assert counts.free == counts.total - counts.reserved
             self.check_zero(range(1, counts.total), model.number)
+            assert model.pool.named == len(model.pool.index) == 0
+            host = model.pool.host.counts
+            assert host.free == host.total, host
         assert [task.pid for task in self.system.tasks] == [1]
         assert self.system.num_contexts == 0
         assert not self.system.again
+
+    def drop_cache(self) -> None:
+        """Give up what is cached, and let it be zeroed."""
+        self.settle()
+        for model in self.loaded:
+            cached = {*model.pool.resident(), *model.pool.host.blocks()}
+            for owner in {block.owner for block in cached if block.refs == 0}:
+                model.pool.drop_cached(owner)
+            model.pool.host.flush()
+        self.settle()
 
     def check_zero(self, blocks: Any, number: int = 0) -> None:
         """Free blocks hold nothing: the driver's checksums are those of zeros."""
@@ -337,9 +356,9 @@ class Sim:
         device = self.system.device
         sums: set[str] = set()
         for first in range(0, len(blocks), 4096):
-            device._value += 1
+            value = device._values[base.Queue.COMPUTE] = device._values[base.Queue.COMPUTE] + 1
             op = base.Checksum(base.ints(blocks[first : first + 4096]))
-            fence = device.epoch, base.Queue.COMPUTE, device._value
+            fence = device.epoch, base.Queue.COMPUTE, value
             link.send(base.Submit(*fence, (), number, (op,)))
             link.pump()
             complete = link.receive()

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from drivers import base, wire
-from kernel.block import MAX_SCRUBS
 from kernel.device import DeviceState
 from kernel.link import LinkDown
 from kernel.loopback import LoopbackLink
+from kernel.pool import MAX_SCRUBS
 from syscalls.errors import Errno
 from tests.helpers.liar import LyingLink
 from tests.helpers.oracle import VOCAB, expected
@@ -35,7 +35,7 @@ def test_a_step_that_never_ends_is_given_up_in_spite_of_heartbeats() -> None:
     client = sim.client()
     infer = client.send("infer", begin(client, [1, 2, 3]), 10, 0.0)
     sim.turn(pump=0)
-    assert sim.system.device._in_flight
+    assert sim.system.device._flights
     assert sim.kernel.timeout() == pytest.approx(10.0, abs=0.1), "silence comes first"
     beat(sim, 45)
     assert sim.system.device.epoch == 1, "heartbeats are signs of life, and the step has time"

@@ -499,7 +499,7 @@ def test_one_load_at_a_time_and_a_refused_one_beside_a_step(beside: Sim) -> None
     first, second = load(client, num_blocks=1 << 30), load(client, "b", 83)
     infer = client.send("infer", context(client, "null", [1]), 60, 0.0)
     beside.turn(pump=0)
-    assert len(link.loads) == 1 and beside.system.device._in_flight
+    assert len(link.loads) == 1 and beside.system.device._flights
     link.finish()
     beside.until(lambda: first.done)
     assert first.errno == Errno.ENOMEM and not infer.done
@@ -536,7 +536,7 @@ def test_the_end_of_a_load_is_not_that_of_a_step() -> None:
     sim.until(lambda: bool(link.loads))
     infer = client.send("infer", handle, 5, 0.0)
     sim.turn(pump=0)
-    assert sim.system.device._in_flight
+    assert sim.system.device._flights
     link.finish()
     sim.turn(pump=0)
     assert reply.done and sim.system.device.epoch == 1
@@ -573,7 +573,7 @@ def test_a_load_that_kills_the_driver_costs_no_stream_its_life(beside: Sim) -> N
     for _ in range(2):
         reply = load(client)
         while not reply.done:
-            if link.loads and beside.system.device._in_flight:
+            if link.loads and beside.system.device._flights:
                 link.die()
             beside.turn(pump=1)
         assert reply.errno == Errno.EIO and "2 times" in reply.message

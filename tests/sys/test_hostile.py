@@ -630,7 +630,7 @@ def test_shutdown_with_calls_in_every_state() -> None:
     waiting = client.send("wait")
     sim.until(lambda: len(infers[0].tokens) > 3)
     sim.turn(pump=0)
-    assert sim.system.device._in_flight
+    assert sim.system.device._flights
     sim.system.stop_by = sim.clock.now
     sim.turn()
     sim.kernel.reply()

@@ -584,7 +584,7 @@ def test_request_that_kills_the_driver_is_given_up(sim: Sim) -> None:
     while not infer.done:
         sim.kernel.turn()
         client.read()
-        if sim.system.device._in_flight:
+        if sim.system.device._flights:
             sim.link.die()
         else:
             sim.link.pump()

@@ -351,12 +351,10 @@ class BlockPool:
     def _check_block(self, block: Block, state: BlockState) -> None:
         place = block.id
         if block.refs > 0:
-            right = BlockState.USED
-        elif block in self.index:
-            right = BlockState.CACHED
+            check(state is BlockState.USED, f"block {place} of a table is {state.name}")
+        elif state is BlockState.CACHED:
+            check(block in self.index, f"block {place} is cached, and cannot be found")
         else:
-            right = BlockState.LIMBO
-            check(block.held, f"block {place} is kept by nobody")
-        check(state is right, f"block {place} is {state.name}, not {right.name}")
+            check(state is BlockState.LIMBO and block.held, f"block {place} is kept by nobody")
         sizes = block.filled, block.planned, len(block.ids), self.block_size
         check(sizes == tuple(sorted(sizes)), f"block {place}: filled, planned, ids, size {sizes}")

@@ -146,7 +146,8 @@ class Swap:
 def _flight(block: Block, move: Move) -> Flight:
     if move is Move.OUT:
         return Flight(block, block.id, block.host, block.planned)  # its step is before it
-    source = block.source
-    assert source is not None
-    positions = source.kept if source is block else min(block.origin_len, source.kept)
-    return Flight(block, source.host, block.target, positions)
+    if block.kept:
+        return Flight(block, block.host, block.target, block.kept)
+    origin = block.origin
+    assert origin is not None and origin.kept, "a copy without a source"
+    return Flight(block, origin.host, block.target, min(block.origin_len, origin.kept))

@@ -96,6 +96,7 @@ class Device:
         self._values = dict.fromkeys(base.Queue, 0)
         self._flights: dict[base.Queue, Flight] = {}
         self._steps_due = 0  # before the next load
+        self._stuck: list[Outcome | News] = []  # requests that would wait for ever
         self._watch = Watch(limits.patience, clock)
         self._copy_watch = Watch(limits.patience, clock)
         self._load_watch = Watch(limits.patience, clock)
@@ -316,14 +317,15 @@ class Device:
         """Give the driver what it has time for: a load, a step, scrubs and copies that are due."""
         if self.state not in (DeviceState.LOADING, DeviceState.UP):
             return []
+        self._stuck = []
         try:
             if base.Queue.COMPUTE not in self._flights:
                 self._next()
             if self._loading.model is None or self._serves_beside:
                 self._copy()
         except LinkDown as down:
-            return self._end_epoch(str(down))
-        return []
+            return self._stuck + self._end_epoch(str(down))
+        return self._stuck
 
     def _next(self) -> None:
         """Begin a load or submit a step, if that may be now."""
@@ -383,7 +385,7 @@ class Device:
             self._submit(model, entries, copies)
         elif resets := sched.resets():
             self._submit(model, [], [], resets)
-        sched.make_room()
+        self._stuck += sched.make_room()
         if base.Queue.COMPUTE not in self._flights and model.pool.has_dirty:
             self._submit(model, [], [])
         return base.Queue.COMPUTE in self._flights

@@ -52,7 +52,12 @@ class Pager:
 
     # --- room ---------------------------------------------------------------------------------
 
-    def make_room(self, needed: int, by: Request, requests: Iterable[Request]) -> bool:
+    @property
+    def expects_room(self) -> bool:
+        """Whether places become free without anything more being done."""
+        return bool(self.pool.num_coming or self.swap.busy or self._burying())
+
+    def make_room(self, needed: int, by: Request, active: Sequence[Request]) -> bool:
         """Let `needed` places become free; False if what holds the rest may not go."""
         pool = self.pool
         if self._burying():
@@ -63,7 +68,6 @@ class Pager:
         missing -= pool.reclaim(missing, by.ctx.pid)
         if missing <= 0:
             return True
-        active = [request for request in requests if not request.held]
         running = {id(request.ctx) for request in active}
         kept = Counter(b for request in active for b in request.ctx.blocks if b.refs > 1)
         candidates = []

@@ -30,7 +30,7 @@ from kernel.request import Request, RequestState, Scores, Token
 from kernel.reuse import MAX_LOOKUPS, Reuse
 from kernel.slots import Slots, resets
 from kernel.step import Entry, Step, StepLimits, Write
-from syscalls.errors import KernelError
+from syscalls.errors import ENOMEM, KernelError
 
 
 class Scheduler:
@@ -275,19 +275,35 @@ class Scheduler:
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)
         return Entry(request, start, end, writes, samples, scores)
 
-    def make_room(self) -> None:
+    def make_room(self) -> list[tuple[Request, KernelError]]:
         """Let the pager find places for the first request of the last plan that got none.
 
         Only now that the plan is on its way: it may have named the blocks that go. Their scrub is
-        queued behind it, and copies of them wait for it.
+        queued behind it, and copies of them wait for it. Returns that request with an error if it
+        would wait for ever: it is the oldest, and only what is pinned is in its way.
         """
         if self._starved is None:
-            return
+            return []
         (request, wanted), self._starved = self._starved, None
-        if not self.pager.make_room(len(wanted), request, self.requests.values()):
-            for block in wanted:
-                if block.origin is not None and block.origin.id != NOT_RESIDENT:
-                    self.pool.drop_origin(block)  # computing again needs one block less
+        active = [other for other in self.requests.values() if not other.held]
+        if self.pager.make_room(len(wanted), request, active):
+            return []
+        for block in wanted:
+            if block.origin is not None and block.origin.id != NOT_RESIDENT:
+                self.pool.drop_origin(block)  # computing again needs one block less
+        oldest = min(active, key=lambda other: other.arrival)
+        if request is not oldest or self.pager.expects_room:
+            return []
+        return [(request, self._no_room(len(wanted)))]
+
+    def _no_room(self, needed: int) -> KernelError:
+        free, pinned = self.pool.num_free + self.pool.num_cached, self.pager.pinned
+        return ENOMEM(
+            f"needs {needed} more KV blocks, {free} are free and {pinned} of the "
+            f"{self.pool.num_blocks - 1} are pinned",
+            "unpin a context, or start the kernel with a larger --kv-mem",
+            {"needed": needed, "available": free},
+        )
 
     def submitted(self, value: int, entries: list[Entry]) -> None:
         """Note that the step is on its way under fence `value`."""

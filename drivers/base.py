@@ -79,7 +79,7 @@ class FaultKind(IntEnum):
 
     PLAN_INVALID = 1  # the Submit: it was refused whole, nothing ran
     OOM = 2  # the Submit: no memory for its temporaries
-    COPY_FAILED = 3  # items: block ids
+    COPY_FAILED = 3  # items: blocks of the Copy's target that were not written
     TIMEOUT = 4  # the Submit
     MODEL_LOAD = 5  # the Load
     DEVICE_LOST = 6  # everything: the process must be replaced
@@ -453,6 +453,11 @@ class DriverFault(Exception):
         self.kind = kind
         self.message = message
         self.items = tuple(items)
+
+
+def lost(error: Exception) -> str:
+    """Return what DEVICE_LOST says of an exception: not its text, which may quote users."""
+    return f"{type(error).__name__} in the driver; the log of the kernel has more"
 
 
 class Driver(Protocol):

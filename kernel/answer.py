@@ -21,6 +21,10 @@ MAX_EOS = 256
 """Ids that end a text, of a model; clients get them in one row."""
 
 
+MAX_DIGEST = 64
+"""Characters of a model's digest."""
+
+
 class Lie(Exception):
     """A message that the ABI does not allow here; the text says what the driver did."""
 
@@ -62,6 +66,8 @@ def check_loaded(
         value = getattr(loaded, name)
         if not least <= value <= most:
             raise Lie(f"loaded a model with {name} {value}, allowed are {least} to {most}")
+    if len(loaded.digest) > MAX_DIGEST or not set(loaded.digest) <= set("0123456789abcdef"):
+        raise Lie("loaded a model whose digest is no hexadecimal number")
     if loaded.num_host_blocks * loaded.block_bytes > spec.host_bytes:
         raise Lie(
             f"loaded a model with {loaded.num_host_blocks} host blocks of {loaded.block_bytes} "

@@ -69,7 +69,7 @@ class CpuModel:
             tuple(config.eos_ids), (group,), load.block_size, shape.block_bytes, shape.num_blocks,
             load.dtype, MAX_TOKENS, MAX_SEQS, MAX_BLOCK_REFS, (time.monotonic_ns() - start) // 1000,
             num_host_blocks=self.host_range.num_bytes // shape.block_bytes,
-            max_logit_rows=MAX_SEQS,
+            max_logit_rows=MAX_SEQS, digest=weights.digest_of(load.path),
         )  # fmt: skip
 
     def execute(self, plan: Plan) -> Tensor:

@@ -36,7 +36,8 @@ memory, as a memfd, before the first host starts; a host that is started again g
 what is in it outlives the driver. Blocks are there in canonical order, so any driver can go on with
 them. The kernel zeroes a host block itself, once nothing submitted names it. A driver with the
 feature "copy_queues" runs Submits of the queues COPY_OUT and COPY_IN beside those of COMPUTE, and
-then answers are in order within a queue only; without it, all queues run in order of arrival.
+then answers are in order within a queue only; without it, all queues run in order of arrival. What
+is no Submit goes with COMPUTE, but that an Unload comes after all Submits of its model before it.
 """
 
 from array import array

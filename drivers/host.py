@@ -1,6 +1,6 @@
 """Driver host: the process around one driver.
 
-    python -m drivers.host --socket FD --bulk FD --device cpu0
+    python -m drivers.host --socket FD --bulk FD [--host FD] --device cpu0
 
 It reads messages from an inherited SEQPACKET socket (one per packet), hands them to the driver and
 sends what the driver emits. The driver's module is imported when Hello comes. The host lives no
@@ -42,10 +42,11 @@ class Host:
     """One driver and its socket."""
 
     def __init__(
-        self, sock: socket.socket, bulk: memoryview, device: str, heartbeat_s: float
+        self, sock: socket.socket, bulk: memoryview, host: int, device: str, heartbeat_s: float
     ) -> None:
         self._socket = sock
         self._bulk = bulk
+        self._host = host
         self._device = device
         self._heartbeat_s = heartbeat_s
         self._driver: base.Driver | None = None
@@ -104,7 +105,7 @@ class Host:
     def _ask(self, message: Any) -> Any:
         """Give a message to the driver; return the answer, if it is not emitted."""
         if self._driver is None:
-            self._driver = registry.open_driver(self._device, self._send, self._bulk)
+            self._driver = registry.open_driver(self._device, self._send, self._bulk, self._host)
         match message:
             case base.Hello():
                 ready = self._driver.hello(message)
@@ -217,6 +218,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="drivers.host")
     parser.add_argument("--socket", type=int, required=True, help="inherited SEQPACKET socket")
     parser.add_argument("--bulk", type=int, required=True, help="inherited memfd")
+    parser.add_argument("--host", type=int, default=-1, help="inherited memfd of host tiers")
     parser.add_argument("--device", required=True)
     parser.add_argument("--heartbeat", type=float, default=HEARTBEAT_S, help="seconds")
     return parser.parse_args()
@@ -237,11 +239,12 @@ def main() -> None:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    for fd in (options.socket, options.bulk):
-        os.set_inheritable(fd, False)  # a child that kept the socket would hide our death
+    for fd in (options.socket, options.bulk, options.host):
+        if fd >= 0:
+            os.set_inheritable(fd, False)  # a child that kept the socket would hide our death
     bulk = memoryview(mmap.mmap(options.bulk, 0))
     sock = socket.socket(fileno=options.socket)
-    code = Host(sock, bulk, options.device, options.heartbeat).serve()
+    code = Host(sock, bulk, options.host, options.device, options.heartbeat).serve()
     os._exit(code)  # neither threads nor atexit hooks may hold it up
 
 

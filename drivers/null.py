@@ -10,13 +10,15 @@ reading it is PLAN_INVALID.
 A token whose write goes to the null block has been computed before: its slot is read as it is, and
 where it does not hold what the token would give, the row's id changes.
 
-A Submit is a transaction: what a fault finds already written is put back.
+A Submit is a transaction: what a fault finds already written is put back. The host tier is bytes of
+its own (Load.num_host_blocks), or lies in the host memory and outlives it (Load.host_bytes).
 
 The builtin model: "null:vocab=512,step_us=0,token_us=0,eos=-1,max_ctx=8192". The two times are
 slept per Execute and per token, to look like a device.
 """
 
 import hashlib
+import mmap
 import os
 import time
 from bisect import bisect_right
@@ -25,6 +27,7 @@ from typing import Any
 
 from drivers import base, slots, wire
 from drivers.base import Direction, DriverFault, FaultKind
+from drivers.host_tier import HostRange, host_range
 from drivers.null_model import (
     SLOT,
     ZERO,
@@ -40,23 +43,28 @@ from drivers.plan import Draws, Given, Plan, invalid, shape_of
 from drivers.submit import Fences, check_ops
 
 MEMORY = 1 << 28
-"""Bytes that this device says it has, both tiers together."""
+"""Bytes that this device says it has, for both tiers; the host memory is the kernel's."""
 MOST_BLOCKS = 1 << 16
 """Of a pool that is sized by kv_bytes."""
 MAX_LOGIT_ROWS = 256
 FEATURES = (
-    "copy_d2d", "copy_host", "scrub", "export", "import", "checksum",
+    "copy_d2d", "copy_host", "host_tier", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "penalties", "bias", "score",
 )  # fmt: skip
+
+
+Store = bytearray | mmap.mmap
+"""What blocks lie in."""
 
 
 class NullDriver:
     """A device of digests. Synchronous: a Submit is done when `submit` returns."""
 
-    def __init__(self, emit: base.Emit, bulk: memoryview) -> None:
+    def __init__(self, emit: base.Emit, bulk: memoryview, host: int) -> None:
         self.models: dict[int, NullModel] = {}
         self._emit = emit
         self._bulk = bulk
+        self._host = host
         self._fences = Fences(0)
         self._steps = self._tokens = self._busy_us = 0
 
@@ -88,6 +96,7 @@ class NullDriver:
         if not 0 < load.block_size <= 4096:
             raise DriverFault(FaultKind.MODEL_LOAD, f"block_size {load.block_size}, limit is 4096")
         block_bytes, free = SLOT * load.block_size, self._free()
+        tier = host_range(load, self._host, block_bytes)
         num_blocks = load.num_blocks or min(load.kv_bytes // block_bytes, MOST_BLOCKS)
         self._emit(base.Estimate(load.model, 0, block_bytes, num_blocks, free))
         needed = (num_blocks + num_host) * block_bytes
@@ -103,9 +112,9 @@ class NullDriver:
             (options.eos,) if options.eos >= 0 else (),
             (base.KvGroup(1, "full", 0, 1, SLOT // 2, "uint8"),), load.block_size, block_bytes,
             num_blocks, load.dtype, 2048, 256, 32768, (time.monotonic_ns() - start) // 1000,
-            num_host, MAX_LOGIT_ROWS,
+            num_host or tier.num_bytes // block_bytes, MAX_LOGIT_ROWS,
         )  # fmt: skip
-        self.models[load.model] = NullModel(loaded, options, self._bulk)
+        self.models[load.model] = NullModel(loaded, options, self._bulk, tier)
         return loaded
 
     def unload(self, unload: base.Unload) -> None:
@@ -147,19 +156,24 @@ class NullDriver:
 class NullModel:
     """The memory of one model, and what steps do to it."""
 
-    def __init__(self, loaded: base.Loaded, options: Options, bulk: memoryview) -> None:
+    def __init__(
+        self, loaded: base.Loaded, options: Options, bulk: memoryview, tier: HostRange
+    ) -> None:
         self.shape = shape_of(loaded, len(bulk))
         self.last: dict[int, slots.Slot] = {}
         self.pool = bytearray(loaded.num_blocks * loaded.block_bytes)
-        self._host = bytearray(loaded.num_host_blocks * loaded.block_bytes)
+        self._host: Store = (
+            tier.map() if tier.num_bytes
+            else bytearray(loaded.num_host_blocks * loaded.block_bytes)
+        )  # fmt: skip
         self._bulk = bulk
         self._options = options
         self._block_bytes = loaded.block_bytes
-        self._undo: list[tuple[bytearray, int, bytes]] = []
+        self._undo: list[tuple[Store, int, bytes]] = []
 
     @property
     def num_bytes(self) -> int:
-        return len(self.pool) + len(self._host)
+        return len(self.pool) + (len(self._host) if isinstance(self._host, bytearray) else 0)
 
     def block(self, block: int) -> slice:
         """Return where a block lies in its pool."""
@@ -198,7 +212,7 @@ class NullModel:
                     self._move(op, read)
         return tuple(results)
 
-    def _write(self, store: bytearray, start: int, data: bytes) -> None:
+    def _write(self, store: Store, start: int, data: bytes) -> None:
         end = start + len(data)
         self._undo.append((store, start, bytes(store[start:end])))
         store[start:end] = data
@@ -210,7 +224,7 @@ class NullModel:
                 for block in read:
                     self._write(self.pool, self.block(block).start, bytes(self._block_bytes))
             case base.Copy():
-                tiers = {
+                tiers: dict[Direction, tuple[Store, Store]] = {
                     Direction.D2D: (self.pool, self.pool), Direction.D2H: (self.pool, self._host),
                     Direction.H2D: (self._host, self.pool), Direction.H2H: (self._host, self._host),
                 }  # fmt: skip
@@ -333,6 +347,6 @@ class NullModel:
         return base.Scored(bytes(len(rows)), logprobs, *best.raw())
 
 
-def open_driver(emit: base.Emit, bulk: memoryview) -> base.Driver:
+def open_driver(emit: base.Emit, bulk: memoryview, host: int) -> base.Driver:
     """Return a null driver."""
-    return NullDriver(emit, bulk)
+    return NullDriver(emit, bulk, host)

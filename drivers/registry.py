@@ -11,7 +11,7 @@ PLANNED = ("cuda", "tpu")
 """Kinds whose names are taken."""
 
 
-def open_driver(device: str, emit: base.Emit, bulk: memoryview) -> base.Driver:
+def open_driver(device: str, emit: base.Emit, bulk: memoryview, host: int) -> base.Driver:
     """Return the driver of a device such as cpu0; UNSUPPORTED if there is none of its kind."""
     match = re.fullmatch(r"([a-z]+)[0-9]{1,3}", device)
     kind = match[1] if match else ""
@@ -22,4 +22,4 @@ def open_driver(device: str, emit: base.Emit, bulk: memoryview) -> base.Driver:
             base.FaultKind.UNSUPPORTED, f"{device} {what}; there are drivers for {known}"
         )
     factory: base.DriverFactory = import_module(MODULES[kind]).open_driver
-    return factory(emit, bulk)
+    return factory(emit, bulk, host)

@@ -11,18 +11,39 @@ Not here: who may do it (syscall handlers), when it is computed (sched), what is
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
-from kernel.block import Block, BlockPool
+from kernel.block import Block
 from kernel.panic import check
+from kernel.pool import BlockPool
+
+MAX_LOSSES = 16
+"""That a context remembers."""
+_FILLED, _ID = attrgetter("filled"), attrgetter("id")
+
+
+class Loss(NamedTuple):
+    """KV that a context has lost, or would have found had it not been evicted."""
+
+    at: float
+    what: str  # swapped | dropped | evicted | died
+    why: str
+    start: int  # position of the first
+    tokens: int
+    by_pid: int  # whose request needed the room; 0: nobody's
+    cost_us: int  # to have it again
 
 
 class Context:
     """One context of a task."""
 
-    def __init__(self, handle: int, pid: int, name: str, model: Any, pool: BlockPool) -> None:
+    def __init__(
+        self, handle: int, pid: int, name: str, model: Any, pool: BlockPool, owner: int = 0
+    ) -> None:
         self.handle = handle
         self.pid = pid
+        self.owner = owner  # uid, whose prefixes it finds and adds to
         self.name = name
         self.model = model  # a Model (kernel/model.py)
         self.pool = pool
@@ -31,6 +52,11 @@ class Context:
         self.request: Any = None  # the Request being scheduled, at most one
         self.queued: deque[Any] = deque()  # calls that wait behind it (QUEUE)
         self.last_use = 0  # kernel turn
+        self.pinned = False  # its KV stays on the device
+        self.demoted = False  # its KV is the first to leave
+        self.retained_until = 0.0  # its KV leaves after that of others
+        self.stopped = False  # so is its task
+        self.losses: deque[Loss] = deque(maxlen=MAX_LOSSES)
         self._seen = pool.generation
         self._settled = 0  # leading blocks that are sealed
         self._table: array[int] = array("i")  # device ids of the settled blocks
@@ -51,7 +77,7 @@ class Context:
             tail.ids.extend(ids[:room])
             tail.writer = self
         for start in range(room, len(ids), size):
-            self.blocks.append(Block(array("i", ids[start : start + size]), writer=self))
+            self.blocks.append(self.pool.new_block(array("i", ids[start : start + size]), self))
         self.length += len(ids)
 
     def _own_tail(self, offset: int) -> Block:
@@ -60,12 +86,13 @@ class Context:
         size = self.pool.block_size
         if len(tail.ids) == offset and (tail.writer is self or tail.refs == 1):
             return tail
-        if tail.refs == 1 and tail.planned <= offset and tail.filled < size:
-            del tail.ids[offset:]  # mine alone, and nothing on the device reaches past the offset
+        if tail.refs == 1 and tail.planned <= offset and tail.kept <= offset:
+            self.pool.index.changed(tail)
+            del tail.ids[offset:]  # mine alone, and no KV of it reaches past the offset
             tail.origin_len = min(tail.origin_len, offset)
             return tail
-        copy = Block(tail.ids[:offset], writer=self)
-        positions = min(offset, tail.filled)
+        copy = self.pool.new_block(tail.ids[:offset], self)
+        positions = min(offset, tail.have)
         if positions:
             self.pool.pin_origin(copy, tail, positions)
         self.blocks[-1] = copy
@@ -79,7 +106,7 @@ class Context:
         check(0 <= length <= self.length, f"trim of {self.length} ids to {length}")
         size = self.pool.block_size
         keep = -(-length // size)
-        for block in self.blocks[keep:]:
+        for block in reversed(self.blocks[keep:]):  # what lies deeper is worth less to the index
             self.pool.unref(block)
         del self.blocks[keep:]
         if length % size and self.blocks[-1].writer is self and length < self.length:
@@ -90,7 +117,7 @@ class Context:
 
     def fork(self, handle: int, pid: int, name: str) -> "Context":
         """Return a context with the same ids that shares every block."""
-        child = Context(handle, pid, name, self.model, self.pool)
+        child = Context(handle, pid, name, self.model, self.pool, self.owner)
         child.blocks = self.blocks.copy()
         for block in child.blocks:
             block.refs += 1  # this is all that a fork costs
@@ -98,6 +125,12 @@ class Context:
         child._seen, child._settled = self._seen, self._settled
         child._table = self._table[:]
         return child
+
+    def adopt(self, at: int, block: Block) -> None:
+        """Name a Block that holds the same as blocks[at], in its place."""
+        old, self.blocks[at] = self.blocks[at], block
+        self.pool.ref(block)
+        self.pool.unref(old)
 
     def free(self) -> None:
         """Drop every block."""
@@ -115,22 +148,31 @@ class Context:
     # --- KV -----------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Move the cursor over blocks that are sealed; start over if any KV was dropped."""
-        if self._seen != self.pool.generation:
-            self._seen, self._settled = self.pool.generation, 0
-            del self._table[:]
+        """Move the cursor over blocks that are sealed; look at all again if any KV was dropped."""
         size, blocks = self.pool.block_size, self.blocks
+        if self._seen != self.pool.generation:
+            self._seen = self.pool.generation
+            head = blocks[: self._settled]
+            if sum(map(_FILLED, head)) == size * len(head):
+                self._table = array("i", map(_ID, head))
+            else:
+                self._settled = 0
+                del self._table[:]
         while self._settled < len(blocks) and blocks[self._settled].filled == size:
             self._table.append(blocks[self._settled].id)
             self._settled += 1
 
     @property
     def computed(self) -> int:
-        """Leading positions whose KV exists."""
+        """Leading positions whose KV exists, in any tier."""
         self._settle()
-        size = self.pool.block_size
-        tail = self.blocks[self._settled].filled if self._settled < len(self.blocks) else 0
-        return min(self.length, self._settled * size + tail)
+        size, count = self.pool.block_size, self._settled * self.pool.block_size
+        for index in range(self._settled, len(self.blocks)):
+            have = self.blocks[index].have
+            count += have
+            if have < size:
+                break
+        return min(self.length, count)
 
     @property
     def planned(self) -> int:

@@ -2,24 +2,25 @@
 
 `HostLink` is a driver host: a process of its own on the other end of an inherited SEQPACKET pair,
 which dies alone. End of file is its death; the process is reaped before anybody hears of it, so
-nothing can touch a block afterwards. `LoopbackLink` runs the driver in the kernel's process, for
-tests and the simulator, which decides when it works.
+nothing can touch a block afterwards. For a driver in the kernel's own process, see
+`kernel.loopback`.
 
-A link knows neither blocks nor requests. The bulk window (Export, Import) is a memfd that the
-kernel makes before the first host starts; a restarted host gets the same one.
+A link knows neither blocks nor requests. The bulk window (Export, Import) and the host memory (host
+tiers) are memfds that the kernel makes before the first host starts; a restarted host gets the same
+ones.
 """
 
 import logging
-import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections import deque
+from collections.abc import Iterable
 from typing import Any, Protocol
 
-from drivers import base, registry, wire
+from drivers import wire
+from kernel.host_memory import HostMemory
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +62,24 @@ class Link(Protocol):
         """The driver's process; the kernel's own for a loopback."""
         ...
 
+    @property
+    def host_fd(self) -> int:
+        """The host memory, which is the same for all epochs; -1 if there is none."""
+        ...
+
+    def zero_host(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Zero (offset, length) of the host memory; nothing submitted may name what is there."""
+        ...
+
 
 class HostLink:
     """A driver in a process of its own."""
 
-    def __init__(self, device: str, bulk_bytes: int) -> None:
+    def __init__(self, device: str, bulk_bytes: int, host_bytes: int = 0) -> None:
         self.device = device
         self._bulk = os.memfd_create(f"llmos-bulk-{device}", os.MFD_CLOEXEC)
         os.ftruncate(self._bulk, bulk_bytes)
+        self._host = HostMemory(device, host_bytes)
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -84,8 +95,11 @@ class HostLink:
             raise LinkDown(f"cannot start a driver host: {error.strerror}") from None
 
     def _spawn(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
-        fds = theirs.fileno(), self._bulk
-        options = ("--socket", str(fds[0]), "--bulk", str(fds[1]), "--device", self.device)
+        fds = [theirs.fileno(), self._bulk]
+        options = ["--socket", str(fds[0]), "--bulk", str(fds[1]), "--device", self.device]
+        if self.host_fd >= 0:
+            fds.append(self.host_fd)
+            options += ["--host", str(self.host_fd)]
         return subprocess.Popen(
             [sys.executable, "-m", "drivers.host", *options],
             stdin=subprocess.DEVNULL,
@@ -95,6 +109,13 @@ class HostLink:
     @property
     def host_pid(self) -> int:
         return self._process.pid if self._process else 0
+
+    @property
+    def host_fd(self) -> int:
+        return self._host.fd
+
+    def zero_host(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._host.zero(ranges)
 
     def fileno(self) -> int | None:
         return self._socket.fileno() if self._socket else None
@@ -151,9 +172,10 @@ class HostLink:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
 
     def close(self) -> None:
-        """Kill the host and give the bulk window back."""
+        """Kill the host, and give the bulk window and the host memory back."""
         self.kill()
         os.close(self._bulk)
+        self._host.close()
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -172,79 +194,3 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
             f"{wire.MAX_MESSAGE}; raise it: sysctl -w net.core.wmem_max={wire.MAX_MESSAGE}"
         )
     return ours, theirs
-
-
-class LoopbackLink:
-    """A driver in this process. `pump` makes it work; without it messages only queue up."""
-
-    def __init__(self, device: str, bulk_bytes: int = 1 << 20) -> None:
-        self.device = device
-        self.host_pid = os.getpid()
-        self._bulk = mmap.mmap(-1, bulk_bytes)
-        self._driver: base.Driver | None = None
-        self.inbox: deque[Any] = deque()
-        self.outbox: deque[bytes] = deque()
-        self._dead = ""
-
-    def start(self) -> None:
-        self.inbox.clear()
-        self.outbox.clear()
-        self._dead = ""
-        self._driver = registry.open_driver(self.device, self._emit, memoryview(self._bulk))
-
-    def _emit(self, message: Any) -> None:
-        self.outbox.append(wire.encode(message))
-
-    def fileno(self) -> int | None:
-        return None
-
-    def send(self, message: Any) -> None:
-        if self._dead:
-            raise LinkDown(self._dead)
-        self.inbox.append(wire.decode(wire.encode(message)))
-
-    def receive(self) -> Any | None:
-        if self._dead:
-            raise LinkDown(self._dead)
-        if not self.outbox:
-            return None
-        try:
-            return wire.decode(self.outbox.popleft())
-        except wire.BadMessage as error:
-            self.die()
-            raise LinkDown(f"{self.device}: sent garbage ({error})") from None
-
-    def pump(self, count: int = 1 << 30) -> int:
-        """Let the driver work on up to `count` messages; return how many it did."""
-        done = 0
-        while self.inbox and done < count:
-            self._handle(self.inbox.popleft())
-            done += 1
-        return done
-
-    def _handle(self, message: Any) -> None:
-        driver = self._driver
-        assert driver is not None
-        try:
-            if isinstance(message, base.Hello):
-                self._emit(driver.hello(message))
-            elif isinstance(message, base.Load):
-                self._emit(driver.load(message))
-            elif isinstance(message, base.Submit):
-                driver.submit(message)
-            elif isinstance(message, base.Unload):
-                driver.unload(message)
-            elif isinstance(message, base.Stats):
-                self._emit(driver.stats())
-        except base.DriverFault as fault:
-            self._emit(base.Fault(0, 0, 0, fault.kind, fault.message, fault.items))
-
-    def die(self) -> None:
-        """Lose the driver and all that it had, as a crash would (fault injection)."""
-        self._driver = None
-        self.inbox.clear()
-        self.outbox.clear()
-        self._dead = f"{self.device}: loopback driver died"
-
-    def kill(self) -> None:
-        self.die()

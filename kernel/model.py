@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import reduce
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from drivers import base
 from kernel.answer import ModelSpec, check_loaded
-from kernel.block import BlockPool
+from kernel.block import Move
 from kernel.context import Context
+from kernel.hosttier import HostTier
+from kernel.pager import Pager
 from kernel.policy import Policy
+from kernel.pool import BlockPool
 from kernel.request import Request
 from kernel.sched import Scheduler
 from kernel.stats import Totals
-from kernel.step import step_limits
+from kernel.step import StepLimits, step_limits
+from kernel.swap import Swap
 from syscalls.errors import EAGAIN, ENODEV, KernelError
 
 
@@ -47,8 +51,10 @@ class Model:
         self.asked: Any = None  # (session, call) of the load_model that waits for it
         self.num_contexts = 0  # that use it
         self.deaths = 0  # epochs that ended while it was being loaded
+        self.host_offset = 0  # where its part of the host memory begins
         self._pool: BlockPool | None = None
         self._sched: Scheduler | None = None
+        self._swap: Swap | None = None
 
     @property
     def name(self) -> str:
@@ -69,6 +75,13 @@ class Model:
         return self._sched
 
     @property
+    def swap(self) -> Swap:
+        """The copies between its tiers; likewise."""
+        if self._swap is None:
+            raise self.unavailable()
+        return self._swap
+
+    @property
     def desc(self) -> base.Loaded:
         """What the driver said of it; likewise."""
         if self.loaded is None:
@@ -84,10 +97,13 @@ class Model:
         """What its scheduler and its pool have done."""
         if self._sched is None:
             return Totals()
-        pool, sched = self._sched.pool, self._sched
+        pool, sched, swap = self._sched.pool, self._sched, self.swap
+        out, back = swap.moved[Move.OUT], swap.moved[Move.IN]
         return Totals(
             sched.steps, sched.wasted, pool.copied, pool.evicted,
             sched.prefill_tokens, sched.decode_tokens, sched.seqs, sched.step_us,
+            out, back, out * swap.block_bytes, back * swap.block_bytes, swap.copy_us,
+            sched.reuse.hit_tokens, sched.pager.lost_tokens,
         )  # fmt: skip
 
     @property
@@ -120,22 +136,16 @@ class Model:
         self.state, spec = ModelState.LOADING, self.spec
         return base.Load(
             self.number, spec.path, spec.dtype, spec.block_size, spec.num_blocks, spec.kv_bytes,
-            spec.max_ctx, spec.deterministic, spec.threads,
+            spec.max_ctx, spec.deterministic, spec.threads, 0, spec.kv_dtype,
+            spec.host_bytes, self.host_offset,
         )  # fmt: skip
 
-    def take(
-        self,
-        loaded: base.Loaded,
-        policy: Policy,
-        prefill_chunk: int,
-        target_us: int,
-        contexts: Callable[[], Iterable[Context]],
-    ) -> str:
+    def take(self, loaded: base.Loaded, means: "Means") -> str:
         """Begin to serve; return why the kernel cannot, if it cannot. Lie if it is another."""
         check_loaded(loaded, self.number, self.spec, self.loaded)
         if len(loaded.kv_groups) != 1:
             return f"the model has {len(loaded.kv_groups)} KV groups (ENOTSUP)"
-        limits = step_limits(loaded, prefill_chunk, target_us)
+        limits = step_limits(loaded, means.prefill_chunk, means.target_us)
         needed = -(-loaded.max_ctx // loaded.block_size)
         if needed > limits.max_block_refs:
             return (
@@ -143,20 +153,36 @@ class Model:
                 "lower --max-ctx or raise --block-size"
             )
         if self._pool is None:
-            pool = self._pool = BlockPool(loaded.num_blocks, loaded.block_size)
-
-            def mine() -> Iterable[Context]:
-                return (ctx for ctx in contexts() if ctx.pool is pool)
-
-            self._sched = Scheduler(pool, policy, limits, mine)
+            self._begin(loaded, limits, means)
         self.loaded, self.state, self.note = loaded, ModelState.UP, ""
         return ""
 
-    def lose_all(self) -> list[Request]:
-        """Forget all KV: the epoch has ended; return the requests that were in flight."""
+    def _begin(self, loaded: base.Loaded, limits: StepLimits, means: "Means") -> None:
+        """Make the pool and what works on it, for all epochs to come."""
+        size, offset = loaded.block_bytes, self.host_offset
+
+        def zero(places: list[int]) -> None:
+            means.zero_host([(offset + place * size, size) for place in places])
+
+        host = HostTier(loaded.num_host_blocks, zero)
+        pool = BlockPool(loaded.num_blocks, loaded.block_size, host, means.secret, means.clock)
+
+        def mine() -> Iterable[Context]:
+            return (ctx for ctx in means.contexts() if ctx.pool is pool)
+
+        self._pool, self._swap = pool, Swap(pool, size)
+        pager = Pager(pool, self._swap, means.policy, mine, means.clock)
+        self._sched = Scheduler(pool, means.policy, limits, pager)
+
+    def lose_device(self) -> list[Request]:
+        """Forget what was on the device: the epoch has ended; return the requests in flight.
+
+        What lies in the host tier is still there, and is copied to the next epoch's device.
+        """
         hit = self._sched.fail() if self._sched else []
-        if self._pool and self._sched:
-            self._pool.lose_all()
+        if self._pool and self._sched and self._swap:
+            self._swap.lose_all()
+            self._pool.lose_device()
             self._sched.lose_slots()
         if self.serves:
             self.state = ModelState.WAITING
@@ -165,7 +191,22 @@ class Model:
     def end(self, state: ModelState, note: str) -> list[Request]:
         """Serve no more: FAILED or GONE; return the requests that this ends."""
         self.state, self.note = state, note
+        if self._pool and state is ModelState.GONE:
+            self.lose_device()
+            self._pool.lose_all()
         return [request for request in self.requests if not request.background]
+
+
+class Means(NamedTuple):
+    """What a device gives its models to work with."""
+
+    policy: Policy
+    prefill_chunk: int
+    target_us: int
+    contexts: Callable[[], Iterable[Context]]
+    clock: Callable[[], float]
+    secret: bytes  # of the prefix index
+    zero_host: Callable[[list[tuple[int, int]]], None]
 
 
 class ModelTable:

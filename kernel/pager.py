@@ -1,69 +1,179 @@
-"""Pager: makes room when blocks run out.
+"""Pager: makes room on the device when places run out, and brings back what was moved away.
 
-There is one tier below the device in this kernel: none. A context whose KV is dropped keeps its
-ids and is computed again when it runs, so nothing is lost but time. In this order: idle contexts,
-then the KV of running requests younger than the one in need. The oldest request is never a
-victim of a younger one, and admission has seen that each fits the pool alone: so it always ends.
+Under pressure, in this order: cached blocks go, the oldest first; then blocks of idle contexts;
+then those of running requests younger than the one in need. What goes is copied to the host tier if
+that has room and the policy finds a copy cheaper than computing it again; else it is dropped. No
+context is lost: its ids are known, tiers only decide what it costs to go on.
 
-A block goes only if no context that keeps its KV names it. Dropped blocks are free after their
-scrub (kernel/block.py), so room made now is room for the next step.
+The oldest request is never a victim of a younger one, and admission has seen that each fits beside
+what is pinned: so it always ends, and then the next one is the oldest.
+
+A block goes only if no context that keeps its KV names it; blocks that others share go last. Room
+made now is room for a later step: places are free after a copy, a scrub and their fences.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
-from kernel.block import NOT_RESIDENT, Block, BlockPool
-from kernel.context import Context
+from kernel.block import NOT_RESIDENT, Block, Move
+from kernel.context import Context, Loss
 from kernel.policy import Policy
+from kernel.pool import BlockPool
 from kernel.request import Request
+from kernel.swap import Swap
 
 
-def make_room(
-    pool: BlockPool,
-    policy: Policy,
-    needed: int,
-    by: Request,
-    contexts: Iterable[Context],
-    requests: Iterable[Request],
-) -> bool:
-    """Drop KV until `needed` blocks are free or coming; False if others older than `by` hold it."""
-    missing = needed - pool.num_free - pool.num_coming
-    if missing <= 0:
+class Pager:
+    """The pager of one model."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        swap: Swap,
+        policy: Policy,
+        contexts: Callable[[], Iterable[Context]],
+        clock: Callable[[], float],
+    ) -> None:
+        self.pool = pool
+        self.swap = swap
+        self.policy = policy
+        self.pinned = 0  # blocks of pinned contexts
+        self.lost_tokens = 0
+        self.us_per_token = 0.0  # that computing takes, as measured
+        self._contexts = contexts
+        self._clock = clock
+
+    # --- room ---------------------------------------------------------------------------------
+
+    def make_room(self, needed: int, by: Request, requests: Iterable[Request]) -> bool:
+        """Let `needed` places become free; False if what holds the rest may not go."""
+        pool = self.pool
+        missing = needed - pool.num_free - pool.num_coming - self.swap.leaving
+        if missing <= 0:
+            return True
+        missing -= pool.reclaim(missing, by.ctx.pid)
+        if missing <= 0:
+            return True
+        active = [request for request in requests if not request.held]
+        running = {id(request.ctx) for request in active}
+        kept = Counter(b for request in active for b in request.ctx.blocks if b.refs > 1)
+        candidates = []
+        for ctx in self._contexts():
+            if ctx.pinned:
+                kept.update(b for b in ctx.blocks if b.refs > 1)
+            elif id(ctx) not in running:
+                candidates.append(ctx)
+        idle = [cast(Context, c) for c in self.policy.idle_victims(candidates, self._clock())]
+        for shared in (False, True):
+            for ctx in idle:
+                missing -= self._shed(ctx, missing, kept, shared, by)
+                if missing <= 0:
+                    return True
+        younger = self.policy.victims(request for request in active if request.arrival > by.arrival)
+        for item in younger:
+            request = cast(Request, item)
+            if request.ctx.pinned:
+                continue
+            kept.subtract(b for b in request.ctx.blocks if b.refs > 1)
+            request.sought = 0  # of what it loses, the index may have some by then
+            missing -= self._shed(request.ctx, missing, kept, True, by)
+            if missing <= 0:
+                return True
+        return False
+
+    def demote(self, ctx: Context, others: Iterable[Request]) -> int:
+        """Move what only this context names off the device; return how many blocks go."""
+        kept = Counter(b for request in others for b in request.ctx.blocks if b.refs > 1)
+        return self._shed(ctx, len(ctx.blocks), kept, False, None)
+
+    def _shed(
+        self,
+        victim: Context,
+        missing: int,
+        kept: "Counter[Block]",
+        shared: bool,
+        by: Request | None,
+    ) -> int:
+        """Let up to `missing` blocks of a context go, from its end; return how many do."""
+        blocks, freed = self._choose(victim, missing, kept, shared)
+        if not blocks:
+            return freed
+        size = self.pool.block_size
+        first = min(place for place, _ in blocks)
+        tokens = sum(block.planned for _, block in blocks)
+        swaps = self._swaps(len(blocks), tokens)
+        swapped = dropped = lost = 0
+        for _, block in blocks:
+            if block.planned == block.kept == block.filled > 0:
+                self.pool.release(block)
+                swapped += 1
+            elif swaps and block.planned and self.swap.out(block):
+                swapped += 1
+            else:
+                lost += block.planned
+                self.pool.evict(block)
+                dropped += 1
+        self._note(victim, by, first * size, tokens - lost, lost)
+        return freed + swapped + dropped
+
+    def _choose(
+        self, victim: Context, missing: int, kept: "Counter[Block]", shared: bool
+    ) -> tuple[list[tuple[int, Block]], int]:
+        """Return blocks that may go, with their places, and how many came free already."""
+        chosen: list[tuple[int, Block]] = []
+        freed = 0
+        for place in range(len(victim.blocks) - 1, -1, -1):
+            block = victim.blocks[place]
+            if len(chosen) + freed == missing:
+                break
+            if block.moving is not Move.NONE:
+                continue
+            if block.id == NOT_RESIDENT:
+                freed += self._drop_origin(block)
+            elif block.refs == 1 or (shared and kept.get(block, 0) <= 0):
+                chosen.append((place, block))
+        return chosen, freed
+
+    def _drop_origin(self, block: Block) -> int:
+        """Give up an origin that only waits to be copied; return the places that this frees."""
+        origin = block.origin
+        if origin is None or origin.id == NOT_RESIDENT:
+            return 0
+        coming = self.pool.num_coming
+        self.pool.drop_origin(block)
+        return self.pool.num_coming - coming
+
+    def _swaps(self, blocks: int, tokens: int) -> bool:
+        if not self.pool.host.num_blocks:
+            return False
+        copy_us = 2 * blocks * self.swap.us_per_block  # there and back
+        return self.policy.swaps(tokens, copy_us, tokens * self.us_per_token)
+
+    def _note(
+        self, ctx: Context, by: Request | None, start: int, swapped: int, dropped: int
+    ) -> None:
+        pid = by.ctx.pid if by is not None else ctx.pid
+        why = "room was needed" if by is not None else "it was demoted"
+        size, now = self.pool.block_size, self._clock()
+        if swapped:
+            cost = round(-(-swapped // size) * self.swap.us_per_block)
+            ctx.losses.append(Loss(now, "swapped", why, start, swapped, pid, cost))
+        if dropped:
+            self.lost_tokens += dropped
+            cost = round(dropped * self.us_per_token)
+            ctx.losses.append(Loss(now, "dropped", why, start, dropped, pid, cost))
+
+    # --- bringing back ------------------------------------------------------------------------
+
+    def absent(self, ctx: Context, at: int) -> Sequence[Block]:
+        """Return the blocks from place `at` on that a copy can bring to the device."""
+        return [b for b in ctx.blocks[at:] if b.moving is Move.NONE and b.source is not None]
+
+    def bring(self, blocks: Sequence[Block]) -> bool:
+        """Ask for copies of all of them, or of none if there are not enough free places."""
+        if len(blocks) > self.pool.num_free:
+            return False
+        for block in blocks:
+            self.swap.bring(block)
         return True
-    active = [request for request in requests if not request.held]
-    idle = policy.idle_victims(c for c in contexts if c.request is None or c.request.held)
-    younger = policy.victims(request for request in active if request.arrival > by.arrival)
-    kept = Counter(b for request in active for b in request.ctx.blocks if b.refs > 1)
-    for ctx in idle:
-        missing -= _drop(pool, cast(Context, ctx), missing, kept)
-        if missing <= 0:
-            return True
-    for request in younger:
-        ctx = cast(Request, request).ctx
-        kept.subtract(b for b in ctx.blocks if b.refs > 1)
-        missing -= _drop(pool, ctx, missing, kept)
-        if missing <= 0:
-            return True
-    return False
-
-
-def _drop(pool: BlockPool, victim: Context, missing: int, kept: "Counter[Block]") -> int:
-    """Evict up to `missing` blocks of `victim`, from its end, that nobody who keeps KV names."""
-    dropped = 0
-    for block in reversed(victim.blocks):
-        if dropped == missing:
-            break
-        if block.id == NOT_RESIDENT:
-            dropped += _drop_origin(pool, block)
-        elif block.refs == 1 or kept.get(block, 0) <= 0:
-            pool.evict(block)
-            dropped += 1
-    return dropped
-
-
-def _drop_origin(pool: BlockPool, block: Block) -> int:
-    """Give up an origin that only waits to be copied; return the blocks that this frees."""
-    coming = pool.num_coming
-    pool.drop_origin(block)
-    return pool.num_coming - coming

@@ -75,6 +75,10 @@ class Request:
         self.since = 0.0  # when an infer was accepted
         self.stop_ids: frozenset[int] = frozenset()
         self.start = 0  # where the next step begins, as its plan has found it
+        self.sought = 0  # blocks that were looked for in the prefix index
+        self.seeking = False  # there are more to look for
+        self.missed = False  # one that was evicted
+        self.lacks = 0  # blocks that it waits for, if it does
         self.slot: int | None = None
         self.generation = 0
         self.deaths = 0  # epochs that ended while this was in flight

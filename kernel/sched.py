@@ -5,7 +5,8 @@ policy orders the requests; each gets tokens while the step's budgets last (toke
 block references, free blocks). A decode takes one token; a prefill takes a chunk, smaller while
 others decode so that a step stays near the target time. Blocks are reserved before anything is
 said to the device, and an infer that gets none waits for the pager's room: then nobody behind it
-takes new blocks, so room goes to whom it was made for. A prefill in the background that gets none
+takes new blocks, so room goes to whom it was made for. What the prefix index has is taken over
+before anything is computed, and what lies in the host tier is copied back, not computed. A prefill in the background that gets none
 ends: it may use what is free, and nothing is dropped for it.
 
 A position that is filled is never written again. A request that needs logits of one (a fork of
@@ -20,10 +21,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from drivers import base
-from kernel import pager
-from kernel.block import NOT_RESIDENT, Block, BlockPool
+from kernel.block import NOT_RESIDENT, Block, Move
+from kernel.pager import Pager
 from kernel.policy import Policy
+from kernel.pool import BlockPool
 from kernel.request import Request, RequestState, Scores, Token
+from kernel.reuse import MAX_LOOKUPS, Reuse
 from kernel.slots import Slots, resets
 from kernel.step import Entry, Step, StepLimits, Write
 from syscalls.errors import KernelError
@@ -32,7 +35,7 @@ from syscalls.errors import KernelError
 class Scheduler:
     """The requests of one model."""
 
-    def __init__(self, pool: BlockPool, policy: Policy, limits: StepLimits, contexts: Any) -> None:
+    def __init__(self, pool: BlockPool, policy: Policy, limits: StepLimits, pager: Pager) -> None:
         self.pool = pool
         self.policy = policy
         self.limits = limits
@@ -44,13 +47,14 @@ class Scheduler:
         self.decode_tokens = 0
         self.seqs = 0
         self.step_us = 0
-        self._contexts = contexts  # () -> Iterable[Context], for the pager
+        self.pager = pager
+        self.reuse = Reuse(pool, pager)
         self._slots = Slots(limits.max_seqs)
         self._adjusted = 0  # requests whose logits are
         self._told = False  # the last call of `resets` gave some
         self.telling: list[Request] = []  # whose Resets are in flight
         self._us_per_token = 0.0
-        self._starved: tuple[Request, list[Block]] | None = None
+        self._starved: tuple[Request, Sequence[Block]] | None = None
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -85,6 +89,7 @@ class Scheduler:
         """Choose the entries of the next step and the (src, dst) blocks to copy before it."""
         entries: list[Entry] = []
         copies: list[tuple[int, int]] = []
+        lookups = MAX_LOOKUPS
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
         self._starved = None  # of a plan that was never sent
         rows = self.limits.max_logit_rows
@@ -97,7 +102,14 @@ class Scheduler:
             request = cast(Request, item)
             if tokens == 0 or len(entries) == self.limits.max_seqs:
                 break
+            if not request.decoding:
+                lookups -= self.reuse.look_up(request, lookups)
+                if request.seeking:
+                    continue
             start, end = self._span(request, min(chunk, tokens))
+            if self._is_away(request, start, end):
+                dry = self._bring(request, start, dry) or dry
+                continue
             if request.score is not None:
                 spare = max(1, rows - (len(runnable) - len(entries)))
                 end = min(end, max(start, request.scored - 1) + spare)
@@ -165,6 +177,33 @@ class Scheduler:
         room = int(limits.target_us / self._us_per_token) - decodes
         return min(limits.prefill_chunk, max(self.pool.block_size, room))
 
+    # --- what need not be computed ------------------------------------------------------------
+
+    def _is_away(self, request: Request, start: int, end: int) -> bool:
+        """Whether what comes next lies in a lower tier, or is on its way from there."""
+        if start == end:
+            return False
+        block = request.ctx.blocks[start // self.pool.block_size]
+        return block.moving is Move.IN or block.source is not None
+
+    def _bring(self, request: Request, start: int, dry: bool) -> bool:
+        """Let a request wait for copies; True if there are no places for them."""
+        away = self.pager.absent(request.ctx, start // self.pool.block_size)
+        request.become(RequestState.BLOCKED)
+        request.lacks = len(away)
+        if not away:
+            return False
+        if request.background:
+            self.remove(request)  # an infer will need it, if there ever is one
+            return False
+        if not dry and self.pager.bring(away):
+            return False
+        if not dry:
+            self._starved = request, away
+        return True
+
+    # --- spans and places ---------------------------------------------------------------------
+
     def _span(self, request: Request, budget: int) -> tuple[int, int]:
         """Return the positions to compute; for logits of a filled position, that one again.
 
@@ -181,7 +220,8 @@ class Scheduler:
             return (target - 1, target) if request.infer else (target, target)
         end = min(target, start + budget)
         for index in range(start // size + 1, -(-end // size)):
-            if ctx.blocks[index].reach:
+            block = ctx.blocks[index]
+            if block.reach or block.moving is Move.IN or block.source is not None:
                 return start, index * size
         return start, end
 
@@ -191,10 +231,11 @@ class Scheduler:
         """Give every block up to `end` a place; False (and nothing changed) if there is none."""
         ctx, size = request.ctx, self.pool.block_size
         wanted = [b for b in ctx.blocks[start // size : -(-end // size)] if b.id == NOT_RESIDENT]
-        if wanted and (dry or len(wanted) > self.pool.num_free):
+        if wanted and (dry or len(wanted) > self.pool.num_free + self.pool.num_cached):
             if not dry and not request.background:
                 self._starved = request, wanted
             request.become(RequestState.BLOCKED)
+            request.lacks = len(wanted)
             return False
         for block in wanted:
             self.pool.alloc(block)
@@ -217,25 +258,25 @@ class Scheduler:
             if upto > block.planned:
                 block.planned = upto
                 writes.append(Write(block, block.id, upto))
+                if upto == size:
+                    self.pool.index.add(ctx.blocks, index, ctx.owner)
         decoding = samples and end - start == 1
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)
         return Entry(request, start, end, writes, samples, scores)
 
     def make_room(self) -> None:
-        """Let the pager find blocks for the first request of the last plan that got none.
+        """Let the pager find places for the first request of the last plan that got none.
 
         Only now that the plan is on its way: it may have named the blocks that go. Their scrub is
-        queued behind it.
+        queued behind it, and copies of them wait for it.
         """
         if self._starved is None:
             return
         (request, wanted), self._starved = self._starved, None
-        found = pager.make_room(
-            self.pool, self.policy, len(wanted), request, self._contexts(), self.requests.values()
-        )
-        if not found:
+        if not self.pager.make_room(len(wanted), request, self.requests.values()):
             for block in wanted:
-                self.pool.drop_origin(block)  # computing again needs one block less
+                if block.origin is not None and block.origin.id != NOT_RESIDENT:
+                    self.pool.drop_origin(block)  # computing again needs one block less
 
     def submitted(self, value: int, entries: list[Entry]) -> None:
         """Note that the step is on its way under fence `value`."""
@@ -304,3 +345,4 @@ class Scheduler:
             per_token = took_us / tokens
             old = self._us_per_token or per_token
             self._us_per_token = 0.8 * old + 0.2 * per_token
+            self.pager.us_per_token = self._us_per_token

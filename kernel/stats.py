@@ -33,6 +33,13 @@ class Totals(NamedTuple):
     decode_tokens: int = 0
     seqs: int = 0
     step_us: int = 0
+    out_blocks: int = 0  # copied to the host tier
+    in_blocks: int = 0  # and back
+    out_bytes: int = 0
+    in_bytes: int = 0
+    copy_us: int = 0
+    hit_tokens: int = 0  # found in the prefix index
+    lost_tokens: int = 0  # dropped
 
     def plus(self, other: "Totals") -> "Totals":
         """Return the sums."""

@@ -12,8 +12,9 @@ from array import array
 from typing import Any, NamedTuple, cast
 
 from drivers import base, wire
-from kernel.block import MAX_SCRUBS, Block
+from kernel.block import Block
 from kernel.context import Context
+from kernel.pool import MAX_SCRUBS
 from kernel.request import Request
 
 MAX_SEQS = 512
@@ -82,10 +83,21 @@ class Step(NamedTuple):
 
 
 def step_ops(
-    model: int, number: int, entries: list[Entry], copies: list[tuple[int, int]], dirty: list[int]
+    model: int,
+    number: int,
+    entries: list[Entry],
+    copies: list[tuple[int, int]],
+    dirty: list[int],
+    recycled: list[int],
 ) -> tuple[Any, ...]:
-    """Return the ops of one Submit: copies, scrubs, then the forward step and its samples."""
+    """Return the ops of one Submit: copies, scrubs, then the forward step and its samples.
+
+    `recycled` blocks were cached until now and belong to somebody else already: they are zeroed
+    before anything else, the `dirty` ones after the copies, of which they may be sources.
+    """
     ops: list[Any] = []
+    if recycled:
+        ops.append(base.Scrub(base.ints(recycled)))
     if copies:
         src, dst = zip(*copies, strict=True)
         ops.append(base.Copy(base.Direction.D2D, base.ints(src), base.ints(dst)))

@@ -143,12 +143,25 @@ class LogLevel(IntEnum):
 
 
 class Use(IntEnum):
-    """What a block of a context is. All but ABSENT ones are on the device."""
+    """What a block of a context is. ABSENT ones are nowhere, HOST and DISK ones in that tier only;
+    all others are on the device."""
 
     ABSENT = 0  # ids only; their KV is computed when it is needed
     FILLING = 1  # some of its positions have no KV yet
     PRIVATE = 2  # full, in this context only
     SHARED = 3  # full, in other contexts, too
+    HOST = 4
+    DISK = 5
+
+
+class Advice(Enum):
+    """What a program may say of a context's future (advise_ctx)."""
+
+    PREFETCH = "prefetch"  # it runs soon: bring its KV back to the device, if there is room
+    DEMOTE = "demote"  # it runs late: its KV is the first to leave the device, and does so now
+    PIN = "pin"  # its KV stays on the device
+    UNPIN = "unpin"
+    RETAIN = "retain"  # for ttl_s its KV leaves the device only after that of others
 
 
 class Right(Enum):
@@ -232,6 +245,9 @@ class TaskRow(NamedTuple):
     host_pid: int
     kv_bytes: float = 0.0  # of its blocks, counted likewise
     models: str = ""  # of its contexts, comma-separated
+    swapped: float = 0.0  # blocks that are in a lower tier only, counted likewise
+    lacks: int = 0  # blocks that it waits for (state D)
+    cached_tokens: int = 0  # of prompt_tokens, found computed
 
 
 # --- contexts ---------------------------------------------------------------------------------
@@ -294,6 +310,24 @@ class StatCtx(NamedTuple):
     ctx: Handle
 
 
+class AdviseCtx(NamedTuple):
+    ctx: Handle
+    advice: Name  # Advice
+    ttl_s: Annotated[float, Real(0.0, 86_400.0)] = 0.0  # of retain
+
+
+class AdviseCtxResult(NamedTuple):
+    blocks: int  # that this concerns: pinned, on their way, ...
+
+
+class DropCache(NamedTuple):
+    pass
+
+
+class DropCacheResult(NamedTuple):
+    blocks: int  # that were given back
+
+
 class CtxRow(NamedTuple):
     ctx: int
     pid: int
@@ -309,6 +343,10 @@ class CtxRow(NamedTuple):
     device: str = ""
     state: str = ""  # of what runs on it, a letter as in TaskRow; empty: nothing does
     kv_bytes: float = 0.0  # of its share
+    host_blocks: int = 0  # that are in the host tier only
+    disk_blocks: int = 0
+    pinned: bool = False
+    lacks: int = 0  # blocks that it waits for (state D)
 
 
 # --- inference --------------------------------------------------------------------------------
@@ -489,6 +527,9 @@ class PoolRow(NamedTuple):
     shared: int  # used by more than one context
     saved: int  # blocks that sharing saves
     waste_tokens: int  # empty positions in blocks in use
+    promised: int = 0  # blocks that contexts name, wherever their KV is; of the device tier only
+    promise_limit: int = 0  # 0: none
+    pinned: int = 0
 
 
 class KernelRow(NamedTuple):
@@ -519,6 +560,13 @@ class KernelRow(NamedTuple):
     oldest_wait_s: float = 0.0  # of those that wait now and are not held: since when
     log_records: int = 0  # written so far
     sessions: int = 0  # open now
+    out_blocks: int = 0  # copied from the device to the host tier
+    in_blocks: int = 0  # and back
+    out_bytes: int = 0
+    in_bytes: int = 0
+    copy_us: int = 0  # that drivers were at work on these copies
+    hit_tokens: int = 0  # taken over from other contexts of the same owner, without a fork
+    lost_tokens: int = 0  # positions whose KV was dropped, and no tier had it
 
 
 class Pmap(NamedTuple):
@@ -565,6 +613,37 @@ class PmapResult(NamedTuple):
     sharers: list[Any]  # those that share most, with the first page only
     num_sharers: int
     cursor: int  # 0: no more runs
+
+
+class Explain(NamedTuple):
+    ctx: Handle
+    pid: Pid = 0  # 0: the caller's own context
+
+
+class LossRow(NamedTuple):
+    """KV that a context has lost, or a prefix that it would have found."""
+
+    ago_s: float
+    what: str  # swapped | dropped | evicted (a cached prefix) | died (with the driver)
+    why: str
+    start: int  # position of the first
+    tokens: int
+    by_pid: int  # whose request needed the room; 0: nobody's, or not the caller's to know
+    cost_us: int  # that it took to have it again, so far
+
+
+class ExplainResult(NamedTuple):
+    pid: int
+    ctx: int
+    state: str
+    waits_for: str  # in words; empty: for nothing
+    needed: int  # blocks, if it waits for some
+    available: int
+    computed: int
+    on_device: int  # positions
+    on_host: int
+    on_disk: int
+    losses: list[Any]  # LossRow, the newest first
 
 
 class Log(NamedTuple):
@@ -665,7 +744,9 @@ CALLS: tuple[Call, ...] = (
     Call(37, "read_ctx", ReadCtx, ReadCtxResult, _T, True, False,
          "Return committed ids in frame 2.", "EBADCTX EINVAL E2BIG"),
     Call(38, "stat_ctx", StatCtx, CtxRow, _T, True, False, "Describe a context.", "EBADCTX"),
-    _reserved(39, "advise_ctx", _T, "Hint: share, prefetch, demote, pin, retain.", idempotent=True),
+    Call(39, "advise_ctx", AdviseCtx, AdviseCtxResult, _T, True, False,
+         "Say what a context's KV is needed for: prefetch, demote, pin, unpin, retain.",
+         "EBADCTX EINVAL EDQUOT EAGAIN"),
     _reserved(40, "label_ctx", _T, "Name a context.", idempotent=True),
     _reserved(41, "save_ctx", _T, "Keep a context under a name.", durable=True),
     _reserved(42, "load_ctx", _T, "Make a context from a save."),
@@ -676,7 +757,8 @@ CALLS: tuple[Call, ...] = (
     _reserved(47, "grant_ctx", _T, "Let another task open a context."),
     _reserved(48, "open_ctx", _T, "Open a granted context."),
     _reserved(49, "revoke", _T, "Take a grant back."),
-    _reserved(50, "drop_cache", _T, "Free cached blocks.", idempotent=True),
+    Call(50, "drop_cache", DropCache, DropCacheResult, _T, True, False,
+         "Free the cached blocks that the caller's user has computed."),
     # inference
     Call(64, "infer", Infer, InferResult, _T, False, False,
          "Generate: TOKEN events, then FIN.",
@@ -720,7 +802,9 @@ CALLS: tuple[Call, ...] = (
     _reserved(114, "trace", _O, "Stream calls or steps."),
     Call(115, "log", Log, LogResult, _O, True, False,
          "Read the kernel's log, a page at a time.", "EPERM EINVAL"),
-    _reserved(116, "explain", _T, "Say what a task is waiting for.", idempotent=True),
+    Call(116, "explain", Explain, ExplainResult, _T, True, False,
+         "Say what a context waits for, and why its KV had to be computed again.",
+         "EBADCTX ESRCH EINVAL"),
     # administration
     _reserved(128, "set_policy", _O, "Choose a loaded policy."),
     _reserved(129, "save_all", _O, "Save every durable context.", durable=True),

@@ -179,7 +179,7 @@ def _blocks(values: "array[int]") -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-def open_driver(emit: base.Emit, bulk: memoryview) -> base.Driver:
+def open_driver(emit: base.Emit, bulk: memoryview, host: int) -> base.Driver:
     """Return the driver of this machine's CPU."""
     machine.keep_freed_memory()
     return CpuDriver(emit, bulk)

@@ -159,7 +159,7 @@ def test_a_submit_without_a_model_is_refused(rig: Rig, bench: Bench) -> None:
 
 @pytest.mark.parametrize("options", ["speed=9", "vocab=", "vocab=x", "vocab=0", "step_us=-1"])
 def test_unknown_options_of_the_null_model_are_refused(options: str) -> None:
-    driver = registry.open_driver("null0", lambda message: None, memoryview(bytearray(64)))
+    driver = registry.open_driver("null0", lambda message: None, memoryview(bytearray(64)), -1)
     driver.hello(hello())
     with pytest.raises(base.DriverFault) as caught:
         driver.load(base.Load(0, f"null:{options}", "float32", 16, 8, 0, 0, True, 0))
@@ -169,5 +169,5 @@ def test_unknown_options_of_the_null_model_are_refused(options: str) -> None:
 @pytest.mark.parametrize("name", ["cuda0", "tpu0", "abacus0", "null", "", "null0; rm"])
 def test_devices_without_a_driver_are_named_with_those_that_have_one(name: str) -> None:
     with pytest.raises(base.DriverFault, match="null0, cpu0") as caught:
-        registry.open_driver(name, lambda message: None, memoryview(b""))
+        registry.open_driver(name, lambda message: None, memoryview(b""), -1)
     assert caught.value.kind is FaultKind.UNSUPPORTED

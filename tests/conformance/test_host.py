@@ -156,7 +156,7 @@ class Broken(null.NullDriver):
     def submit(self, submit):
         raise RuntimeError("the user wrote: my secret")
 
-registry.open_driver = lambda device, emit, bulk: Broken(emit, bulk)
+registry.open_driver = lambda device, emit, bulk, host: Broken(emit, bulk, host)
 host.main()
 """
 
@@ -178,7 +178,7 @@ class Half(null.NullDriver):
     def load(self, load):
         raise base.DriverFault(base.FaultKind.MODEL_LOAD, "no model in \\udcff.bin")
 
-registry.open_driver = lambda device, emit, bulk: Half(emit, bulk)
+registry.open_driver = lambda device, emit, bulk, host: Half(emit, bulk, host)
 host.main()
 """
 
@@ -310,7 +310,7 @@ class Half(null.NullDriver):
             raise RuntimeError("the user wrote: my secret")
         return super().load(load)
 
-registry.open_driver = lambda device, emit, bulk: Half(emit, bulk)
+registry.open_driver = lambda device, emit, bulk, host: Half(emit, bulk, host)
 host.main()
 """
 

@@ -48,7 +48,7 @@ class Engine:
     def __init__(self, load: base.Load, device: str = "cpu0", bulk: int = 1 << 24) -> None:
         self.messages: list[Any] = []
         self.bulk = memoryview(bytearray(bulk))
-        self.driver = registry.open_driver(device, self.messages.append, self.bulk)
+        self.driver = registry.open_driver(device, self.messages.append, self.bulk, -1)
         self.ready = self.driver.hello(base.Hello(*base.ABI, wire.schema(), 1, device))
         self.loaded = self.driver.load(load)
         self._model, self._size, self._value, self._step = load.model, load.block_size, 0, 0

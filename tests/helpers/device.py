@@ -47,20 +47,21 @@ def load_of(bench: Bench, path: str, **fields: Any) -> base.Load:
     return load._replace(**fields)
 
 
-def open_rig(bench: Bench, transport: str) -> Rig:
-    """Return a driver that was not greeted yet."""
-    return HostProcess(bench.device) if transport == "host" else Loopback(bench.device)
+def open_rig(bench: Bench, transport: str, host: int = -1) -> Rig:
+    """Return a driver that was not greeted yet; `host` is the host memory."""
+    kind = HostProcess if transport == "host" else Loopback
+    return kind(bench.device, host=host)
 
 
 class Device:
     """A driver whose answers are checked: one per Submit, fences in order."""
 
-    def __init__(self, rig: Rig, bench: Bench, path: str) -> None:
+    def __init__(self, rig: Rig, bench: Bench, path: str, **load: Any) -> None:
         self.rig = rig
         self.bench = bench
         rig.send(hello(device=bench.device))
         self.ready = self._receive(base.Ready)
-        rig.send(load_of(bench, path))
+        rig.send(load_of(bench, path, **load))
         self.estimate = self._receive(base.Estimate)
         self.loaded: base.Loaded = self._receive(base.Loaded)
         self.block_size = self.loaded.block_size

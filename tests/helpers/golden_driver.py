@@ -89,6 +89,9 @@ OF_1_1: tuple[Any, ...] = (
     base.Complete(2, 0, 10, 1000, 2000, (SAMPLED, SCORED)),
     MESSAGES[9]._replace(max_logit_rows=256),
 )
+OF_1_2: tuple[Any, ...] = (
+    MESSAGES[1]._replace(kv_dtype="int8", host_bytes=1 << 32, host_offset=1 << 20),
+)
 
 
 def everything() -> dict[str, Any]:
@@ -97,6 +100,7 @@ def everything() -> dict[str, Any]:
         "schema": wire.schema(),
         "messages": {type(m).__name__: wire.encode(m).hex() for m in MESSAGES},
         "messages of 1.1": {type(m).__name__: wire.encode(m).hex() for m in OF_1_1},
+        "messages of 1.2": {type(m).__name__: wire.encode(m).hex() for m in OF_1_2},
     }
 
 

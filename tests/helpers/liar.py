@@ -6,7 +6,7 @@ from typing import Any
 import msgpack
 
 from drivers import wire
-from kernel.link import LoopbackLink
+from kernel.loopback import LoopbackLink
 
 Lie = Callable[[Any], list[Any]]
 """From a true answer to what is said instead: messages, or raw bytes."""

@@ -36,11 +36,11 @@ class Rig(Protocol):
 class Loopback:
     """A driver in this process; messages still go through their bytes."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, host: int = -1) -> None:
         self.bulk = mmap.mmap(-1, BULK_BYTES)
         self._window = memoryview(self.bulk)
         self._answers: deque[bytes] = deque()
-        self._driver = registry.open_driver(device, self._emit, self._window)
+        self._driver = registry.open_driver(device, self._emit, self._window, host)
 
     def _emit(self, message: Any) -> None:
         self._answers.append(wire.encode(message))
@@ -73,7 +73,10 @@ class Loopback:
 class HostProcess:
     """A driver in a host of its own, started as the kernel starts it."""
 
-    def __init__(self, device: str, *options: str, command: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, device: str, *options: str, command: tuple[str, ...] = (), host: int = -1
+    ) -> None:
+        memory = (host,) if host >= 0 else ()
         self.memfd = os.memfd_create("bulk", os.MFD_CLOEXEC)
         os.ftruncate(self.memfd, BULK_BYTES)
         self.bulk = mmap.mmap(self.memfd, 0)
@@ -85,11 +88,11 @@ class HostProcess:
                 [
                     *(command or (sys.executable, "-m", "drivers.host")),
                     "--socket", str(theirs.fileno()), "--bulk", str(self.memfd),
-                    "--device", device, *options,
+                    "--device", device, *options, *(f"--host={fd}" for fd in memory),
                 ],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self.memfd),
+                pass_fds=(theirs.fileno(), self.memfd, *memory),
                 cwd=ROOT,
             )  # fmt: skip
 

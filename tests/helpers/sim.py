@@ -16,9 +16,9 @@ from drivers import base
 from kernel.config import Config
 from kernel.device import DeviceState
 from kernel.ipc import Arrival
-from kernel.link import LoopbackLink
 from kernel.logring import LogRing
 from kernel.loop import Kernel
+from kernel.loopback import LoopbackLink
 from kernel.policy import Fifo
 from kernel.sys_task import task_row
 from kernel.system import System

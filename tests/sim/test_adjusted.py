@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drivers import base, wire
-from kernel.link import LoopbackLink
+from kernel.loopback import LoopbackLink
 from syscalls.errors import Errno
 from tests.helpers.liar import LyingLink
 from tests.helpers.oracle import VOCAB, Knobs, expected, next_id

@@ -7,7 +7,8 @@ import pytest
 from drivers import base, wire
 from kernel.block import MAX_SCRUBS
 from kernel.device import DeviceState
-from kernel.link import LinkDown, LoopbackLink
+from kernel.link import LinkDown
+from kernel.loopback import LoopbackLink
 from syscalls.errors import Errno
 from tests.helpers.liar import LyingLink
 from tests.helpers.oracle import VOCAB, expected

@@ -12,7 +12,7 @@ import pytest
 
 from drivers import base
 from kernel.device import Device, DeviceState
-from kernel.link import LoopbackLink
+from kernel.loopback import LoopbackLink
 from kernel.model import Model, ModelState, ModelTable
 from kernel.panic import KernelPanic
 from syscalls.abi import Event

@@ -107,6 +107,13 @@ def test_what_1_1_has_added_does_not_change(message: Any) -> None:
     assert wire.decode(raw) == message
 
 
+@pytest.mark.parametrize("message", golden_driver.OF_1_2, ids=lambda m: type(m).__name__)
+def test_what_1_2_has_added_does_not_change(message: Any) -> None:
+    raw = bytes.fromhex(golden_driver.recorded()["messages of 1.2"][type(message).__name__])
+    assert wire.encode(message) == raw
+    assert wire.decode(raw) == message
+
+
 def test_the_schema_is_that_of_version_1_0() -> None:
     assert wire.schema() == golden_driver.recorded()["schema"]
 

@@ -1,11 +1,13 @@
 """A driver host that sends what is no message: killed, reaped, and told as the end of its epoch."""
 
+import mmap
 import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -124,3 +126,67 @@ def test_a_message_that_the_socket_refuses_ends_the_host(links: list[HostLink]) 
     with pytest.raises(LinkDown, match=r"cannot be sent 1000\d\d bytes \(Message too long\)"):
         link.send(load)
     assert link.host_pid == 0 and link.spawned.returncode == -signal.SIGKILL
+
+
+def test_host_memory_is_that_of_all_epochs(links: list[HostLink]) -> None:
+    """Two real hosts, one after the other: what the first has copied out, the second copies in."""
+    size = 128  # of a null block of 16 slots
+    link = HostLink("null0", 4096, host_bytes=8 * mmap.PAGESIZE)
+    links.append(link)
+    with mmap.mmap(link.host_fd, 0) as seen:
+        assert not any(seen[:])
+        begin(link)
+        scribble = base.Import(base.ints([1]), 0)
+        with mmap.mmap(link._bulk, 0) as bulk:
+            bulk[:size] = bytes(range(1, 1 + size))
+        copy = base.Copy(base.Direction.D2H, base.ints([1]), base.ints([3]))
+        ask(link, base.Submit(1, 0, 1, (), 0, (scribble, copy)))
+        first = link.host_pid
+        link.kill()
+        at = mmap.PAGESIZE + 3 * size
+        assert seen[at : at + size] == bytes(range(1, 1 + size)), "from the Load's offset on"
+        assert not any(seen[:at]) and not any(seen[at + size :])
+        begin(link)
+        assert link.host_pid != first
+        back = base.Copy(base.Direction.H2D, base.ints([3, 4]), base.ints([5, 6]))
+        export = base.Export(base.ints([5, 6]), 0)
+        ask(link, base.Submit(1, 0, 1, (), 0, (back, export)))
+        with mmap.mmap(link._bulk, 0) as bulk:
+            assert bulk[: 2 * size] == bytes(range(1, 1 + size)) + bytes(size)
+        link.zero_host([(at, size)])
+        assert not any(seen[:])
+
+
+def begin(link: HostLink) -> None:
+    """Start a host with a model whose host tier begins on the second page."""
+    link.start()
+    assert isinstance(ask(link, base.Hello(*base.ABI, wire.schema(), 1, link.device)), base.Ready)
+    load = base.Load(0, "null", "float32", 16, 8, 0, 0, False, 0)
+    tier = {"host_bytes": 4 * mmap.PAGESIZE, "host_offset": mmap.PAGESIZE}
+    assert isinstance(ask(link, load._replace(**tier)), base.Loaded)
+
+
+def ask(link: HostLink, message: Any) -> Any:
+    """Send a message; return its answer."""
+    link.send(message)
+    fd = link.fileno()
+    assert fd is not None
+    while True:
+        assert select.select([fd], [], [], 30)[0], "the host answers"
+        answer = link.receive()
+        if not isinstance(answer, base.Estimate | base.Progress | base.Heartbeat | None):
+            assert not isinstance(answer, base.Fault), answer
+            return answer
+
+
+def open_files() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def test_a_link_closed_leaves_nothing_open() -> None:
+    before = open_files()
+    link = HostLink("null0", 4096, host_bytes=1 << 20)
+    assert len(open_files()) == len(before) + 2
+    begin(link)
+    link.close()
+    assert open_files() == before

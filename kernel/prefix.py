@@ -1,0 +1,106 @@
+"""Prefix index: sealed blocks, found again by what they hold and what lies before it.
+
+The key of a block is a chain: BLAKE2b, 32 bytes, over the key of the block before it and its own
+ids, under a secret of the owner and of this boot. So a block is found by its owner only, at its own
+place after its own prefix; nobody else can compute the key, or make two that are equal; and the ids
+are compared on a hit all the same (security.md A19, A20; vLLM's opt-in cache_salt is what not to
+do: vllm#53347).
+
+A block is entered when a step that fills it is planned: its ids are final then. Whoever finds it
+before that step is done shares it as a fork would, and nobody computes it twice.
+
+It counts nothing and frees nothing. What of its blocks is in no table is the pool's to keep.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kernel.block import Block
+
+MAX_EVICTED = 4096
+"""Evictions of cached blocks that are remembered, to tell who asks why a prompt was not found."""
+
+
+class Eviction(NamedTuple):
+    """A cached block was given up."""
+
+    at: float
+    by_pid: int
+
+
+class PrefixIndex:
+    """The blocks of one model that can be found by their ids."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._blocks: dict[bytes, Block] = {}
+        self._keys: dict[int, bytes] = {}  # by owner
+        self._evicted: dict[bytes, Eviction] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __contains__(self, block: Block) -> bool:
+        return self._blocks.get(block.chain) is block
+
+    def find(self, blocks: Sequence[Block], at: int, owner: int) -> Block | None:
+        """Return a block of the owner that holds what blocks[at] does after the same prefix."""
+        block = blocks[at]
+        found = self._blocks.get(self._chain(blocks, at, owner))
+        return found if found is not None and found.ids == block.ids else None
+
+    def add(self, blocks: Sequence[Block], at: int, owner: int) -> None:
+        """Enter blocks[at], whose ids are final, unless one that has KV is there."""
+        block = blocks[at]
+        chain = self._chain(blocks, at, owner)
+        there = self._blocks.get(chain)
+        if there is None or (there is not block and not there.planned and not there.kept):
+            self._blocks[chain] = block
+            block.owner = owner
+            self._evicted.pop(chain, None)
+
+    def discard(self, block: Block) -> None:
+        """Take a block out, if it is there."""
+        if block in self:
+            del self._blocks[block.chain]
+
+    def changed(self, block: Block) -> None:
+        """Forget the key of a block whose ids change."""
+        self.discard(block)
+        block.chain = b""
+
+    def evicted(self, block: Block, at: float, by_pid: int) -> None:
+        """Take a block out that nobody named, and remember why."""
+        self.discard(block)
+        self._evicted[block.chain] = Eviction(at, by_pid)
+        while len(self._evicted) > MAX_EVICTED:
+            del self._evicted[next(iter(self._evicted))]
+
+    def eviction(self, block: Block) -> Eviction | None:
+        """Return why a block that was looked for is not there, if it once was."""
+        return self._evicted.get(block.chain)
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def _chain(self, blocks: Sequence[Block], at: int, owner: int) -> bytes:
+        first = at
+        while first >= 0 and not blocks[first].chain:
+            first -= 1
+        chain = blocks[first].chain if first >= 0 else b""
+        key = self._key(owner)
+        for block in blocks[first + 1 : at + 1]:
+            chain = block.chain = self._hash(chain, block.ids, key)
+        return chain
+
+    def _hash(self, before: bytes, ids: "array[int]", key: bytes) -> bytes:
+        return hashlib.blake2b(before + ids.tobytes(), digest_size=32, key=key).digest()
+
+    def _key(self, owner: int) -> bytes:
+        key = self._keys.get(owner)
+        if key is None:
+            name = str(owner).encode()
+            key = hashlib.blake2b(name, digest_size=32, key=self._secret).digest()
+            self._keys[owner] = key
+        return key

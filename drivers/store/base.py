@@ -218,11 +218,11 @@ class OpenSave(NamedTuple):
 
 
 class ReadIds(NamedTuple):
-    """The answer is Ids: `count` ids from position `start` on."""
+    """The answer is Ids: `num_ids` of them from position `start` on."""
 
     job: int
     start: int
-    count: int
+    num_ids: int
 
 
 class ReadBlocks(NamedTuple):

@@ -4,8 +4,8 @@ Tests put one in its place that fails the Nth operation, or that remembers what 
 a crash would leave. So what is here is small: operations of the system, and below them the three
 ways in which the store combines these. Paths are whole, folders are the store's own (mode 0700).
 
-What a signal interrupts is done again below this (PEP 475). A file whose fsync has failed is given up: what the system has dropped then cannot be told, and a
-second fsync that succeeds says nothing about it.
+What a signal interrupts is done again below this (PEP 475). A file whose fsync has failed is given
+up: what the system has dropped cannot be told, and a second fsync that succeeds says nothing.
 """
 
 import ctypes

@@ -103,18 +103,19 @@ class WriteJob:
             sealed = self._sealer.close("ids", 0, self._ids.tobytes())
             self._files.write(self._fd, sealed, self._place.ids)
             self._files.sync(self._fd)
-            self._close()
+            self.close()
         except OSError as error:
             raise disk_fault("write a save", error) from None
         return self._temporary
 
     def abandon(self) -> None:
         """Give the file up; what the disk refuses now, the next Open removes."""
-        self._close()
+        self.close()
         with suppress(OSError):
             self._files.remove(self._temporary)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the file, if it is open."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             with suppress(OSError):  # its data was synced, or is given up

@@ -220,7 +220,7 @@ class Saves:
             raise
 
     def read_ids(self, message: base.ReadIds) -> base.Ids:
-        raw = self._read_job(message.job).ids(message.start, message.count)
+        raw = self._read_job(message.job).ids(message.start, message.num_ids)
         return base.Ids(message.job, message.start, raw)
 
     def read_blocks(self, message: base.ReadBlocks) -> base.Blocks:
@@ -237,10 +237,14 @@ class Saves:
             case ReadJob() as reading:
                 reading.close()
 
-    def close(self) -> None:
-        """End all jobs."""
-        for job in list(self._jobs):
-            self.end(job)
+    def close(self, crashed: bool) -> None:
+        """End all jobs; `crashed`: what they have written stays, as if the process were killed."""
+        for job in self._jobs.values():
+            if isinstance(job, WriteJob) and not crashed:
+                job.abandon()
+            else:
+                job.close()
+        self._jobs.clear()
 
     def abort(self, message: base.AbortSave) -> None:
         self._write_job(message.job)

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from drivers.process import sendable
 from drivers.store import base, wire
 from drivers.store.base import ABI, MAX_BLOCKS, Emit, FaultKind, SaveState, StoreFault, invalid
 from drivers.store.catalogue import CATALOGUE
@@ -63,7 +64,7 @@ class Store:
                 self._saves.end(message.job)
             job = getattr(message, "job", 0)
             answer = base.Fault(
-                job, fault.kind, sendable(fault.message), sendable(fault.hint), fault.needed,
+                job, fault.kind, _sendable(fault.message), _sendable(fault.hint), fault.needed,
                 fault.available,
             )  # fmt: skip
         self._emit(answer)
@@ -79,11 +80,11 @@ class Store:
             return self._swapped(message)
         return self._saved(message)
 
-    def close(self) -> None:
-        """End all jobs and give the swap file back."""
+    def close(self, crashed: bool = False) -> None:
+        """End all jobs and give the swap file back; `crashed`: as if the process were killed."""
         self._opened = False
         if self._saves:
-            self._saves.close()
+            self._saves.close(crashed)
         if self._swap:
             self._swap.close()
         self._saves = self._swap = None
@@ -223,10 +224,8 @@ def _few(notes: list[str]) -> tuple[str, ...]:
     """Return as many notes as a message takes, and how many more there are."""
     if len(notes) > MAX_NOTES:
         notes = [*notes[: MAX_NOTES - 1], f"and {len(notes) - MAX_NOTES + 1} more"]
-    return tuple(map(sendable, notes))
+    return tuple(map(_sendable, notes))
 
 
-def sendable(story: str) -> str:
-    """Return what a message takes of a text that may quote a path."""
-    raw = story.encode(errors="backslashreplace")
-    return raw[: wire.MAX_TEXT].decode(errors="ignore")
+def _sendable(story: str) -> str:
+    return sendable(story, wire.MAX_TEXT)

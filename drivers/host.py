@@ -16,12 +16,9 @@ a way that it does not know, 76 the kernel sent something that is no message of 
 """
 
 import argparse
-import ctypes
 import logging
 import mmap
 import os
-import resource
-import select
 import signal
 import socket
 import sys
@@ -30,12 +27,9 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from drivers import base, registry, wire
+from drivers import base, process, registry, wire
 
 log = logging.getLogger("drivers.host")
-
-HEARTBEAT_S = 1.0
-PR_SET_PDEATHSIG = 1
 
 
 class Host:
@@ -48,11 +42,9 @@ class Host:
         self._bulk = bulk
         self._host = host
         self._device = device
-        self._heartbeat_s = heartbeat_s
         self._driver: base.Driver | None = None
         self._lock = threading.Lock()  # the driver's own threads and the heartbeat send too
-        self._owed = 0  # answers
-        self._owes = threading.Event()
+        self._owed = process.Owed(self._beat, heartbeat_s)
         self._epoch = 0
         self._beside = False  # the driver can load beside other work
         self._models: set[int] = set()  # that it has loaded
@@ -60,9 +52,9 @@ class Host:
 
     def serve(self) -> int:
         """Handle messages until the kernel closes the socket; return the exit code."""
-        for target in (self._watch_hangup, self._heartbeat):
-            threading.Thread(target=target, daemon=True).start()
-        while raw := self._receive():
+        process.end_with(self._socket)
+        self._owed.start()
+        while raw := process.receive(self._socket, wire.MAX_MESSAGE):
             try:
                 message = wire.decode(raw)
                 if isinstance(message, base.Close):
@@ -78,12 +70,6 @@ class Host:
                 return os.EX_SOFTWARE
         return 0
 
-    def _receive(self) -> bytes:
-        try:
-            return self._socket.recv(wire.MAX_MESSAGE + 1)
-        except ConnectionResetError:
-            return b""  # closed with our messages unread
-
     def _handle(self, message: Any) -> None:
         if isinstance(message, base.Hello):
             self._epoch = message.epoch
@@ -91,7 +77,7 @@ class Host:
             raise wire.BadMessage(f"{type(message).__name__} before Hello")
         submitted = isinstance(message, base.Submit)
         self._fence = (message.queue, message.value) if submitted else (0, 0)
-        self._owe(1)
+        self._owed.change(1)
         try:
             answer = self._ask(message)
         except base.DriverFault as fault:
@@ -100,7 +86,7 @@ class Host:
         if answer is not None:
             self._send(answer)
         if not submitted:
-            self._owe(-1)  # for a Submit when its Complete or Fault is sent
+            self._owed.change(-1)  # for a Submit when its Complete or Fault is sent
 
     def _ask(self, message: Any) -> Any:
         """Give a message to the driver; return the answer, if it is not emitted."""
@@ -112,7 +98,7 @@ class Host:
                 self._beside = "load_beside" in ready.features
                 return ready
             case base.Load() if self._beside and self._models:
-                self._owe(1)
+                self._owed.change(1)
                 threading.Thread(target=self._load_beside, args=(message,), daemon=True).start()
                 return None
             case base.Load():
@@ -145,10 +131,10 @@ class Host:
             log.exception("the driver of %s failed", self._device)
             self._lost(error)
             os._exit(os.EX_SOFTWARE)
-        self._owe(-1)
+        self._owed.change(-1)
 
     def _fault(self, fault: base.DriverFault, fence: tuple[int, int], model: int) -> base.Fault:
-        story = _sendable(fault.message)
+        story = process.sendable(fault.message, wire.MAX_TEXT)
         return base.Fault(self._epoch, *fence, fault.kind, story, fault.items, model)
 
     def _send(self, message: Any) -> None:
@@ -156,13 +142,9 @@ class Host:
         if len(raw) > wire.MAX_MESSAGE:
             name = type(message).__name__
             raise ValueError(f"{name} of {len(raw)} bytes, the limit is {wire.MAX_MESSAGE}")
-        try:
-            with self._lock:
-                self._socket.send(raw)
-        except (BrokenPipeError, ConnectionResetError):
-            os._exit(0)  # the kernel has gone
+        process.send(self._socket, self._lock, raw)
         if isinstance(message, base.Complete | base.Fault) and message.value:
-            self._owe(-1)
+            self._owed.change(-1)
 
     def _emit(self, message: Any) -> None:
         """Send what the driver emits; its process ends with a device that is lost."""
@@ -170,13 +152,8 @@ class Host:
         if isinstance(message, base.Fault) and message.kind == base.FaultKind.DEVICE_LOST:
             os._exit(os.EX_SOFTWARE)
 
-    def _owe(self, change: int) -> None:
-        with self._lock:
-            self._owed += change
-            if self._owed > 0:
-                self._owes.set()
-            else:
-                self._owes.clear()
+    def _beat(self) -> None:
+        self._send(base.Heartbeat(self._epoch, self._fence[1]))
 
     def _lost(self, error: Exception) -> None:
         fault = base.DriverFault(base.FaultKind.DEVICE_LOST, base.lost(error))
@@ -186,38 +163,6 @@ class Host:
         if self._driver is not None:
             self._driver.close()
 
-    # --- threads ------------------------------------------------------------------------------
-
-    def _heartbeat(self) -> None:
-        pause = threading.Event()
-        while self._owes.wait():
-            pause.wait(self._heartbeat_s)
-            if self._owes.is_set():
-                self._send(base.Heartbeat(self._epoch, self._fence[1]))
-
-    def _watch_hangup(self) -> None:
-        """End the process as soon as the kernel's end of the socket is closed."""
-        poller = select.poll()
-        poller.register(self._socket, select.POLLRDHUP)  # messages do not wake it
-        poller.poll()
-        os._exit(0)
-
-
-def _sendable(story: str) -> str:
-    """Return what a message takes of a text that may quote a path, or a name from a folder."""
-    raw = story.encode(errors="backslashreplace")
-    return raw[: wire.MAX_TEXT].decode(errors="ignore")
-
-
-def _tie_to_parent() -> None:
-    """Die with the kernel, also if it is killed before it can close anything."""
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os._exit(0)  # it died in between; if before, the socket tells
-
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="drivers.host")
@@ -225,7 +170,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--bulk", type=int, required=True, help="inherited memfd")
     parser.add_argument("--host", type=int, default=-1, help="inherited memfd of host tiers")
     parser.add_argument("--device", required=True)
-    parser.add_argument("--heartbeat", type=float, default=HEARTBEAT_S, help="seconds")
+    parser.add_argument("--heartbeat", type=float, default=process.HEARTBEAT_S, help="seconds")
     return parser.parse_args()
 
 
@@ -233,8 +178,8 @@ def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the kernel decides
     options = _options()
-    _tie_to_parent()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold what users wrote
+    process.tie_to_parent()
+    process.no_dumps(debuggers=True)
     setproctitle(f"llmos-driver {options.device}")
     # Read once by torch, when it is first asked for memory: large tensors lie on huge pages, which
     # makes what reads all weights for every token up to a twentieth faster.

@@ -147,14 +147,16 @@ def test_sixty_thousand_blocks_given_back_at_once() -> None:
     """A scrub of them all would not fit into a message: they go a few thousand at a time."""
     sim = Sim(num_blocks=65_000, block_size=1, prefill_chunk=2048)
     client = sim.client()
-    handles = [begin(client, [i % VOCAB for i in range(7_500)]) for _ in range(8)]
+    handles = [begin(client, [i % VOCAB for i in range(n, n + 7_500)]) for n in range(8)]
     sim.settle()
     assert sim.pool.counts.used >= 8 * 7_499
     submits = record(sim)
     replies = [client.send("free_ctx", handle) for handle in handles]
     sim.turn()
     assert all(reply.done and reply.errno == 0 for reply in replies)
-    assert sim.pool.counts.limbo > 50_000, "free for the client at once, for others when it is zero"
+    assert sim.pool.counts.cached > 50_000, "free for the client at once"
+    assert client.ask("drop_cache").result.blocks > 50_000
+    assert sim.pool.counts.limbo > 50_000, "for others when it is zero"
     sim.settle()
     assert sum(map(scrubs, submits)) >= 8 * 7_499
     assert max(map(scrubs, submits)) == MAX_SCRUBS

@@ -7,7 +7,7 @@ import pytest
 
 from drivers import null, null_model, slots
 from kernel import slots as kernel_slots
-from kernel.block import NOT_RESIDENT, Block
+from kernel.block import Block
 from kernel.context import Context
 from kernel.panic import KernelPanic
 from kernel.pool import BlockPool
@@ -162,14 +162,6 @@ def claim_outlives_a_trim(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Context, "_own_tail", keeps_it)
 
 
-def claim_outlives_its_origin(patch: pytest.MonkeyPatch) -> None:
-    def alone(self: BlockPool, block: Block) -> None:
-        block.id = NOT_RESIDENT
-        block.filled = block.planned = 0
-
-    patch.setattr(BlockPool, "_forget_kv", alone)
-
-
 def counts_of_the_request_before(patch: pytest.MonkeyPatch) -> None:
     reset = slots.reset
 
@@ -277,7 +269,7 @@ PLANTS: list[Plant] = [
     wrong_block, early_reuse, free_before_the_fence, skipped_copy, skipped_scrub,
     no_copy_on_write, kv_survives_the_driver, leaked_block, stale_cursor,
     sealed_block_written_again, answered_twice, lost_answer,
-    claim_outlives_a_trim, claim_outlives_its_origin,
+    claim_outlives_a_trim,
     counts_of_the_request_before, prompt_counted_as_output, drawn_ids_not_counted,
     output_begins_at_the_end, slots_outlive_the_driver, bias_after_top_k, penalties_before_bias,
     score_of_the_row_before, score_skips_what_is_computed, score_writes_what_is_shared,

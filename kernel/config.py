@@ -38,6 +38,9 @@ class Config:
     kv_dtype: str = ""  # of the KV; empty: that of the weights
     host_bytes: int = 0  # budget of a model's host tier; 0: none, what leaves the device is dropped
     overcommit: float = 16.0  # blocks that contexts may have in all, times those that there are
+    state_dir: str = ""  # of saves and the swap file; empty: nothing is kept on disk
+    keys_dir: str = ""  # of the root key and the keyring, outside of state_dir; empty: no saves
+    swap_bytes: int = 0  # of the swap file, taken at once; 0: no disk tier
     max_ctx: int = 0  # 0: the model's own
     prefill_chunk: int = 512  # tokens of one request in one step
     target_us: int = 30_000  # of a step that decodes; 0: none

@@ -33,7 +33,8 @@ class LoopbackLink:
     ) -> None:
         self.device = device
         self.host_pid = os.getpid()
-        self._bulk = mmap.mmap(-1, bulk_bytes)
+        self._window = HostMemory(f"{device}-bulk", bulk_bytes)
+        self._bulk = mmap.mmap(self._window.fd, bulk_bytes)
         self._host = HostMemory(device, host_bytes)
         self._beside = beside
         self._driver: base.Driver | None = None
@@ -48,6 +49,11 @@ class LoopbackLink:
         self._dead = ""
         window = memoryview(self._bulk)
         self._driver = registry.open_driver(self.device, self._take, window, self.host_fd)
+
+    @property
+    def bulk_fd(self) -> int:
+        """The bulk window, which is the same for all epochs."""
+        return self._window.fd
 
     @property
     def host_fd(self) -> int:

@@ -50,6 +50,7 @@ class Model:
         self.loaded: base.Loaded | None = None
         self.asked: Any = None  # (session, call) of the load_model that waits for it
         self.num_contexts = 0  # that use it
+        self.loads = 0  # of contexts that the store reads into its part of the host memory
         self.deaths = 0  # epochs that ended while it was being loaded
         self.host_offset = 0  # where its part of the host memory begins
         self._pool: BlockPool | None = None
@@ -190,6 +191,7 @@ class Model:
             self._swap.lose_all()
             self._pool.lose_device()
             self._sched.lose_slots()
+            self._swap.lose_ops()
         if self.serves:
             self.state = ModelState.WAITING
         return hit
@@ -205,6 +207,8 @@ class Model:
         if self._pool and state is ModelState.GONE:
             self.lose_device()
             self._pool.lose_all()
+        elif self._swap:
+            self._swap.lose_ops()
         return [request for request in self.requests if not request.background]
 
 

@@ -144,7 +144,7 @@ class Pager:
             block = victim.blocks[place]
             if len(chosen) + freed == missing:
                 break
-            if block.moving is not Move.NONE:
+            if block.moving is not Move.NONE or block.readers:
                 continue
             if block.id == NOT_RESIDENT:
                 freed += self._drop_origin(block)

@@ -34,10 +34,10 @@ def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
     if args.durable:
         raise ENOTSUP("durable contexts are reserved, and not built in this kernel")
     model = k.model(args.model)
-    _take_handle(k, caller, args.ctx)
+    take_handle(k, caller, args.ctx)
     name = args.name or ""
     ctx = Context(args.ctx, caller.task.pid, name, model, model.pool, caller.task.uid)
-    _add(k, caller, ctx)
+    add_context(k, caller, ctx)
     desc = model.desc
     return Done(AllocCtxResult(model.name, desc.max_ctx, desc.block_size, model.number))
 
@@ -45,13 +45,13 @@ def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
 def sys_fork_ctx(k: System, caller: Caller, args: ForkCtx) -> Done:
     """Make a context with the same ids; no KV is copied, whatever the length."""
     ctx = k.context(caller.task, args.ctx)
-    _take_handle(k, caller, args.child)
+    take_handle(k, caller, args.child)
     child = ctx.fork(args.child, caller.task.pid, args.name or "")
-    _add(k, caller, child)
+    add_context(k, caller, child)
     return Done(ForkCtxResult(child.length, len(child.blocks)))
 
 
-def _take_handle(k: System, caller: Caller, handle: int) -> None:
+def take_handle(k: System, caller: Caller, handle: int) -> None:
     """Check a handle that the client chose, and that one more context may exist."""
     session = caller.session
     if handle >> 24 != session.connection:
@@ -68,7 +68,8 @@ def _take_handle(k: System, caller: Caller, handle: int) -> None:
         )
 
 
-def _add(k: System, caller: Caller, ctx: Context) -> None:
+def add_context(k: System, caller: Caller, ctx: Context) -> None:
+    """Give a task a new context."""
     caller.session.last_handle = ctx.handle
     caller.task.contexts[ctx.handle] = ctx
     ctx.last_use = k.counters.turns

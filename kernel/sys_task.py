@@ -236,8 +236,9 @@ def sys_stat_task(k: System, caller: Caller, args: StatTask) -> Work:
 
 
 def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
-    """Return a task as ps shows it. What ended tasks have not given back yet is init's."""
-    graves = k.graves if task.pid == INIT else ()
+    """Return a task as ps shows it. What ended tasks have not given back yet is init's, and what is
+    being saved or loaded."""
+    graves = (*k.graves, *k.floating) if task.pid == INIT else ()
     held = list(task.contexts.values())
     share, shared, kv_bytes, tokens, models = 0.0, 0, 0.0, 0, set[str]()
     swapped = 0.0

@@ -16,6 +16,7 @@ from kernel import (
     sys_inspect,
     sys_memory,
     sys_model,
+    sys_save,
     sys_score,
     sys_task,
 )  # fmt: skip
@@ -55,6 +56,10 @@ HANDLERS: dict[str, Handler] = {
     "free_ctx": sys_ctx.sys_free_ctx,
     "read_ctx": sys_ctx.sys_read_ctx,
     "stat_ctx": sys_ctx.sys_stat_ctx,
+    "save_ctx": sys_save.sys_save_ctx,
+    "load_ctx": sys_save.sys_load_ctx,
+    "list_saves": sys_save.sys_list_saves,
+    "drop_save": sys_save.sys_drop_save,
     "infer": sys_infer.sys_infer,
     "cancel": sys_infer.sys_cancel,
     "score": sys_score.sys_score,

@@ -15,6 +15,7 @@ from kernel.burst import Bursts
 from kernel.config import Config
 from kernel.context import Context
 from kernel.device import Device, DeviceState, Limits
+from kernel.errand import Errands
 from kernel.job import Jobs
 from kernel.link import Link
 from kernel.logring import LogRing
@@ -22,6 +23,8 @@ from kernel.model import Model
 from kernel.policy import Policy
 from kernel.session import Session
 from kernel.stats import Counters
+from kernel.store import Store
+from kernel.storehost import Disk, StoreHost
 from kernel.task import Task, TaskTable
 from kernel.watch import Patience
 from syscalls.errors import EBADCTX, ENOENT, KernelError
@@ -45,6 +48,7 @@ class System:
         uid: int,
         kernel_pid: int,
         log: LogRing,
+        store: Store | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -64,10 +68,15 @@ class System:
         self.jobs = Jobs()
         self.graves: deque[Context] = deque()  # of tasks that have ended; their blocks go in slices
         self.stop_by: float | None = None  # shutting down: when the grace ends
+        self.floating: list[Context] = []  # being saved or loaded: in no task
         patience = Patience(
             config.hang_s, config.step_s, config.load_s,
             config.max_restarts, config.restart_window_s,
         )  # fmt: skip
+        self.store = StoreHost(
+            store, Disk(config.state_dir, config.keys_dir, config.swap_bytes), patience, clock
+        )
+        self.errands = Errands(self.store)
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
         self.device = Device(link, limits, policy, clock, self.contexts, secret, self._burying)

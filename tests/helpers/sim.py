@@ -20,6 +20,7 @@ from kernel.logring import LogRing
 from kernel.loop import Kernel
 from kernel.loopback import LoopbackLink
 from kernel.policy import Fifo
+from kernel.store import LoopbackStore
 from kernel.sys_task import task_row
 from kernel.system import System
 from syscalls import abi, wire
@@ -191,6 +192,7 @@ class Sim:
         seed: int = 0,
         path: str = "null:vocab=251",
         link: LoopbackLink | None = None,
+        store: LoopbackStore | None = None,
         **config: Any,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -204,10 +206,12 @@ class Sim:
         self.link = link or LoopbackLink(self.config.device)
         self.system = System(
             self.config, self.link, Fifo(), self.clock, Random(seed + 1), UID, 4242,
-            LogRing(self.clock),
+            LogRing(self.clock), store,
         )  # fmt: skip
         self.kernel = Kernel(self.system, self.front)
         self.clients: list[SimClient] = []
+        self.store = store
+        self.system.store.start()
         self.system.device.start()
         ended = (DeviceState.UP, DeviceState.FAILED)
         self.until(lambda: self.system.device.state in ended)
@@ -239,13 +243,16 @@ class Sim:
         self.clock.now += 0.001
         self.kernel_turn()
         self.link.pump(pump)
+        if self.store is not None:
+            self.store.pump(pump)
         for client in self.clients:
             client.read()
 
     def kernel_turn(self) -> None:
         """One turn of the kernel; if it would sleep then, a second one must have nothing to do."""
         self.kernel.turn()
-        if not self.link.outbox and self.kernel.timeout() != 0.0:
+        waiting = self.link.outbox or (self.store is not None and self.store.outbox)
+        if not waiting and self.kernel.timeout() != 0.0:
             before = self._effects()
             self.kernel.turn()
             assert self._effects() == before, "the kernel would have slept on this"
@@ -291,11 +298,12 @@ class Sim:
             users = [ctx for ctx in k.contexts() if ctx.model is model]
             assert model.num_contexts == len(users)
         tables: dict[int, int] = {}
-        for ctx in k.contexts():
+        for ctx in (*k.contexts(), *k.floating, *k.graves):
             for block in ctx.blocks:
                 tables[id(block)] = tables.get(id(block), 0) + 1
                 assert block.refs >= 1
-        seen = {id(b): b for ctx in k.contexts() for b in ctx.blocks}
+        named = (*k.contexts(), *k.floating, *k.graves)
+        seen = {id(b): b for ctx in named for b in ctx.blocks}
         for key, block in seen.items():
             assert block.refs == tables[key], "refs are the tables that name the block"
         self._check_free_blocks_are_zero()

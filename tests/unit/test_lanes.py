@@ -136,6 +136,21 @@ def test_a_fence_out_of_line_is_refused_and_is_nobodys(beside: bool) -> None:
     assert bench.fences(1) == [waiting]
 
 
+def test_a_fence_that_is_nobodys_lets_nobody_pass() -> None:
+    bench = Bench()
+    bench.submit(COMPUTE, skip=3)
+    assert bench.answer().kind == FaultKind.PLAN_INVALID
+    bench.values[COMPUTE] = 0
+    hold = threading.Event()
+    right = bench.submit(COMPUTE, hold)
+    assert bench.next_begun() == right
+    waiting, free = bench.submit(OUT, waits=[right]), bench.submit(IN)
+    assert bench.fences(1) == [free] and bench.next_begun() == free
+    assert bench.quiet()
+    hold.set()
+    assert bench.fences(2) == [right, waiting]
+
+
 @pytest.mark.parametrize("queue", [COMPUTE, OUT])
 def test_what_the_driver_does_not_know_is_a_device_lost_without_its_text(queue: Queue) -> None:
     bench = Bench()

@@ -26,6 +26,7 @@ BENCHES = {
     "idle": ("bench.idle", "processor time and wake-ups of an idle kernel"),
     "driver": ("bench.driver", "prefill and decode of a driver host without kernel"),
     "copies": ("bench.copies", "copies to and from the host tier against plain memory copies"),
+    "pager": ("bench.pager", "going on after a swap, and prefix hits, against computing it again"),
     "linear": ("bench.linear", "the linear layers alone"),
 }
 

@@ -28,8 +28,8 @@ MAX_FILE = 32 << 20
 SALT_BYTES = 16
 COST = (1 << 17, 8, 1)
 """scrypt's n, r and p: 128 MiB, about half a second."""
-MOST = (1 << 20, 16, 4)
-"""What a file may ask of this machine."""
+MOST = (1 << 20, 8, 4)
+"""What a file may ask of this machine: 1 GiB."""
 Ask = Callable[[], str]
 """Returns the passphrase."""
 
@@ -187,9 +187,8 @@ def _no_backup(file: Path) -> BackupError:
 
 def _stretched(passphrase: str, salt: bytes, cost: tuple[int, int, int]) -> bytes:
     n, r, p = cost
-    return hashlib.scrypt(
-        passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=256 * n * r * p, dklen=32
-    )
+    most = 128 * r * (n + p + 2) + (1 << 16)  # what these numbers take, and a little
+    return hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=most, dklen=32)
 
 
 # --- the keys ---------------------------------------------------------------------------------

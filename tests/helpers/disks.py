@@ -114,8 +114,10 @@ class MemoryFiles(Files):
     def close(self, fd: int) -> None:
         del self._open[fd]
 
-    def pread(self, fd: int, size: int, offset: int) -> bytes:
-        return bytes(self.inodes[self._open[fd]][offset : offset + size])
+    def pread(self, fd: int, buffer: Any, offset: int) -> int:
+        data = self.inodes[self._open[fd]][offset : offset + len(buffer)]
+        buffer[: len(data)] = data
+        return len(data)
 
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         self._do("write", self._open[fd], offset, bytes(data))
@@ -153,6 +155,13 @@ class MemoryFiles(Files):
         named = set(self.names_of.values())
         kept = {inode: bytearray(data) for inode, data in self.inodes.items() if inode in named}
         return MemoryFiles(set(self.folders), dict(self.names_of), kept)
+
+    def replayed(self, log: list[Op]) -> "MemoryFiles":
+        """Return this disk as a process leaves it that is killed after these operations."""
+        disk = self.copy()
+        for op in log:
+            disk.apply(op, THERE)
+        return MemoryFiles(disk.folders, disk.names_of, disk.inodes, list(log))
 
     def visible(self) -> tuple[Any, ...]:
         """Return what tells two disks apart."""
@@ -197,7 +206,8 @@ def _fates(choices: list[tuple[int, ...]], random: Random, most: int) -> Iterato
     if total <= most:
         yield from itertools.product(*choices)
         return
-    for _ in range(most):
+    yield tuple(options[0] for options in choices)
+    for _ in range(most - 1):
         yield tuple(random.choice(options) for options in choices)
 
 

@@ -175,6 +175,32 @@ def test_a_crash_while_it_recovers_from_a_crash(most: int, window: Window) -> No
             assert held(store) in story.possible(moment)
 
 
+@pytest.mark.parametrize("scenario", BEFORE, ids=lambda scenario: scenario.__name__)
+def test_killed_then_opened_then_the_power_fails(
+    scenario: Callable[..., None], window: Window
+) -> None:
+    """What a killed process had not synced is still not synced when the next one relies on it."""
+    before = disk_with(BEFORE[scenario], window)
+    files = before.copy()
+    story = told_by(scenario, files, window)
+    for moment in range(len(files.log) + 1):
+        live = before.replayed(files.log[:moment])
+        with client(live, window) as store:
+            store.open()
+            found = held(store)
+            assert found in story.possible(moment)
+            if scenario is another_owner and len(found) == 1:
+                # a key that was made just before is used without being written again
+                store.save("name", content(3), OTHER)
+                found[OTHER, "name"] = content(3)
+        for _, disk in crashes(before, live.log, Random(moment), 12, len(live.log)):
+            with client(disk, window) as store:
+                assert not store.open().num_damaged
+                after = held(store)
+                assert after == found or after in story.possible(moment)
+                assert len(after) == len(found) or scenario is not another_owner
+
+
 def test_an_owner_who_is_forgotten_is_there_or_gone(window: Window) -> None:
     before = disk_with({(OWNER, "mine"): content(1), (OTHER, "theirs"): content(2)}, window)
     files = before.copy()

@@ -5,11 +5,14 @@ What is authentic is used, what is not is told; nothing is ever a mix, and nobod
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from drivers.store.base import BlockState, FaultKind, SaveState
-from drivers.store.savefile import KEY_TENSOR
+from drivers.store.savefile import KEY_TENSOR, Sealer, Sizes, unwrap_key, wrap_key
+from drivers.store.seal import NotAuthentic, Seal
 from tests.helpers.disks import MemoryFiles
 from tests.helpers.store_client import (
     KEYS,
@@ -177,6 +180,38 @@ def outcome_name(files: MemoryFiles, window: Window, path: str) -> str:
         store.open()
         (name,) = [row.name for row in store.rows() if row.state == SaveState.CURRENT]
     return name
+
+
+SIZES = Sizes("0" * 32, 100, 200, 3, 124)
+FORGED: dict[str, dict[str, Any]] = {
+    "owner": {"owner": OTHER}, "generation": {"generation": 6},
+    "id": {"sizes": replace(SIZES, id="1" * 32)},
+    "count": {"sizes": replace(SIZES, num_blocks=4)},
+    "meta size": {"sizes": replace(SIZES, meta_bytes=101)},
+    "ids size": {"sizes": replace(SIZES, ids_bytes=204)},
+    "block size": {"sizes": replace(SIZES, block_bytes=125)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_every_fact_is_bound_even_under_the_same_key(what: str) -> None:
+    true = Sealer(Seal(bytes(32)), OWNER, 5, SIZES)
+    false = replace(true, **FORGED[what])
+    sealed = true.close("block", 1, b"plain")
+    assert true.open("block", 1, sealed) == b"plain"
+    for sealer, kind, index in ((false, "block", 1), (true, "ids", 1), (true, "block", 0)):
+        with pytest.raises(NotAuthentic):
+            sealer.open(kind, index, sealed)
+
+
+@pytest.mark.parametrize("what", ["owner", *list(FORGED)[2:]])
+def test_every_fact_is_bound_to_the_key_of_a_save(what: str) -> None:
+    owner = Seal(bytes(32))
+    wrapped = wrap_key(owner, OWNER, b"k" * 32, 5, SIZES)
+    assert unwrap_key(owner, OWNER, wrapped, SIZES).generation == 5
+    forged = FORGED[what]
+    with pytest.raises(NotAuthentic):
+        unwrap_key(owner, forged.get("owner", OWNER), wrapped, forged.get("sizes", SIZES))
 
 
 def test_blocks_of_one_save_cannot_change_places(window: Window) -> None:
@@ -414,8 +449,6 @@ def test_headers_that_say_something_else(old: bytes, new: bytes, said: str, wind
 
 def test_sizes_that_agree_with_each_other_but_not_with_what_was_sealed(window: Window) -> None:
     """The header of a save with one block less, and the file cut to it: every tensor is bound."""
-    from drivers.store.savefile import Sizes
-
     files = saved(window, "n")
     (path,) = paths(files)
     raw = read(files, path)

@@ -65,10 +65,11 @@ class Teller:
 
 
 def story(teller: Teller) -> None:
-    """Replace, save, save as another owner, drop."""
+    """Replace, save, save as another owner, twice, drop."""
     teller.save("mine", content(1))
     teller.save("more", content(2))
     teller.save("mine", content(3), OTHER)
+    teller.save("more", content(4), OTHER)
     teller.drop("mine")
 
 
@@ -149,7 +150,7 @@ def test_an_operation_fails_and_then_the_power(forever: bool, window: Window) ->
         store.save("mine", content(0))
     before = before.copy()
     at = 1
-    while run(before, window, at, errno.EIO, forever, cuts=6):
+    while run(before, window, at, errno.EIO, forever, cuts=12):
         at += 1
 
 

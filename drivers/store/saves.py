@@ -57,10 +57,15 @@ class Saves:
             if table != before or found.rewrite:
                 self._catalogue.write(self._catalogue.table)
             else:
-                self._catalogue.remove_dropped()
+                self._catalogue.removable = before.dropped
+            self._catalogue.remove_dropped()
         except OSError as error:
             # Nothing is lost: the next Open finds the same. Until then nothing is removed.
             self.notes.append(f"the catalogue could not be written: {error.strerror}")
+
+    def clean(self) -> None:
+        """Remove the files that the last message has left over; nobody waits for that."""
+        self._catalogue.remove_dropped()
 
     # --- what there is ------------------------------------------------------------------------
 

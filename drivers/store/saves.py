@@ -10,7 +10,15 @@ from contextlib import suppress
 from dataclasses import replace
 
 from drivers.store import base
-from drivers.store.base import MAX_ROWS, FaultKind, SaveRow, SaveState, StoreFault, invalid
+from drivers.store.base import (
+    MAX_ROWS,
+    MAX_SAVES,
+    FaultKind,
+    SaveRow,
+    SaveState,
+    StoreFault,
+    invalid,
+)
 from drivers.store.catalogue import Catalogue, Entry, Named, Table
 from drivers.store.faults import disk_errors, disk_fault
 from drivers.store.files import Files, Unsynced
@@ -99,11 +107,16 @@ class Saves:
         meta = message.meta
         if wrong or not message.name:
             raise invalid(wrong or "a save needs a name")
+        named = message.owner, message.name
         numbers = (message.owner, meta.length, meta.num_blocks, meta.block_bytes, meta.block_size)
         if min(numbers) < 0 or meta.block_size * meta.num_blocks > meta.length:
             raise invalid(f"{meta.num_blocks} blocks of {meta.block_size} in {meta.length} ids")
-        if any(job.named == (message.owner, message.name) for job in self._writing()):
+        if any(job.named == named for job in self._writing()):
             raise StoreFault(FaultKind.BUSY, "a save of this name is being written")
+        full = len(self._records) + len(self._writing()) >= MAX_SAVES
+        if full and named not in self._records:
+            what = f"there are {len(self._records):,} saves, and {MAX_SAVES:,} are the limit"
+            raise StoreFault(FaultKind.NO_SPACE, what, "drop some")
         facts = Facts(message.owner, message.name, int(self._clock()), meta)
         owner = self._keyring.ensure(message.owner)
         self._jobs[message.job] = WriteJob(self._means, owner, facts, self._next)

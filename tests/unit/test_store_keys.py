@@ -261,6 +261,17 @@ def test_a_keyring_that_was_cut(home: Home, length: int) -> None:
     home.refused(FaultKind.KEY_LOST, "damaged")
 
 
+def test_a_keyring_has_a_limit(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.open("n")
+    monkeypatch.setattr("drivers.store.keyring.MAX_BYTES", home.ring.stat().st_size + 10)
+    with client(Files(), home.window) as store:
+        store.open(str(home.state), str(home.keys))
+        with pytest.raises(Refused, match="2 owners") as caught:
+            store.save("n", content(1), OTHER)
+        assert caught.value.kind == FaultKind.NO_SPACE
+    assert home.loads()
+
+
 def test_a_keyring_of_a_newer_version(home: Home) -> None:
     home.open("n")
     home.ring.write_bytes(home.ring.read_bytes().replace(MAGIC, b"llmos keyring 2\n"))

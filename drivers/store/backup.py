@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EACCES, EDQUOT, ENOENT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,12 @@ MOST = (1 << 20, 8, 4)
 """What a file may ask of this machine: 1 GiB."""
 Ask = Callable[[], str]
 """Returns the passphrase."""
+
+
+_CODES = {
+    ENOENT: "ENOENT", EACCES: "EPERM", EPERM: "EPERM", EROFS: "EPERM", ENOSPC: "ENOSPC",
+    EDQUOT: "ENOSPC",
+}  # fmt: skip
 
 
 class BackupError(Exception):
@@ -242,6 +249,5 @@ def _os_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        codes = {2: "ENOENT", 13: "EPERM", 1: "EPERM", 30: "EPERM", 28: "ENOSPC", 122: "ENOSPC"}
-        code = codes.get(error.errno or 0, "EIO")
+        code = _CODES.get(error.errno or 0, "EIO")
         raise BackupError(code, f"cannot {doing}: {error.strerror or error}") from None

@@ -92,7 +92,7 @@ class Saves:
         rows: list[SaveRow] = []
         size = 0
         for name in names[:MAX_ROWS]:
-            row = _row(name, self._records[message.owner, name])
+            row = self._records[message.owner, name].row(name)
             size += len(name.encode()) + len(row.model.encode()) + 64
             if size > LIST_BYTES:
                 break
@@ -225,8 +225,6 @@ class Saves:
             place, sealer, facts = read_head(
                 self._files, fd, record.id + SUFFIX, self._keyring, named[0]
             )
-            if facts != record.facts or sealer.generation != record.generation:
-                raise NotSound("another save was put in its place")
             current = record.state == SaveState.CURRENT
             loaded = Loaded(place, sealer, facts.meta, with_blocks=current)
             return ReadJob(self._means, fd, loaded)
@@ -294,14 +292,3 @@ class Saves:
         if record is None:
             raise StoreFault(FaultKind.NOT_FOUND, "there is no save of this name")
         return record
-
-
-def _row(name: str, record: Record) -> SaveRow:
-    row = SaveRow(name, record.generation, record.state, "", 0, 0, record.file_bytes, 0)
-    if record.facts is None:
-        return row
-    meta = record.facts.meta
-    return row._replace(
-        model=meta.model, length=meta.length, num_blocks=meta.num_blocks,
-        saved_unix=record.facts.saved_unix,
-    )  # fmt: skip

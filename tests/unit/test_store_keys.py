@@ -210,6 +210,9 @@ def test_keys_may_not_lie_with_what_they_lock(home: Home) -> None:
     with pytest.raises(Refused, match="would lie with what they lock") as caught:
         home.open()
     assert caught.value.kind == FaultKind.UNSAFE
+    with pytest.raises(Refused, match="no whole path"):
+        home.keys = home.state.parent / "keys" / ".." / "state" / "keys"
+        home.open()
     with pytest.raises(Refused, match="no whole path"), client(Files(), home.window) as store:
         store.open("state", str(home.state.parent / "keys"))
 

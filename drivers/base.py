@@ -31,7 +31,8 @@ Score with Scored and Loaded.max_logit_rows (feature "score"). A driver with the
 "load_beside" answers Submits of the models that it has while it loads a further one.
 
 1.2 adds the host tier in memory of the kernel's (Load.host_bytes; feature "host_tier") and KV in
-another dtype than the weights (Load.kv_dtype; a feature "kv_NAME" for each). The kernel makes that
+another dtype than the weights (Load.kv_dtype; a feature "kv_NAME" for each), and Loaded.digest: two
+models with the same one can go on with each other's KV. The kernel makes that
 memory, as a memfd, before the first host starts; a host that is started again gets the same one, so
 what is in it outlives the driver. Blocks are there in canonical order, so any driver can go on with
 them. The kernel zeroes a host block itself, once nothing submitted names it. A driver with the
@@ -79,7 +80,7 @@ class FaultKind(IntEnum):
 
     PLAN_INVALID = 1  # the Submit: it was refused whole, nothing ran
     OOM = 2  # the Submit: no memory for its temporaries
-    COPY_FAILED = 3  # items: block ids
+    COPY_FAILED = 3  # items: blocks of the Copy's target that were not written
     TIMEOUT = 4  # the Submit
     MODEL_LOAD = 5  # the Load
     DEVICE_LOST = 6  # everything: the process must be replaced
@@ -373,6 +374,7 @@ class Loaded(NamedTuple):
     load_us: int
     num_host_blocks: int = 0
     max_logit_rows: int = 0  # of a Sample and a Score together; 0: max_seqs
+    digest: str = ""  # of all that the KV of given ids depends on, hex; empty: unknown
 
 
 class Sampled(NamedTuple):
@@ -453,6 +455,11 @@ class DriverFault(Exception):
         self.kind = kind
         self.message = message
         self.items = tuple(items)
+
+
+def lost(error: Exception) -> str:
+    """Return what DEVICE_LOST says of an exception: not its text, which may quote users."""
+    return f"{type(error).__name__} in the driver; the log of the kernel has more"
 
 
 class Driver(Protocol):

@@ -91,7 +91,7 @@ class Host:
     def _ask(self, message: Any) -> Any:
         """Give a message to the driver; return the answer, if it is not emitted."""
         if self._driver is None:
-            self._driver = registry.open_driver(self._device, self._send, self._bulk, self._host)
+            self._driver = registry.open_driver(self._device, self._emit, self._bulk, self._host)
         match message:
             case base.Hello():
                 ready = self._driver.hello(message)
@@ -146,13 +146,18 @@ class Host:
         if isinstance(message, base.Complete | base.Fault) and message.value:
             self._owed.change(-1)
 
+    def _emit(self, message: Any) -> None:
+        """Send what the driver emits; its process ends with a device that is lost."""
+        self._send(message)
+        if isinstance(message, base.Fault) and message.kind == base.FaultKind.DEVICE_LOST:
+            os._exit(os.EX_SOFTWARE)
+
     def _beat(self) -> None:
         self._send(base.Heartbeat(self._epoch, self._fence[1]))
 
     def _lost(self, error: Exception) -> None:
-        what = f"{type(error).__name__} in the driver; the log of the kernel has more"
-        lost = base.FaultKind.DEVICE_LOST
-        self._send(base.Fault(self._epoch, *self._fence, lost, what, ()))
+        fault = base.DriverFault(base.FaultKind.DEVICE_LOST, base.lost(error))
+        self._send(self._fault(fault, self._fence, 0))
 
     def _close(self) -> None:
         if self._driver is not None:

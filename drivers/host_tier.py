@@ -5,13 +5,20 @@
 
 Blocks lie there in canonical order, one behind the other, so whichever driver comes next can go on
 with them. What is in the range when a model is loaded stays as it is.
+
+Where a run of blocks has all of its pages, it is copied as memory. Where the kernel has given pages
+back, it is read and written as a file: to touch a page that is not there costs twice what it costs
+to write it, to read it would take memory for zeros, and no memory left is an error then, no SIGBUS.
 """
 
+import ctypes
 import mmap
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from drivers.base import DriverFault, FaultKind, Load
+from drivers.block_memory import BlockMemory, runs
 
 
 class HostRange(NamedTuple):
@@ -33,8 +40,8 @@ class HostRange(NamedTuple):
                 data = os.lseek(self.fd, at, os.SEEK_DATA)
             except OSError:  # ENXIO: nothing but holes from here on
                 break
-            at = min(os.lseek(self.fd, data, os.SEEK_HOLE), end)
-            held += max(at - data, 0)
+            at = os.lseek(self.fd, data, os.SEEK_HOLE)
+            held += max(min(at, end) - data, 0)
         return self.num_bytes - held
 
 
@@ -57,3 +64,78 @@ def host_range(load: Load, fd: int, block_bytes: int) -> HostRange:
         what = f"{load.num_host_blocks} host blocks and a host tier of {asked} bytes: give one"
         raise DriverFault(FaultKind.MODEL_LOAD, what)
     return HostRange(fd, offset, asked // block_bytes * block_bytes)
+
+
+class HostTier:
+    """The mapped host tier of one model. Blocks are in range, and a target is named once."""
+
+    def __init__(self, where: HostRange, block_bytes: int) -> None:
+        self.num_blocks = where.num_bytes // block_bytes
+        self._where, self._size = where, block_bytes
+        self._memory = BlockMemory(where.map(), block_bytes)
+
+    def copy_out(self, pool: BlockMemory, src: Sequence[int], dst: Sequence[int]) -> None:
+        """Copy blocks of a pool to here; COPY_FAILED names those that were not written."""
+        done = 0
+        for first, to, count in runs(src, dst, self._size):
+            try:
+                if self._is_there(to, count):
+                    ctypes.memmove(
+                        self._memory.address(to), pool.address(first), count * self._size
+                    )
+                else:
+                    self._write(to, pool.bytes(first, count))
+            except OSError as error:
+                raise _failed("out to the host tier", dst[done:], error) from None
+            done += count
+
+    def copy_in(self, src: Sequence[int], pool: BlockMemory, dst: Sequence[int]) -> None:
+        """Copy blocks from here to a pool; COPY_FAILED names those that were not written."""
+        done = 0
+        for first, to, count in runs(src, dst, self._size):
+            try:
+                if self._is_there(first, count):
+                    ctypes.memmove(
+                        pool.address(to), self._memory.address(first), count * self._size
+                    )
+                else:
+                    self._read(first, pool.bytes(to, count))
+            except OSError as error:
+                raise _failed("in from the host tier", dst[done:], error) from None
+            done += count
+
+    def move(self, src: Sequence[int], dst: Sequence[int]) -> None:
+        """Copy blocks within the tier; all are read before any is written."""
+        again = sorted(set(src) & set(dst))  # their bytes are needed after they were overwritten
+        kept = BlockMemory(memoryview(bytearray(len(again) * self._size)), self._size)
+        self.copy_in(again, kept, range(len(again)))
+        place = {block: at for at, block in enumerate(again)}
+        for block, to in zip(src, dst, strict=True):
+            if block in place:
+                self.copy_out(kept, [place[block]], [to])
+            else:
+                self.copy_out(self._memory, [block], [to])
+
+    def _is_there(self, block: int, count: int) -> bool:
+        """Whether some blocks have all of their pages; OSError if they are not in the file."""
+        start = self._where.offset + block * self._size
+        return os.lseek(self._where.fd, start, os.SEEK_HOLE) >= start + count * self._size
+
+    def _write(self, block: int, content: memoryview) -> None:
+        at = self._where.offset + block * self._size
+        while content:
+            done = os.pwrite(self._where.fd, content, at)
+            content, at = content[done:], at + done
+
+    def _read(self, block: int, into: memoryview) -> None:
+        at = self._where.offset + block * self._size
+        while into:
+            done = os.preadv(self._where.fd, [into], at)
+            if not done:
+                raise OSError(0, "the host memory ends there")
+            into, at = into[done:], at + done
+
+
+def _failed(where: str, blocks: Sequence[int], error: OSError) -> DriverFault:
+    what = f"{len(blocks)} blocks were not copied {where}: {error.strerror}"
+    return DriverFault(FaultKind.COPY_FAILED, what, blocks)

@@ -113,6 +113,7 @@ class NullDriver:
             (base.KvGroup(1, "full", 0, 1, SLOT // 2, "uint8"),), load.block_size, block_bytes,
             num_blocks, load.dtype, 2048, 256, 32768, (time.monotonic_ns() - start) // 1000,
             num_host or tier.num_bytes // block_bytes, MAX_LOGIT_ROWS,
+            hashlib.sha256(b"null 1").hexdigest(),
         )  # fmt: skip
         self.models[load.model] = NullModel(loaded, options, self._bulk, tier)
         return loaded

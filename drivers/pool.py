@@ -16,10 +16,13 @@ The pool knows blocks and offsets only; who owns a block and what may be read is
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from drivers.block_memory import BlockMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -55,6 +58,8 @@ class KvPool:
         span = self._blocks.view(-1, s.block_size * slot)
         self._slots = [flat[layer * 2 * s.block_size :] for layer in range(s.layers)]
         self._spans = [span[layer * 2 :] for layer in range(s.layers)]
+        raw = self._blocks.view(-1).view(torch.uint8).numpy().data
+        self.memory = BlockMemory(raw, s.block_bytes)  # the blocks as bytes
 
     @property
     def pool_bytes(self) -> int:
@@ -96,26 +101,19 @@ class KvPool:
         """Zero these blocks."""
         self._blocks.index_fill_(0, blocks, 0)
 
-    def export(self, blocks: Tensor, window: memoryview) -> None:
-        """Write blocks in canonical order to the start of `window`."""
-        for at, block in enumerate(blocks.tolist()):
-            self._window(window, at).copy_(self._bytes(block))
+    def export(self, blocks: Sequence[int], window: memoryview, offset: int) -> None:
+        """Write blocks in canonical order to `window`, from byte `offset` on."""
+        target = BlockMemory(window, self.shape.block_bytes, offset)
+        self.memory.copy(blocks, target, range(len(blocks)))
 
-    def restore(self, blocks: Tensor, window: memoryview) -> None:
-        """Read blocks in canonical order from the start of `window`."""
-        for at, block in enumerate(blocks.tolist()):
-            self._bytes(block).copy_(self._window(window, at))
+    def restore(self, blocks: Sequence[int], window: memoryview, offset: int) -> None:
+        """Read blocks in canonical order from `window`, from byte `offset` on."""
+        source = BlockMemory(window, self.shape.block_bytes, offset)
+        source.copy(range(len(blocks)), self.memory, blocks)
 
-    def checksum(self, blocks: Tensor) -> tuple[str, ...]:
+    def checksum(self, blocks: Sequence[int]) -> tuple[str, ...]:
         """Return the hex BLAKE2b-16 of each block's canonical bytes."""
         return tuple(
-            hashlib.blake2b(self._bytes(block).numpy().data, digest_size=16).hexdigest()
-            for block in blocks.tolist()
+            hashlib.blake2b(self.memory.bytes(block), digest_size=16).hexdigest()
+            for block in blocks
         )
-
-    def _bytes(self, block: int) -> Tensor:
-        return self._blocks[block].view(-1).view(torch.uint8)
-
-    def _window(self, window: memoryview, at: int) -> Tensor:
-        size = self.shape.block_bytes
-        return torch.frombuffer(window, dtype=torch.uint8, count=size, offset=at * size)

@@ -21,6 +21,10 @@ MAX_EOS = 256
 """Ids that end a text, of a model; clients get them in one row."""
 
 
+MAX_DIGEST = 64
+"""Characters of a model's digest."""
+
+
 class Lie(Exception):
     """A message that the ABI does not allow here; the text says what the driver did."""
 
@@ -37,6 +41,9 @@ class ModelSpec(NamedTuple):
     max_ctx: int  # 0: the model's own
     deterministic: bool
     threads: int
+    host_bytes: int = 0  # of the host tier
+    kv_dtype: str = ""  # empty: dtype
+    overcommit: float = 16.0  # blocks that contexts may name, times those that there are
 
 
 def check_loaded(
@@ -52,11 +59,20 @@ def check_loaded(
         "max_tokens": (1, 1 << 31),
         "max_seqs": (1, 1 << 31),
         "max_block_refs": (1, 1 << 31),
+        "block_bytes": (1, 1 << 40),
+        "num_host_blocks": (0, MAX_BLOCKS if spec.host_bytes else 0),
     }
     for name, (least, most) in limits.items():
         value = getattr(loaded, name)
         if not least <= value <= most:
             raise Lie(f"loaded a model with {name} {value}, allowed are {least} to {most}")
+    if len(loaded.digest) > MAX_DIGEST or not set(loaded.digest) <= set("0123456789abcdef"):
+        raise Lie("loaded a model whose digest is no hexadecimal number")
+    if loaded.num_host_blocks * loaded.block_bytes > spec.host_bytes:
+        raise Lie(
+            f"loaded a model with {loaded.num_host_blocks} host blocks of {loaded.block_bytes} "
+            f"bytes in {spec.host_bytes}"
+        )
     if len(loaded.eos_ids) > MAX_EOS:
         raise Lie(f"loaded a model with {len(loaded.eos_ids)} end ids, the limit is {MAX_EOS}")
     if before and _lasting(loaded) != _lasting(before):
@@ -69,10 +85,16 @@ def _lasting(loaded: base.Loaded) -> base.Loaded:
 
 
 def check_fence(answer: base.Complete | base.Fault, epoch: int, in_flight: int) -> None:
-    """Refuse an answer to anything but the one Submit that is in flight."""
-    fence = answer.epoch, answer.queue, answer.value
-    if not in_flight or fence != (epoch, base.Queue.COMPUTE, in_flight):
+    """Refuse an answer to anything but the one Submit that is in flight on its queue."""
+    if not in_flight or (answer.epoch, answer.value) != (epoch, in_flight):
+        fence = answer.epoch, answer.queue, answer.value
         raise Lie(f"ended fence {fence}, in flight is {in_flight or 'none'} of epoch {epoch}")
+
+
+def check_copied(complete: base.Complete) -> None:
+    """Refuse an answer to a copy that no copy can have."""
+    if complete.end_us < complete.start_us or complete.results:
+        raise Lie("copied blocks, and answered something else")
 
 
 Result = Token | Scores | KernelError

@@ -82,7 +82,7 @@ class Block:
 
     __slots__ = (
         "chain", "filled", "heirs", "host", "id", "ids", "kept", "moving", "origin", "origin_len",
-        "owner", "planned", "refs", "target", "writer",
+        "owner", "planned", "readers", "refs", "target", "writer",
     )  # fmt: skip
 
     def __init__(self, ids: "array[int]", writer: object) -> None:
@@ -96,6 +96,7 @@ class Block:
         self.host = NO_PLACE
         self.kept = 0
         self.moving = Move.NONE
+        self.readers = 0  # saves that read its places
         self.target = NOT_RESIDENT  # the device place that a copy brings it to
         self.origin: Block | None = None
         self.origin_len = 0  # positions to take over from the origin
@@ -126,5 +127,5 @@ class Block:
 
     @property
     def held(self) -> bool:
-        """Whether a copy needs its places as they are."""
-        return bool(self.moving or self.heirs)
+        """Whether a copy or a save needs its places as they are."""
+        return bool(self.moving or self.heirs or self.readers)

@@ -6,12 +6,12 @@
 So a context of a million ids is a few rows, unless its device blocks lie scattered: a run is of
 neighbours on the device, too.
 
-Tables have a prefix in common or nothing. A fork begins with the same blocks, a table changes at
-its end only, and one that has dropped a block never gets it back. So one look at the first block
-tells whether two tables share, and a few more tell how much.
+Tables may share anywhere: a fork begins with the same blocks, and a block that is found in the
+prefix index takes the place of one in the middle of a table.
 """
 
 from collections.abc import Generator, Iterable, Sequence
+from operator import is_
 
 from kernel.block import NOT_RESIDENT, Block
 from kernel.context import Context
@@ -25,8 +25,10 @@ COST = 4
 
 def use_of(block: Block, block_size: int) -> Use:
     """Say what a block of a table is."""
-    if block.id == NOT_RESIDENT or block.refs == 0:  # 0: given back since this began
+    if block.refs == 0:  # given back since this began
         return Use.ABSENT
+    if block.id == NOT_RESIDENT:
+        return Use.HOST if block.kept else Use.ABSENT
     if block.filled < block_size:
         return Use.FILLING
     return Use.SHARED if block.refs > 1 else Use.PRIVATE
@@ -45,7 +47,8 @@ def runs(
     alike: tuple[Use, int, int] | None = None  # use, refs, device block less place
     for at, block in enumerate(table):
         use = use_of(block, block_size)
-        this = (use, 0, 0) if use is Use.ABSENT else (use, block.refs, block.id - first - at)
+        place = block.host if use is Use.HOST else block.id
+        this = (use, 0, 0) if use is Use.ABSENT else (use, block.refs, place - first - at)
         if this != alike:
             if alike is not None:
                 found.append(_run(alike, first + start, at - start, block_size, ids, filled))
@@ -53,7 +56,7 @@ def runs(
                     return found, at
             alike, start, ids, filled = this, at, 0, 0
         ids += len(block.ids)
-        filled += block.filled
+        filled += block.have
         if at % CHUNK == CHUNK - 1:
             yield CHUNK * COST
     yield 1 + len(table) % CHUNK * COST
@@ -77,27 +80,13 @@ def sharers(
 ) -> Generator[int, None, list[tuple[Context, int]]]:
     """Return the contexts that share blocks with this one, and how many; most first."""
     table = ctx.blocks
-    if not table or table[0].refs == 1:
+    if not any(block.refs > 1 for block in table):
         return []
     found = []
     for other in others:
-        common = _in_common(table, other.blocks) if other is not ctx else 0
+        common = sum(map(is_, table, other.blocks)) if other is not ctx else 0
         if common:
             found.append((other, common))
-        yield 4 + 16 * bool(common)
+        yield 4 + min(len(table), len(other.blocks)) // 16
     found.sort(key=lambda pair: -pair[1])
     return found
-
-
-def _in_common(mine: Sequence[Block], other: Sequence[Block]) -> int:
-    """Return how many leading blocks two tables share."""
-    low, high = 0, min(len(mine), len(other))
-    if not high or mine[0] is not other[0]:
-        return 0
-    while low < high:
-        middle = (low + high) // 2
-        if mine[middle] is other[middle]:
-            low = middle + 1
-        else:
-            high = middle
-    return low

@@ -15,6 +15,7 @@ def default_kv_bytes() -> int:
 LEAST = {
     "block_size": 1, "prefill_chunk": 1, "max_models": 1, "max_tasks": 2, "max_contexts": 1,
     "max_calls": 1, "max_sessions": 1, "bulk_bytes": 1, "unread_bytes": 1 << 20, "hang_s": 0.1,
+    "overcommit": 1.0,
     "step_s": 0.1, "load_s": 0.1,
 }  # fmt: skip
 """The least value of a key, where it is not 0."""
@@ -34,6 +35,12 @@ class Config:
     block_size: int = 16
     kv_bytes: int = 0  # budget of the KV pool; 0: min(25 % of memory, 4 GiB)
     num_blocks: int = 0  # instead of kv_bytes
+    kv_dtype: str = ""  # of the KV; empty: that of the weights
+    host_bytes: int = 0  # budget of a model's host tier; 0: none, what leaves the device is dropped
+    overcommit: float = 16.0  # blocks that contexts may have in all, times those that there are
+    state_dir: str = ""  # of saves and the swap file; empty: nothing is kept on disk
+    keys_dir: str = ""  # of the root key and the keyring, outside of state_dir; empty: no saves
+    swap_bytes: int = 0  # of the swap file, taken at once; 0: no disk tier
     max_ctx: int = 0  # 0: the model's own
     prefill_chunk: int = 512  # tokens of one request in one step
     target_us: int = 30_000  # of a step that decodes; 0: none

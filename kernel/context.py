@@ -83,7 +83,6 @@ class Context:
     def _own_tail(self, offset: int) -> Block:
         """Return the last block in a state in which this context may add ids at `offset`."""
         tail = self.blocks[-1]
-        size = self.pool.block_size
         if len(tail.ids) == offset and (tail.writer is self or tail.refs == 1):
             return tail
         if tail.refs == 1 and tail.planned <= offset and tail.kept <= offset:

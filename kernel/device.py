@@ -3,17 +3,19 @@
     STARTING --Ready--> LOADING --all that were asked for--> UP      FAILED: out of restarts
         ^------- driver died, faulted or hung: new epoch -------|
 
-One Submit of one model is in flight at a time; its fence is (epoch, COMPUTE, value). Models that
-have something to run take turns. A driver that cannot load beside its steps (feature "load_beside")
-does one or the other: loads go first, but after each of them every model that is up has a step, so
-that loads without end stop nobody. One that can serves, from its first model on, while it loads the
-next.
+One Submit of one model is in flight at a time on each queue; its fence is (epoch, queue, value).
+Models that have something to run take turns on COMPUTE; copies between the tiers (kernel/swap.py)
+go beside, on queues of their own.
+
+A driver that cannot load beside its steps (feature "load_beside") does one or the other: loads go
+first, but after each of them every model that is up has a step, so that loads without end stop
+nobody. One that can serves, from its first model on, while it loads the next.
 
 When an epoch ends, the process is reaped first; then what was in flight is undone, every block
-loses its KV, and in the next epoch the same models are loaded and the same requests run again,
-computed from ids. A request that was in flight in three deaths is failed with EIO, so that one bad
-request cannot take the device down for ever. A model that its driver refuses fails alone, if others
-are there.
+loses what it had on the device, and in the next epoch the same models are loaded and the same
+requests run again: copied back from the host tier, which outlives the driver, or computed from ids.
+A request that was in flight in three deaths is failed with EIO, so that one bad request cannot take
+the device down for ever. A model that its driver refuses fails alone, if others are there.
 """
 
 import logging
@@ -22,11 +24,12 @@ from enum import Enum
 from typing import NamedTuple
 
 from drivers import base, wire
-from kernel.answer import Lie, check_fence, read_results
+from kernel.answer import Lie, check_copied, check_fence, read_results
+from kernel.block import Move
 from kernel.context import Context
 from kernel.link import Link, LinkDown
 from kernel.loading import MAX_NOTE, REFUSALS, Loading, News, Outcome
-from kernel.model import Model, ModelState, ModelTable
+from kernel.model import Means, Model, ModelState, ModelTable
 from kernel.policy import Policy
 from kernel.request import Request
 from kernel.step import Entry, step_ops
@@ -55,6 +58,16 @@ class Limits(NamedTuple):
     max_request_deaths: int = 3  # epochs that end while it is in flight
 
 
+class Flight(NamedTuple):
+    """What is in flight on a queue."""
+
+    value: int
+    model: Model
+
+
+COPIES = {base.Queue.COPY_OUT: Move.OUT, base.Queue.COPY_IN: Move.IN}
+
+
 class Device:
     """One device of the kernel."""
 
@@ -65,6 +78,8 @@ class Device:
         policy: Policy,
         clock: Callable[[], float],
         contexts: Callable[[], Iterable[Context]],
+        secret: bytes,
+        burying: Callable[[], bool],
     ) -> None:
         self.link = link
         self.limits = limits
@@ -73,13 +88,17 @@ class Device:
         self.note = ""
         self.ready: base.Ready | None = None
         self.models = ModelTable(link.device)
-        self._policy = policy
-        self._contexts = contexts
+        self._means = Means(
+            policy, limits.prefill_chunk, limits.target_us, contexts, burying, clock, secret,
+            link.zero_host,
+        )  # fmt: skip
         self._loading = Loading(self.models, link.device)
-        self._value = 0
-        self._in_flight: tuple[int, Model] | None = None  # fence value
+        self._values = dict.fromkeys(base.Queue, 0)
+        self._flights: dict[base.Queue, Flight] = {}
         self._steps_due = 0  # before the next load
+        self._stuck: list[Outcome | News] = []  # requests that would wait for ever
         self._watch = Watch(limits.patience, clock)
+        self._copy_watch = Watch(limits.patience, clock)
         self._load_watch = Watch(limits.patience, clock)
 
     @property
@@ -97,7 +116,6 @@ class Device:
         self.models.remove(model)
         self.models.leaving.append(model)
         ended = model.end(ModelState.GONE, note)
-        model.lose_all()
         return [(request, model.unavailable()) for request in ended]
 
     def unavailable(self) -> KernelError:
@@ -110,7 +128,7 @@ class Device:
     def start(self) -> list[Outcome | News]:
         """Begin an epoch: start the driver and greet it."""
         self.epoch += 1
-        self._value = 0
+        self._values = dict.fromkeys(base.Queue, 0)
         self.state = DeviceState.STARTING
         self._watch.loading()
         try:
@@ -124,12 +142,16 @@ class Device:
 
     def deadline(self) -> float | None:
         """When to look at `expire` again; None while the driver owes nothing."""
-        deadlines = (self._watch.deadline, self._load_watch.deadline)
+        deadlines = [watch.deadline for watch in self._watches]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    @property
+    def _watches(self) -> tuple[Watch, ...]:
+        return self._watch, self._load_watch, self._copy_watch
 
     def expire(self, now: float) -> list[Outcome | News]:
         """Replace a driver that is past a deadline."""
-        why = self._watch.overdue(now) or self._load_watch.overdue(now)
+        why = next(filter(None, (watch.overdue(now) for watch in self._watches)), "")
         return self._replace(why) if why else []
 
     def _replace(self, why: str) -> list[Outcome | News]:
@@ -141,13 +163,15 @@ class Device:
         """Undo what was in flight, forget all KV, start over or give up."""
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
-        self.note, self._in_flight, self._steps_due = why, None, 0
+        self.note, self._steps_due = why, 0
+        self._flights.clear()
         self._load_watch.done()
+        self._copy_watch.done()
         self.models.leaving.clear()
         loading = self._loading.model is not None  # then it is to blame, if anything is
         failed = self._loading.blame(why)
         for model in self.models:
-            for request in model.lose_all():
+            for request in model.lose_device():
                 request.deaths += not loading
                 if request.deaths >= self.limits.max_request_deaths:
                     story = f"device {self.name} ended {request.deaths} times while running this"
@@ -159,8 +183,8 @@ class Device:
 
     def _give_up(self, why: str) -> list[Outcome | News]:
         self.link.kill()
-        self._watch.done()
-        self._load_watch.done()
+        for watch in self._watches:
+            watch.done()
         why = why[:MAX_NOTE]
         self.state, self.note, self._loading.model = DeviceState.FAILED, why, None
         log.error("device %s failed: %s", self.name, why)
@@ -180,8 +204,8 @@ class Device:
                 message = self.link.receive()
                 if message is None:
                     return
-                self._watch.heard()
-                self._load_watch.heard()
+                for watch in self._watches:
+                    watch.heard()
                 outcomes = self._handle(message)
             except LinkDown as down:
                 outcomes = self._end_epoch(str(down))
@@ -219,10 +243,8 @@ class Device:
         return []
 
     def _on_loaded(self, loaded: base.Loaded) -> list[Outcome | News]:
-        model, limits = self._loading.current("loaded out of turn"), self.limits
-        why = model.take(  # if that is a Lie, it is a death of the driver in loading this model
-            loaded, self._policy, limits.prefill_chunk, limits.target_us, self._contexts
-        )
+        model = self._loading.current("loaded out of turn")
+        why = model.take(loaded, self._means)  # a Lie is a death in loading this model
         if why:
             self.link.send(base.Unload(model.number))
         self._loading.over()
@@ -242,26 +264,37 @@ class Device:
         model = self._flown(complete)
         if model is None:
             return ()
+        took_us = complete.end_us - complete.start_us
+        if complete.queue != base.Queue.COMPUTE:
+            check_copied(complete)
+            self._landed(complete.queue)
+            model.swap.landed(COPIES[base.Queue(complete.queue)], took_us)
+            return ()
         sched = model.sched
         results = read_results(complete, sched.samplers, sched.scorers, model.desc.vocab)
-        self._landed()
+        self._landed(complete.queue)
         sched.telling = []
         model.pool.fence_passed(complete.value)
-        took_us = complete.end_us - complete.start_us
         return sched.commit(results, took_us) if sched.step else ()
 
     def _flown(self, answer: base.Complete | base.Fault) -> Model | None:
         """Return the model of the Submit that is answered; None if it has gone since."""
-        value, model = self._in_flight or (0, None)
-        check_fence(answer, self.epoch, value)
-        if model is not None and model.state is ModelState.GONE:
-            self._landed()
-            return None
-        return model
+        flights = {int(queue): flight for queue, flight in self._flights.items()}
+        flight = flights.get(answer.queue)
+        check_fence(answer, self.epoch, flight.value if flight else 0)
+        assert flight is not None
+        model = flight.model
+        if model.state is not ModelState.GONE:
+            return model
+        self._landed(answer.queue)
+        return None
 
-    def _landed(self) -> None:
-        self._in_flight = None
-        self._watch.done()
+    def _landed(self, queue: int) -> None:
+        del self._flights[base.Queue(queue)]
+        if queue == base.Queue.COMPUTE:
+            self._watch.done()
+        elif len(self._flights) == (base.Queue.COMPUTE in self._flights):
+            self._copy_watch.done()
 
     def _on_fault(self, fault: base.Fault) -> Iterable[Outcome | News]:
         if fault.kind not in list(base.FaultKind):
@@ -275,29 +308,44 @@ class Device:
             self._loading.over()
             self._load_watch.done()
             return self._refused(model, fault.message, REFUSALS.get(kind, EIO))
-        value, _ = self._in_flight or (0, None)
-        check_fence(fault, self.epoch, value)
+        self._flown(fault)
         return self._replace(f"{kind.name}: {fault.message}")
 
     # --- steps --------------------------------------------------------------------------------
 
     def step(self) -> list[Outcome | News]:
-        """Give the driver what it has time for: a load, a step, scrubs that are due."""
-        if self.state not in (DeviceState.LOADING, DeviceState.UP) or self._in_flight:
+        """Give the driver what it has time for: a load, a step, scrubs and copies that are due."""
+        if self.state not in (DeviceState.LOADING, DeviceState.UP):
             return []
-        if self._loading.model is not None and not self._serves_beside:
-            return []
+        self._stuck = []
         try:
-            while self.models.leaving:
-                self.link.send(base.Unload(self.models.leaving.pop().number))
-            if self._steps_due and self._step_in_turn():
-                self._steps_due -= 1
-            elif not self._load() or self._serves_beside:
-                self.state = DeviceState.UP
-                self._step_in_turn()
+            if base.Queue.COMPUTE not in self._flights:
+                self._next()
+            if self._loading.model is None or self._serves_beside:
+                self._copy()
         except LinkDown as down:
-            return self._end_epoch(str(down))
-        return []
+            return self._stuck + self._end_epoch(str(down))
+        return self._stuck
+
+    def _next(self) -> None:
+        """Begin a load or submit a step, if that may be now."""
+        if self._loading.model is not None and not self._serves_beside:
+            return
+        self._send_away()
+        if self._steps_due and self._step_in_turn():
+            self._steps_due -= 1
+        elif not self._load() or self._serves_beside:
+            self.state = DeviceState.UP
+            self._step_in_turn()
+
+    def _send_away(self) -> None:
+        """Tell the driver of models that have gone, once nothing of theirs is in flight."""
+        flying = [flight.model for flight in self._flights.values()]
+        for model in list(self.models.leaving):
+            if model not in flying and not model.loads:
+                self.models.leaving.remove(model)
+                self.link.send(base.Unload(model.number))
+                model.zero_host(self._means)
 
     @property
     def _serves_beside(self) -> bool:
@@ -337,10 +385,10 @@ class Device:
             self._submit(model, entries, copies)
         elif resets := sched.resets():
             self._submit(model, [], [], resets)
-        sched.make_room()
-        if not self._in_flight and model.pool.has_dirty:
+        self._stuck += sched.make_room()
+        if base.Queue.COMPUTE not in self._flights and model.pool.has_dirty:
             self._submit(model, [], [])
-        return self._in_flight is not None
+        return base.Queue.COMPUTE in self._flights
 
     def _submit(
         self,
@@ -349,20 +397,42 @@ class Device:
         copies: list[tuple[int, int]],
         resets: Sequence[base.Reset] = (),
     ) -> None:
-        self._value += 1
-        value, number = self._value, model.number
-        ops = step_ops(number, value, entries, copies, model.pool.take_dirty(value))
-        self._in_flight = value, model
+        value, number = self._take_off(base.Queue.COMPUTE, model), model.number
+        recycled, dirty = model.pool.take_scrubs(value)
+        ops = step_ops(number, value, entries, copies, dirty, recycled)
         self._watch.stepping()
         if entries:
             model.sched.submitted(value, entries)
         ops = (*resets, *ops)
         self.link.send(base.Submit(self.epoch, base.Queue.COMPUTE, value, (), number, ops))
 
+    def _take_off(self, queue: base.Queue, model: Model) -> int:
+        self._values[queue] += 1
+        self._flights[queue] = Flight(self._values[queue], model)
+        return self._values[queue]
+
+    def _copy(self) -> None:
+        """Submit copies between the tiers, on queues that have none in flight."""
+        for queue, move in COPIES.items():
+            for model in self.models.in_turn():
+                if queue in self._flights:
+                    break
+                copy = model.swap.take(move)
+                if copy is not None:
+                    self._submit_copy(queue, model, copy)
+
+    def _submit_copy(self, queue: base.Queue, model: Model, copy: base.Copy) -> None:
+        """Submit a copy that sees what is submitted on COMPUTE so far."""
+        before = self._values[base.Queue.COMPUTE]
+        waits = (base.Fence(self.epoch, base.Queue.COMPUTE, before),) if before else ()
+        value = self._take_off(queue, model)
+        self._copy_watch.stepping()
+        self.link.send(base.Submit(self.epoch, queue, value, waits, model.number, (copy,)))
+
     @property
     def busy(self) -> bool:
         """Whether the driver works on something."""
-        return self._in_flight is not None or self._loading.model is not None
+        return bool(self._flights) or self._loading.model is not None
 
     @property
     def idle(self) -> bool:

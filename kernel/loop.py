@@ -3,7 +3,8 @@
     wait      sleep until a client, a driver, a signal or a deadline has something
     receive   clients: decode, check, run each call; an infer stays pending as a Request, and
               what takes longer than a moment goes on in the next turns, a slice in each
-    collect   drivers: a step is done; commit its ids to contexts, TOKEN events to sessions
+    collect   drivers: a step is done; commit its ids to contexts, TOKEN events to sessions; the
+              store: saves and loads go on
     expire    deadlines: drivers that hang, unused tickets, clients that do not read
     step      plan the next step of the device and submit it: blocks, tables, samples
     reply     one message per client with all that this turn had for it (more, if that is much)
@@ -72,11 +73,11 @@ class Kernel:
 
     def timeout(self) -> float | None:
         """Return how long the loop may sleep; None: until something comes."""
-        if self._more or self.system.jobs or self.front.has_input():
+        if self._more or self.system.jobs or self.system.store.fallen or self.front.has_input():
             return 0.0
         now = self.system.clock()
         k = self.system
-        deadlines = [k.device.deadline(), k.stop_by, k.bursts.deadline]
+        deadlines = [k.device.deadline(), k.store.deadline(), k.stop_by, k.bursts.deadline]
         if any(session.stalled_since is not None for session in self.system.sessions.values()):
             deadlines.append(now + 0.1)
         if any(task.ticket or task.ended_already for task in self.system.tasks):
@@ -181,6 +182,7 @@ class Kernel:
         """Take the results of the step that the driver has finished."""
         for outcome in self.system.device.collect():
             self._deliver(outcome)
+        self.system.store.collect()
         run_queued(self.system)
 
     def expire(self) -> None:
@@ -188,6 +190,7 @@ class Kernel:
         k, now = self.system, self.system.clock()
         for outcome in k.device.expire(now):
             self._deliver(outcome)
+        k.store.expire(now)
         if now >= self._tick + TICK_S:
             self._tick = now
             expire_tasks(k, now)
@@ -224,7 +227,7 @@ class Kernel:
         k = self.system
         assert k.stop_by is not None
         infers = [request for request in k.device.requests if not request.background]
-        if infers and now < k.stop_by:
+        if (infers or k.errands.busy) and now < k.stop_by:
             return
         for request in infers:
             finish_request(k, request, Finish.CANCELLED)

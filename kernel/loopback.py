@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from random import Random
+from threading import Semaphore
 from typing import Any
 
 from drivers import base, registry, wire
@@ -32,20 +33,27 @@ class LoopbackLink:
     ) -> None:
         self.device = device
         self.host_pid = os.getpid()
-        self._bulk = mmap.mmap(-1, bulk_bytes)
+        self._window = HostMemory(f"{device}-bulk", bulk_bytes)
+        self._bulk = mmap.mmap(self._window.fd, bulk_bytes)
         self._host = HostMemory(device, host_bytes)
         self._beside = beside
         self._driver: base.Driver | None = None
         self.inbox: deque[Any] = deque()
         self.outbox: deque[bytes] = deque()
         self._dead = ""
+        self._answered = Semaphore(0)
 
     def start(self) -> None:
         self.inbox.clear()
         self.outbox.clear()
         self._dead = ""
         window = memoryview(self._bulk)
-        self._driver = registry.open_driver(self.device, self._emit, window, self.host_fd)
+        self._driver = registry.open_driver(self.device, self._take, window, self.host_fd)
+
+    @property
+    def bulk_fd(self) -> int:
+        """The bulk window, which is the same for all epochs."""
+        return self._window.fd
 
     @property
     def host_fd(self) -> int:
@@ -53,6 +61,11 @@ class LoopbackLink:
 
     def zero_host(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._host.zero(ranges)
+
+    def _take(self, message: Any) -> None:
+        self._emit(message)
+        if isinstance(message, base.Complete | base.Fault):
+            self._answered.release()
 
     def _emit(self, message: Any) -> None:
         self.outbox.append(wire.encode(message))
@@ -117,6 +130,7 @@ class LoopbackLink:
                 self._emit(driver.load(message))
             elif isinstance(message, base.Submit):
                 driver.submit(message)
+                self._answered.acquire()  # an asynchronous driver emits it from another thread
             elif isinstance(message, base.Unload):
                 driver.unload(message)
             elif isinstance(message, base.Stats):

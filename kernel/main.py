@@ -27,7 +27,8 @@ from kernel.logring import LogRing, RingHandler
 from kernel.loop import Kernel
 from kernel.policy import Fifo
 from kernel.sleeper import Sleeper
-from kernel.system import System
+from kernel.store import StoreLink
+from kernel.system import System, host_part
 
 log = logging.getLogger("kernel")
 
@@ -37,19 +38,23 @@ def boot(config: Config, run_dir: RunDir) -> None:
     ring = LogRing(time.monotonic)  # the log, as clients read it
     logging.getLogger("kernel").addHandler(RingHandler(ring))
     front = Ipc(run_dir)  # clients: socket, credentials
-    link = HostLink(config.device, config.bulk_bytes)  # the driver's process
+    host_bytes = host_part(config.host_bytes) * config.max_models
+    link = HostLink(config.device, config.bulk_bytes, host_bytes)  # the driver's process
+    store = StoreLink([fd for fd in (link.bulk_fd, link.host_fd) if fd >= 0])  # disk and keys
     system = System(  # tasks, contexts, blocks
-        config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid(), ring
+        config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid(), ring, store
     )
     kernel = Kernel(system, front)  # the loop
-    sleeper = Sleeper(system.device, front.fileno(), _wake_on_signals(system))
+    sleeper = Sleeper(system.device, system.store, front.fileno(), _wake_on_signals(system))
     log.info("kernel %d up, listening on %s", os.getpid(), run_dir.socket)
     try:
-        system.device.start()  # first epoch of the driver
+        system.store.start()  # first epochs of the store and of the driver
+        system.device.start()
         kernel.run(sleeper)
         kernel.reply()  # what the shutdown itself had for its clients
     finally:
         system.bursts.close()
+        store.kill()
         link.close()
         front.close()
         run_dir.close()

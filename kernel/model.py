@@ -50,6 +50,7 @@ class Model:
         self.loaded: base.Loaded | None = None
         self.asked: Any = None  # (session, call) of the load_model that waits for it
         self.num_contexts = 0  # that use it
+        self.loads = 0  # of contexts that the store reads into its part of the host memory
         self.deaths = 0  # epochs that ended while it was being loaded
         self.host_offset = 0  # where its part of the host memory begins
         self._pool: BlockPool | None = None
@@ -105,6 +106,12 @@ class Model:
             out, back, out * swap.block_bytes, back * swap.block_bytes, swap.copy_us,
             sched.reuse.hit_tokens, sched.pager.lost_tokens,
         )  # fmt: skip
+
+    @property
+    def promise_limit(self) -> int:
+        """The most Blocks that tables may name, wherever their KV is."""
+        places = self.pool.num_blocks - 1 + self.pool.host.num_blocks
+        return int(places * self.spec.overcommit)
 
     @property
     def evicted(self) -> int:
@@ -171,7 +178,7 @@ class Model:
             return (ctx for ctx in means.contexts() if ctx.pool is pool)
 
         self._pool, self._swap = pool, Swap(pool, size)
-        pager = Pager(pool, self._swap, means.policy, mine, means.clock)
+        pager = Pager(pool, self._swap, means.policy, mine, means.burying, means.clock)
         self._sched = Scheduler(pool, means.policy, limits, pager)
 
     def lose_device(self) -> list[Request]:
@@ -184,9 +191,15 @@ class Model:
             self._swap.lose_all()
             self._pool.lose_device()
             self._sched.lose_slots()
+            self._swap.lose_ops()
         if self.serves:
             self.state = ModelState.WAITING
         return hit
+
+    def zero_host(self, means: "Means") -> None:
+        """Zero its part of the host memory: it has gone, and no copy is in flight any more."""
+        if self.spec.host_bytes:
+            means.zero_host([(self.host_offset, self.spec.host_bytes)])
 
     def end(self, state: ModelState, note: str) -> list[Request]:
         """Serve no more: FAILED or GONE; return the requests that this ends."""
@@ -194,6 +207,8 @@ class Model:
         if self._pool and state is ModelState.GONE:
             self.lose_device()
             self._pool.lose_all()
+        elif self._swap:
+            self._swap.lose_ops()
         return [request for request in self.requests if not request.background]
 
 
@@ -204,6 +219,7 @@ class Means(NamedTuple):
     prefill_chunk: int
     target_us: int
     contexts: Callable[[], Iterable[Context]]
+    burying: Callable[[], bool]  # whether contexts that have gone are still giving blocks back
     clock: Callable[[], float]
     secret: bytes  # of the prefix index
     zero_host: Callable[[list[tuple[int, int]]], None]
@@ -223,6 +239,8 @@ class ModelTable:
     def add(self, spec: ModelSpec) -> Model:
         """Make a model that waits to be loaded."""
         model = self._models[spec.name] = Model(next(self._numbers), spec, self._device)
+        taken = {other.host_offset for other in (*self, *self.leaving) if other is not model}
+        model.host_offset = next(o for o in count(0, max(1, spec.host_bytes)) if o not in taken)
         return model
 
     def remove(self, model: Model) -> None:

@@ -33,29 +33,41 @@ class Pager:
         swap: Swap,
         policy: Policy,
         contexts: Callable[[], Iterable[Context]],
+        burying: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self.pool = pool
         self.swap = swap
         self.policy = policy
-        self.pinned = 0  # blocks of pinned contexts
         self.lost_tokens = 0
         self.us_per_token = 0.0  # that computing takes, as measured
         self._contexts = contexts
+        self._burying = burying
         self._clock = clock
+
+    @property
+    def pinned(self) -> int:
+        """Blocks of pinned contexts, at most: what they share is counted for each."""
+        return sum(len(ctx.blocks) for ctx in self._contexts() if ctx.pinned)
 
     # --- room ---------------------------------------------------------------------------------
 
-    def make_room(self, needed: int, by: Request, requests: Iterable[Request]) -> bool:
+    @property
+    def expects_room(self) -> bool:
+        """Whether places become free without anything more being done."""
+        return bool(self.pool.num_coming or self.swap.busy or self._burying())
+
+    def make_room(self, needed: int, by: Request, active: Sequence[Request]) -> bool:
         """Let `needed` places become free; False if what holds the rest may not go."""
         pool = self.pool
+        if self._burying():
+            return True  # what contexts leave that have gone is free in a few turns
         missing = needed - pool.num_free - pool.num_coming - self.swap.leaving
         if missing <= 0:
             return True
         missing -= pool.reclaim(missing, by.ctx.pid)
         if missing <= 0:
             return True
-        active = [request for request in requests if not request.held]
         running = {id(request.ctx) for request in active}
         kept = Counter(b for request in active for b in request.ctx.blocks if b.refs > 1)
         candidates = []
@@ -82,10 +94,15 @@ class Pager:
                 return True
         return False
 
-    def demote(self, ctx: Context, others: Iterable[Request]) -> int:
-        """Move what only this context names off the device; return how many blocks go."""
-        kept = Counter(b for request in others for b in request.ctx.blocks if b.refs > 1)
-        return self._shed(ctx, len(ctx.blocks), kept, False, None)
+    def demote(self, ctx: Context) -> int:
+        """Let what only this context names leave the device now; return how many blocks do."""
+        return self._shed(ctx, len(ctx.blocks), Counter(), False, None)
+
+    def prefetch(self, ctx: Context) -> int:
+        """Bring back as much as there are free places for; return how many blocks come."""
+        away = self.absent(ctx, 0)[: self.pool.num_free]
+        self.bring(away)
+        return len(away)
 
     def _shed(
         self,
@@ -127,7 +144,7 @@ class Pager:
             block = victim.blocks[place]
             if len(chosen) + freed == missing:
                 break
-            if block.moving is not Move.NONE:
+            if block.moving is not Move.NONE or block.readers:
                 continue
             if block.id == NOT_RESIDENT:
                 freed += self._drop_origin(block)

@@ -52,6 +52,7 @@ class BlockPool:
         self._fresh = 1  # from here on, no place was ever used
         self._free: deque[int] = deque()  # those below that are free
         self._resident: dict[int, Block] = {}
+        self._targets: dict[int, Block] = {}  # places that copies fill
         self._cached: dict[Block, None] = {}  # those that nothing holds, the oldest first
         self._recycled: list[int] = []  # taken from cached blocks, to be scrubbed before all else
         self._dirty: list[int] = []  # in limbo, not yet named in a scrub
@@ -211,10 +212,20 @@ class BlockPool:
         check(self.num_free > 0 and block.id == NOT_RESIDENT, "a target without a free block")
         block.target = self._take_free()
         self._move(block.target, BlockState.LIMBO)
+        self._targets[block.target] = block
+
+    def untarget(self, block: Block) -> None:
+        """Let the target of a Block go: nothing will come. It may have been written to."""
+        place, block.target = block.target, NOT_RESIDENT
+        if place != NOT_RESIDENT:
+            del self._targets[place]
+            self._dirty.append(place)
+            self._coming += 1
 
     def arrived(self, block: Block, filled: int) -> None:
         """Note that the copy to a Block's target is done."""
         place, block.target = block.target, NOT_RESIDENT
+        del self._targets[place]
         self._resident[place] = block
         block.id, block.filled, block.planned = place, filled, filled
         self._move(place, BlockState.USED if block.refs else BlockState.CACHED)
@@ -265,6 +276,9 @@ class BlockPool:
             self._orphan(block)
             if block.refs == 0 and block.host == NO_PLACE:
                 self.index.discard(block)
+        for block in self._targets.values():
+            block.target = NOT_RESIDENT
+        self._targets.clear()
         self._resident.clear()
         self._cached.clear()
         self._recycled.clear()
@@ -342,21 +356,19 @@ class BlockPool:
             self._check_block(block, BlockState(self._state[place]))
         for state in (BlockState.USED, BlockState.CACHED):
             check(states[state] == tally[state], f"{tally[state]} are {state.name} without a Block")
-        targets = tally[BlockState.LIMBO] - states[BlockState.LIMBO] - self._coming
-        check(targets >= 0, "a block in limbo waits for nothing")
+        limbo = states[BlockState.LIMBO] + self._coming + len(self._targets)
+        check(tally[BlockState.LIMBO] == limbo, "a block in limbo waits for nothing")
         loose = sum(not block.held for block in self._resident.values() if block.refs == 0)
-        check(loose == len(self._cached), f"{loose} blocks could go, {len(self._cached)} are listed")
+        check(loose == len(self._cached), f"{loose} could go, {len(self._cached)} are listed")
         self.host.check()
 
     def _check_block(self, block: Block, state: BlockState) -> None:
         place = block.id
         if block.refs > 0:
-            right = BlockState.USED
-        elif block in self.index:
-            right = BlockState.CACHED
+            check(state is BlockState.USED, f"block {place} of a table is {state.name}")
+        elif state is BlockState.CACHED:
+            check(block in self.index, f"block {place} is cached, and cannot be found")
         else:
-            right = BlockState.LIMBO
-            check(block.held, f"block {place} is kept by nobody")
-        check(state is right, f"block {place} is {state.name}, not {right.name}")
+            check(state is BlockState.LIMBO and block.held, f"block {place} is kept by nobody")
         sizes = block.filled, block.planned, len(block.ids), self.block_size
         check(sizes == tuple(sorted(sizes)), f"block {place}: filled, planned, ids, size {sizes}")

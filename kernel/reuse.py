@@ -1,8 +1,8 @@
-"""Reuse: before a request computes anything, what others of the same owner have computed is taken.
+"""Reuse: before a request computes anything, it takes what others of the same owner have computed.
 
-A prompt that begins like an earlier one finds its blocks in the prefix index (kernel/prefix.py), and
-the context names those instead of its own. It looks again before each step: a request that runs at
-the same time may be one step ahead, and then they share what each of them computes.
+A prompt that begins like an earlier one finds its blocks in the prefix index (kernel/prefix.py);
+the context then names those instead of its own. It looks again before each step: a request that
+runs at the same time may be a step ahead, and then they share what each of them computes.
 """
 
 from kernel.block import Move

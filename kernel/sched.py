@@ -2,12 +2,13 @@
 
 One step is one Submit to the device, and one Submit with an Execute is in flight at a time. The
 policy orders the requests; each gets tokens while the step's budgets last (tokens, sequences,
-block references, free blocks). A decode takes one token; a prefill takes a chunk, smaller while
-others decode so that a step stays near the target time. Blocks are reserved before anything is
-said to the device, and an infer that gets none waits for the pager's room: then nobody behind it
-takes new blocks, so room goes to whom it was made for. What the prefix index has is taken over
-before anything is computed, and what lies in the host tier is copied back, not computed. A prefill in the background that gets none
-ends: it may use what is free, and nothing is dropped for it.
+block references, places). A decode takes one token; a prefill takes a chunk, smaller while others
+decode so that a step stays near the target time. What the prefix index has is taken over before
+anything is computed, and what lies in the host tier is copied back, not computed.
+
+Places are reserved before anything is said to the device, and an infer that gets none waits for the
+pager's room: then nobody behind it takes new ones, so room goes to whom it was made for. A prefill
+in the background that gets none ends: it may use what is free, and nothing is dropped for it.
 
 A position that is filled is never written again. A request that needs logits of one (a fork of
 a finished context, a cached prompt, a score) runs that token again and stores it in the null block.
@@ -18,7 +19,7 @@ those to others that may sample in the same step, so it is slower in company and
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 from drivers import base
 from kernel.block import NOT_RESIDENT, Block, Move
@@ -29,7 +30,7 @@ from kernel.request import Request, RequestState, Scores, Token
 from kernel.reuse import MAX_LOOKUPS, Reuse
 from kernel.slots import Slots, resets
 from kernel.step import Entry, Step, StepLimits, Write
-from syscalls.errors import KernelError
+from syscalls.errors import ENOMEM, KernelError
 
 
 class Scheduler:
@@ -54,6 +55,7 @@ class Scheduler:
         self._told = False  # the last call of `resets` gave some
         self.telling: list[Request] = []  # whose Resets are in flight
         self._us_per_token = 0.0
+        self._taken: list[Block] = []  # blocks that a plan lets begin as a copy
         self._starved: tuple[Request, Sequence[Block]] | None = None
 
     # --- requests -----------------------------------------------------------------------------
@@ -139,7 +141,14 @@ class Scheduler:
             tokens -= end - start
             refs -= -(-end // size)
             rows -= samples + scores
+        self._let_origins_go()
         return entries, copies
+
+    def _let_origins_go(self) -> None:
+        """Only now: the place of an origin must not be taken by the message that copies it."""
+        for block in self._taken:
+            self.pool.drop_origin(block)
+        self._taken.clear()
 
     def resets(self) -> list[base.Reset]:
         """Return what the driver must be told before requests can sample; it counts as told.
@@ -248,7 +257,9 @@ class Scheduler:
             copies.append((origin.id, block.id))
             block.filled = block.planned = block.origin_len
             self.pool.copied += 1
-        self.pool.drop_origin(block)
+            self._taken.append(block)
+        else:
+            self.pool.drop_origin(block)
 
     def _entry(self, request: Request, start: int, end: int, samples: bool, scores: int) -> Entry:
         ctx, size = request.ctx, self.pool.block_size
@@ -264,19 +275,35 @@ class Scheduler:
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)
         return Entry(request, start, end, writes, samples, scores)
 
-    def make_room(self) -> None:
+    def make_room(self) -> list[tuple[Request, KernelError]]:
         """Let the pager find places for the first request of the last plan that got none.
 
         Only now that the plan is on its way: it may have named the blocks that go. Their scrub is
-        queued behind it, and copies of them wait for it.
+        queued behind it, and copies of them wait for it. Returns that request with an error if it
+        would wait for ever: it is the oldest, and only what is pinned is in its way.
         """
         if self._starved is None:
-            return
+            return []
         (request, wanted), self._starved = self._starved, None
-        if not self.pager.make_room(len(wanted), request, self.requests.values()):
-            for block in wanted:
-                if block.origin is not None and block.origin.id != NOT_RESIDENT:
-                    self.pool.drop_origin(block)  # computing again needs one block less
+        active = [other for other in self.requests.values() if not other.held]
+        if self.pager.make_room(len(wanted), request, active):
+            return []
+        for block in wanted:
+            if block.origin is not None and block.origin.id != NOT_RESIDENT:
+                self.pool.drop_origin(block)  # computing again needs one block less
+        oldest = min(active, key=lambda other: other.arrival)
+        if request is not oldest or self.pager.expects_room:
+            return []
+        return [(request, self._no_room(len(wanted)))]
+
+    def _no_room(self, needed: int) -> KernelError:
+        free, pinned = self.pool.num_free + self.pool.num_cached, self.pager.pinned
+        return ENOMEM(
+            f"needs {needed} more KV blocks, {free} are free and {pinned} of the "
+            f"{self.pool.num_blocks - 1} are pinned",
+            "unpin a context, or start the kernel with a larger --kv-mem",
+            {"needed": needed, "available": free},
+        )
 
     def submitted(self, value: int, entries: list[Entry]) -> None:
         """Note that the step is on its way under fence `value`."""

@@ -9,6 +9,7 @@ so any plan within them can be sent, with MAX_SCRUBS blocks to scrub on top.
 """
 
 from array import array
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from drivers import base, wire
@@ -88,7 +89,7 @@ def step_ops(
     entries: list[Entry],
     copies: list[tuple[int, int]],
     dirty: list[int],
-    recycled: list[int],
+    recycled: Sequence[int] = (),
 ) -> tuple[Any, ...]:
     """Return the ops of one Submit: copies, scrubs, then the forward step and its samples.
 

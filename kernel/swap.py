@@ -10,7 +10,8 @@ written again keeps its device place, one that nobody names any more is cached o
 """
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from drivers import base
 from kernel.block import NOT_RESIDENT, Block, Move
@@ -32,6 +33,10 @@ class Flight(NamedTuple):
     positions: int
 
 
+Landed = Callable[[bool], None]
+"""Is told whether an op was done; False: the epoch has ended."""
+
+
 class Swap:
     """The copies of one model."""
 
@@ -44,11 +49,13 @@ class Swap:
         self._batch = min(MAX_BATCH, max(1, BATCH_BYTES // block_bytes))
         self._asked: dict[Move, deque[Block]] = {Move.OUT: deque(), Move.IN: deque()}
         self._flying: dict[Move, list[Flight]] = {Move.OUT: [], Move.IN: []}
+        self._ops: dict[Move, deque[tuple[Any, Landed]]] = {Move.OUT: deque(), Move.IN: deque()}
+        self._op_flying: dict[Move, Landed] = {}
 
     # --- asking -------------------------------------------------------------------------------
 
     def out(self, block: Block) -> bool:
-        """Ask for a copy of a resident Block to the host tier; False if that has no place for it."""
+        """Ask for a copy of a resident Block to the host tier; False if there is no place."""
         check(block.moving is Move.NONE and block.id != NOT_RESIDENT, "out of a block in motion")
         if block.kept:  # its first positions are there already
             if block.heirs:
@@ -75,13 +82,26 @@ class Swap:
     @property
     def busy(self) -> bool:
         """Whether anything is asked for or on its way."""
-        return any(map(len, (*self._asked.values(), *self._flying.values())))
+        return any(self._asked.values()) or any(self._flying.values())
+
+    def run(self, move: Move, op: Any, landed: Landed) -> None:
+        """Run an op that moves blocks through the bulk window, on the queue of that direction."""
+        self._ops[move].append((op, landed))
+
+    @property
+    def runs_ops(self) -> bool:
+        """Whether such an op is asked for or on its way."""
+        return any(self._ops.values()) or bool(self._op_flying)
 
     # --- submitting ---------------------------------------------------------------------------
 
-    def take(self, move: Move) -> base.Copy | None:
-        """Return the next Copy of a direction, if there is anything for it; it is in flight."""
-        asked, flights = self._asked[move], []
+    def take(self, move: Move) -> Any | None:
+        """Return the next op of a direction, if there is anything for it; it is in flight."""
+        if self._ops[move]:
+            op, self._op_flying[move] = self._ops[move].popleft()
+            return op
+        asked = self._asked[move]
+        flights: list[Flight] = []
         while asked and len(flights) < self._batch:
             flights.append(_flight(asked.popleft(), move))
         if not flights:
@@ -94,7 +114,11 @@ class Swap:
         )  # fmt: skip
 
     def landed(self, move: Move, took_us: int) -> None:
-        """Note that the Copy in flight is done."""
+        """Note that the op in flight is done."""
+        op = self._op_flying.pop(move, None)
+        if op is not None:
+            op(True)
+            return
         flights, self._flying[move] = self._flying[move], []
         self.moved[move] += len(flights)
         self.copy_us += took_us
@@ -109,8 +133,8 @@ class Swap:
         pool.host.arrived(block, flight.positions)
         if block.refs == 0:
             pool.leave(block)
-        elif block.planned == flight.positions:
-            pool.release(block)  # else it was written meanwhile, and is in use
+        elif block.planned == flight.positions and not block.readers:
+            pool.release(block)  # else it was written meanwhile, or is in use
 
     def _came(self, flight: Flight) -> None:
         block, pool = flight.block, self.pool
@@ -141,13 +165,22 @@ class Swap:
                     pool.drop_origin(block)
                     pool.leave(block)
 
+    def lose_ops(self) -> None:
+        """Tell whoever waits for an op that it will not be done; the books are right by now."""
+        waiting = [landed for ops in self._ops.values() for _, landed in ops]
+        lost = [*self._op_flying.values(), *waiting]
+        self._op_flying.clear()
+        for ops in self._ops.values():
+            ops.clear()
+        for landed in lost:
+            landed(False)
+
 
 def _flight(block: Block, move: Move) -> Flight:
     if move is Move.OUT:
         return Flight(block, block.id, block.host, block.planned)  # its step is before it
-    source = block.source
-    assert source is not None
-    positions = source.kept if source is block else min(block.origin_len, source.kept)
-    return Flight(block, source.host, block.target, positions)
-
-
+    if block.kept:
+        return Flight(block, block.host, block.target, block.kept)
+    origin = block.origin
+    assert origin is not None and origin.kept, "a copy without a source"
+    return Flight(block, origin.host, block.target, min(block.origin_len, origin.kept))

@@ -5,7 +5,7 @@ from collections.abc import Generator
 from kernel.context import Context
 from kernel.handler import Caller, Done
 from kernel.job import SLICE, Work
-from kernel.request import Request
+from kernel.request import Request, RequestState
 from kernel.sys_infer import check_ids, check_room, drop_request, refuse_busy
 from kernel.system import System
 from kernel.tally import tally
@@ -34,10 +34,10 @@ def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
     if args.durable:
         raise ENOTSUP("durable contexts are reserved, and not built in this kernel")
     model = k.model(args.model)
-    _take_handle(k, caller, args.ctx)
+    take_handle(k, caller, args.ctx)
     name = args.name or ""
-    ctx = Context(args.ctx, caller.task.pid, name, model, model.pool)
-    _add(k, caller, ctx)
+    ctx = Context(args.ctx, caller.task.pid, name, model, model.pool, caller.task.uid)
+    add_context(k, caller, ctx)
     desc = model.desc
     return Done(AllocCtxResult(model.name, desc.max_ctx, desc.block_size, model.number))
 
@@ -45,13 +45,13 @@ def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
 def sys_fork_ctx(k: System, caller: Caller, args: ForkCtx) -> Done:
     """Make a context with the same ids; no KV is copied, whatever the length."""
     ctx = k.context(caller.task, args.ctx)
-    _take_handle(k, caller, args.child)
+    take_handle(k, caller, args.child)
     child = ctx.fork(args.child, caller.task.pid, args.name or "")
-    _add(k, caller, child)
+    add_context(k, caller, child)
     return Done(ForkCtxResult(child.length, len(child.blocks)))
 
 
-def _take_handle(k: System, caller: Caller, handle: int) -> None:
+def take_handle(k: System, caller: Caller, handle: int) -> None:
     """Check a handle that the client chose, and that one more context may exist."""
     session = caller.session
     if handle >> 24 != session.connection:
@@ -68,10 +68,12 @@ def _take_handle(k: System, caller: Caller, handle: int) -> None:
         )
 
 
-def _add(k: System, caller: Caller, ctx: Context) -> None:
+def add_context(k: System, caller: Caller, ctx: Context) -> None:
+    """Give a task a new context."""
     caller.session.last_handle = ctx.handle
     caller.task.contexts[ctx.handle] = ctx
     ctx.last_use = k.counters.turns
+    ctx.stopped = caller.task.state is TaskState.STOPPED
     k.num_contexts += 1
     ctx.model.num_contexts += 1
 
@@ -176,6 +178,7 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
     """Return a context as the inspection tools show it."""
     length, computed, busy = ctx.length, ctx.computed, ctx.busy  # as of the call
     state = ctx.request.state.value if ctx.request else ""
+    lacks = ctx.request.lacks if state == RequestState.BLOCKED.value else 0
     sums = yield from tally([ctx.blocks], ctx.pool.block_size)
     return CtxRow(
         ctx.handle,
@@ -192,4 +195,8 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
         ctx.model.device,
         state,
         sums.share * ctx.model.desc.block_bytes,
+        sums.host,
+        0,
+        ctx.pinned,
+        lacks,
     )

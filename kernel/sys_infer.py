@@ -88,7 +88,6 @@ def start_request(k: System, caller: Caller, request: Request, cached: int) -> N
     caller.task.prompt_tokens += request.prompt
     k.counters.admitted += 1
     k.counters.prompt_tokens += request.prompt
-    k.counters.cached_tokens += request.cached
 
 
 def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
@@ -167,13 +166,24 @@ def check_room(ctx: Context, length: int, max_tokens: int) -> None:
         )
     size = ctx.pool.block_size
     needed = -(-min(length + max_tokens, desc.max_ctx) // size)
-    usable = ctx.pool.num_blocks - 1
+    pinned = 0 if ctx.pinned else ctx.model.sched.pager.pinned
+    usable = ctx.pool.num_blocks - 1 - pinned
     if needed > usable:
+        beside = f" beside {pinned} that are pinned" if pinned else ""
         raise ENOMEM(
             f"needs {needed} KV blocks ({length} ids, {max_tokens} to generate), "
-            f"the whole pool has {usable}",
+            f"the whole pool has {usable}{beside}",
             "lower max_tokens, shorten the prompt, or start the kernel with a larger --kv-mem",
             {"needed": needed, "limit": usable},
+        )
+    named, limit = ctx.pool.named + needed - len(ctx.blocks), ctx.model.promise_limit
+    if named > limit:
+        raise ENOMEM(
+            f"contexts would have {named} blocks, {limit} may be promised: --overcommit "
+            f"{ctx.model.spec.overcommit:g} times the {ctx.pool.num_blocks - 1} of the device and "
+            f"{ctx.pool.host.num_blocks} of the host tier",
+            "free or trim some contexts, or raise --overcommit",
+            {"needed": named, "limit": limit},
         )
 
 
@@ -266,6 +276,10 @@ def drop_request(k: System, ctx: Context, why: str) -> None:
 
 
 def _retire(k: System, request: Request) -> None:
+    if not request.background:
+        k.counters.cached_tokens += request.cached
+        task = k.tasks.find(request.ctx.pid)
+        task.cached_tokens += request.cached
     request.ctx.model.sched.remove(request)
     request.ctx.last_use = k.counters.turns
     if request.ctx.queued:

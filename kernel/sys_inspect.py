@@ -70,7 +70,11 @@ def _contexts(k: System) -> Table:
 
 
 def _pools(k: System) -> Table:
-    return [model for model in k.device.models if model.loaded], _pool_row
+    models = [model for model in k.device.models if model.loaded]
+    tiers = [(model, tier) for model in models for tier in ("device", "host")]
+    return [
+        pair for pair in tiers if pair[1] == "device" or pair[0].pool.host.num_blocks
+    ], _pool_row
 
 
 def _kernel(k: System) -> Table:
@@ -86,15 +90,21 @@ def _config_row(k: System, item: tuple[str, Any]) -> Row:
     return ConfigRow(*item)
 
 
-def _pool_row(k: System, model: Model) -> Row:
-    blocks, size = list(model.pool.resident()), model.pool.block_size
+def _pool_row(k: System, pair: tuple[Model, str]) -> Row:
+    model, tier = pair
+    pool, size = model.pool, model.pool.block_size
+    if tier == "host":
+        yield pool.host.num_blocks // CHUNK + 1
+        return PoolRow(
+            model.device, model.name, tier, size, model.desc.block_bytes, *pool.host.counts, 0, 0, 0
+        )
+    blocks = list(pool.resident())
     parts = [blocks[start : start + CHUNK] for start in range(0, len(blocks), CHUNK)]
     sums = yield from tally(parts, size)
-    counts = model.pool.counts
     return PoolRow(
-        model.device, model.name, "device", size, model.desc.block_bytes,
-        counts.total, counts.free, counts.cached, counts.used, counts.limbo, counts.reserved,
-        sums.shared, sums.saved, sums.waste,
+        model.device, model.name, tier, size, model.desc.block_bytes, *pool.counts,
+        sums.shared, sums.saved, sums.waste, pool.named, model.promise_limit,
+        model.sched.pager.pinned,
     )  # fmt: skip
 
 
@@ -110,7 +120,7 @@ def _kernel_row(k: System, _: System) -> Row:
         c.admitted, c.finished, c.failed, len(infers) - len(waiting), len(waiting),
         totals.prefill_tokens, totals.decode_tokens, totals.seqs, totals.step_us,
         c.prompt_tokens, c.cached_tokens, c.output_tokens, c.first_tokens, c.first_token_s,
-        now - since, k.log.end - 1, len(k.sessions),
+        now - since, k.log.end - 1, len(k.sessions), *totals[8:],
     )  # fmt: skip
 
 

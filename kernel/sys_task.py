@@ -132,6 +132,7 @@ def stop_task(k: System, task: Task) -> None:
         return
     task.become(TaskState.STOPPED)
     for ctx in task.contexts.values():
+        ctx.stopped = True
         if ctx.request is not None:
             ctx.request.held = "signal"
 
@@ -142,6 +143,7 @@ def continue_task(task: Task) -> None:
         return
     task.become(TaskState.LIVE)
     for ctx in task.contexts.values():
+        ctx.stopped = False
         if ctx.request is not None:
             ctx.request.held = ""
 
@@ -234,10 +236,12 @@ def sys_stat_task(k: System, caller: Caller, args: StatTask) -> Work:
 
 
 def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
-    """Return a task as ps shows it. What ended tasks have not given back yet is init's."""
-    graves = k.graves if task.pid == INIT else ()
+    """Return a task as ps shows it. What ended tasks have not given back yet is init's, and what is
+    being saved or loaded."""
+    graves = (*k.graves, *k.floating) if task.pid == INIT else ()
     held = list(task.contexts.values())
     share, shared, kv_bytes, tokens, models = 0.0, 0, 0.0, 0, set[str]()
+    swapped = 0.0
     for ctx in held:
         tokens += ctx.length
         models.add(ctx.model.name)
@@ -245,11 +249,12 @@ def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
         sums = yield from tally([ctx.blocks], ctx.pool.block_size)
         share += sums.share
         shared += sums.shared
+        swapped += sums.host_share
         kv_bytes += sums.share * ctx.model.desc.block_bytes
     letter, wait = task.letter()
     host = task.session.host_pid if task.session else 0
     return TaskRow(
         task.pid, task.parent, task.uid, task.name, letter, wait, 0, len(held), tokens, share,
         shared, task.prompt_tokens, task.output_tokens, k.clock() - task.born, host, kv_bytes,
-        ",".join(sorted(models)),
+        ",".join(sorted(models)), swapped, task.lacks, task.cached_tokens,
     )  # fmt: skip

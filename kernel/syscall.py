@@ -9,7 +9,17 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from kernel import sys_admin, sys_ctx, sys_infer, sys_inspect, sys_model, sys_score, sys_task
+from kernel import (
+    sys_admin,
+    sys_ctx,
+    sys_infer,
+    sys_inspect,
+    sys_memory,
+    sys_model,
+    sys_save,
+    sys_score,
+    sys_task,
+)  # fmt: skip
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import Work
 from kernel.session import Session
@@ -46,6 +56,10 @@ HANDLERS: dict[str, Handler] = {
     "free_ctx": sys_ctx.sys_free_ctx,
     "read_ctx": sys_ctx.sys_read_ctx,
     "stat_ctx": sys_ctx.sys_stat_ctx,
+    "save_ctx": sys_save.sys_save_ctx,
+    "load_ctx": sys_save.sys_load_ctx,
+    "list_saves": sys_save.sys_list_saves,
+    "drop_save": sys_save.sys_drop_save,
     "infer": sys_infer.sys_infer,
     "cancel": sys_infer.sys_cancel,
     "score": sys_score.sys_score,
@@ -55,6 +69,9 @@ HANDLERS: dict[str, Handler] = {
     "read_model": sys_model.sys_read_model,
     "list_devices": sys_model.sys_list_devices,
     "snapshot": sys_inspect.sys_snapshot,
+    "advise_ctx": sys_memory.sys_advise_ctx,
+    "drop_cache": sys_memory.sys_drop_cache,
+    "explain": sys_memory.sys_explain,
     "pmap": sys_inspect.sys_pmap,
     "log": sys_inspect.sys_log,
     "shutdown": sys_admin.sys_shutdown,

@@ -4,6 +4,7 @@ Handlers of system calls and the loop work on it. Clock and randomness are hande
 kernel runs in real time and in the simulator.
 """
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -14,6 +15,7 @@ from kernel.burst import Bursts
 from kernel.config import Config
 from kernel.context import Context
 from kernel.device import Device, DeviceState, Limits
+from kernel.errand import Errands
 from kernel.job import Jobs
 from kernel.link import Link
 from kernel.logring import LogRing
@@ -21,9 +23,16 @@ from kernel.model import Model
 from kernel.policy import Policy
 from kernel.session import Session
 from kernel.stats import Counters
+from kernel.store import Store
+from kernel.storehost import Disk, StoreHost
 from kernel.task import Task, TaskTable
 from kernel.watch import Patience
 from syscalls.errors import EBADCTX, ENOENT, KernelError
+
+
+def host_part(host_bytes: int) -> int:
+    """Return the whole pages of a budget: what a model's part of the host memory has."""
+    return host_bytes - host_bytes % mmap.PAGESIZE
 
 
 class System:
@@ -39,6 +48,7 @@ class System:
         uid: int,
         kernel_pid: int,
         log: LogRing,
+        store: Store | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -58,14 +68,23 @@ class System:
         self.jobs = Jobs()
         self.graves: deque[Context] = deque()  # of tasks that have ended; their blocks go in slices
         self.stop_by: float | None = None  # shutting down: when the grace ends
+        self.floating: list[Context] = []  # being saved or loaded: in no task
         patience = Patience(
             config.hang_s, config.step_s, config.load_s,
             config.max_restarts, config.restart_window_s,
         )  # fmt: skip
+        self.store = StoreHost(
+            store, Disk(config.state_dir, config.keys_dir, config.swap_bytes), patience, clock
+        )
+        self.errands = Errands(self.store)
         limits = Limits(config.prefill_chunk, config.target_us, patience)
-        self.device = Device(link, limits, policy, clock, self.contexts)
+        secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
+        self.device = Device(link, limits, policy, clock, self.contexts, secret, self._burying)
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
+
+    def _burying(self) -> bool:
+        return bool(self.graves)
 
     def spec(self, name: str, path: str) -> ModelSpec:
         """Return how a model is loaded unless it is asked for otherwise."""
@@ -73,6 +92,7 @@ class System:
         return ModelSpec(
             name, path, config.dtype, config.block_size, config.num_blocks, config.kv_bytes,
             config.max_ctx, config.deterministic, config.threads,
+            host_part(config.host_bytes), config.kv_dtype, config.overcommit,
         )  # fmt: skip
 
     def contexts(self) -> Iterator[Context]:

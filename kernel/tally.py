@@ -14,15 +14,22 @@ class Tally(NamedTuple):
     shared: int = 0  # named by more than one table
     saved: int = 0  # that would be needed besides, if nothing was shared
     waste: int = 0  # empty positions
+    host: int = 0  # in the host tier only
+    host_share: float = 0.0
 
 
 def tally(tables: Iterable[Sequence[Block]], block_size: int) -> Generator[int, None, Tally]:
     """Count the resident blocks of tables, a block as often as it is named."""
-    count, share, shared, saved, waste = 0, 0.0, 0, 0, 0
+    count, share, shared, saved, waste, host, host_share = 0, 0.0, 0, 0, 0, 0, 0.0
     for table in tables:
         for block in table:
             refs = block.refs
-            if block.id == NOT_RESIDENT or refs == 0:
+            if refs == 0:
+                continue
+            if block.id == NOT_RESIDENT:
+                if block.kept:
+                    host += 1
+                    host_share += 1 / refs
                 continue
             count += 1
             share += 1 / refs
@@ -30,4 +37,4 @@ def tally(tables: Iterable[Sequence[Block]], block_size: int) -> Generator[int, 
             saved += refs - 1
             waste += block_size - len(block.ids)
         yield 1 + len(table)  # a table costs something even when it is empty
-    return Tally(count, share, shared, saved, waste)
+    return Tally(count, share, shared, saved, waste, host, host_share)

@@ -52,6 +52,7 @@ class Task:
         self.ticket = b""  # digest of the ticket, while one is out
         self.ticket_expires = 0.0
         self.prompt_tokens = 0
+        self.cached_tokens = 0  # of these, found computed
         self.output_tokens = 0
         self.status = 0
         self.reason = ""
@@ -86,8 +87,15 @@ class Task:
             return "S", held.pop()
         for state in _LETTERS:
             if state in states:
-                return state.value, {"D": "blocks", "Q": "step"}.get(state.value, "")
+                waits = {"D": f"{self.lacks} blocks", "Q": "step"}
+                return state.value, waits.get(state.value, "")
         return "S", "child" if self.waits else "program" if self.session else "kernel"
+
+    @property
+    def lacks(self) -> int:
+        """Blocks that its requests wait for."""
+        requests = [ctx.request for ctx in self.contexts.values() if ctx.request]
+        return sum(r.lacks for r in requests if r.state is RequestState.BLOCKED and not r.held)
 
 
 class TaskTable:

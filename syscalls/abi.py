@@ -28,6 +28,7 @@ MAX_BIAS = 300
 MAX_LOGPROBS = 20
 KEPT_RESULTS = 1024
 MODEL_CHUNK = 256 * 1024
+MAX_EXTRA = 2048
 
 INT32_MAX = 2**31 - 1
 
@@ -87,6 +88,7 @@ Name = Annotated[str, Text(64, re.compile(r"[A-Za-z0-9._-]{1,64}"))]
 Title = Annotated[str, Text(256, re.compile(r"[^\x00-\x1f\x7f]*"))]
 Path = Annotated[str, Text(4096, re.compile(r"[^\x00-\x1f\x7f]*"))]
 ModelName = Annotated[str, Text(128, re.compile(r"[A-Za-z0-9._:/-]{1,128}"))]
+SaveName = Annotated[str, Text(256, re.compile(r"[^\x00-\x1f\x7f]+"))]
 Ticket = Annotated[bytes, Blob(32)]
 StopIds = Annotated[tuple[int, ...], Ints(MAX_STOP_IDS, 0, INT32_MAX)]
 Penalty = Annotated[float, Real(-2.0, 2.0)]
@@ -326,6 +328,73 @@ class DropCache(NamedTuple):
 
 class DropCacheResult(NamedTuple):
     blocks: int  # that were given back
+
+
+class SaveCtx(NamedTuple):
+    """Keeps the ids and the KV of all full blocks that is there; what is at its end is computed
+    again after a load. Replaces the caller's save of that name, whole or not at all.
+
+    `extra` is the program's own, and comes back with the load.
+    """
+
+    ctx: Handle
+    name: SaveName
+    extra: Annotated[bytes, Blob(MAX_EXTRA)] = b""
+
+
+class SaveCtxResult(NamedTuple):
+    length: int  # of the save: that of the context when the call was accepted
+    kv_tokens: int  # positions of it whose KV is in the save
+    file_bytes: int
+    generation: int  # rises with each save of the name
+
+
+class LoadCtx(NamedTuple):
+    """`ctx` is a new handle; the context exists when the call ends, not before."""
+
+    ctx: Handle
+    name: SaveName
+    model: ModelName | None = None  # nil: the one that it was saved from, or one with its weights
+    title: Title | None = None  # of the context
+
+
+class LoadCtxResult(NamedTuple):
+    model: str
+    max_ctx: int
+    block_size: int
+    load: int
+    length: int
+    kv_tokens: int  # positions whose KV need not be computed
+    generation: int
+    saved_wall_s: float  # since 1970
+    note: str  # why KV of the save was not used, if some was not
+    extra: bytes
+
+
+class ListSaves(NamedTuple):
+    after: Title = ""  # names come in order, a page at a time
+
+
+class SaveRow(NamedTuple):
+    """Of a damaged save only name and generation are known."""
+
+    name: str
+    generation: int
+    state: str  # current | stale | damaged
+    model: str
+    length: int
+    kv_blocks: int  # full ones whose KV is in the save
+    file_bytes: int
+    saved_wall_s: float  # since 1970
+
+
+class ListSavesResult(NamedTuple):
+    rows: list[Any]
+    more: bool
+
+
+class DropSave(NamedTuple):
+    name: SaveName
 
 
 class CtxRow(NamedTuple):
@@ -748,10 +817,16 @@ CALLS: tuple[Call, ...] = (
          "Say what a context's KV is needed for: prefetch, demote, pin, unpin, retain.",
          "EBADCTX EINVAL EDQUOT EAGAIN"),
     _reserved(40, "label_ctx", _T, "Name a context.", idempotent=True),
-    _reserved(41, "save_ctx", _T, "Keep a context under a name.", durable=True),
-    _reserved(42, "load_ctx", _T, "Make a context from a save."),
-    _reserved(43, "list_saves", _T, "List saves.", idempotent=True),
-    _reserved(44, "drop_save", _T, "Delete a save.", durable=True),
+    Call(41, "save_ctx", SaveCtx, SaveCtxResult, _T, True, True,
+         "Keep a context under a name; ends when it is on the disk.",
+         "EBADCTX EINVAL ENOSPC EIO ENOTSUP EAGAIN ECORRUPT"),
+    Call(42, "load_ctx", LoadCtx, LoadCtxResult, _T, False, False,
+         "Make a context from a save of the caller's user.",
+         "EINVAL EEXIST ENOENT ENODEV EAGAIN E2BIG ENOMEM EIO ECORRUPT ENOTSUP ECANCELED"),
+    Call(43, "list_saves", ListSaves, ListSavesResult, _T, True, False,
+         "List the saves of the caller's user, a page at a time.", "EIO ENOTSUP EAGAIN"),
+    Call(44, "drop_save", DropSave, Nothing, _T, True, True,
+         "Delete a save of the caller's user for good.", "ENOENT EIO ENOTSUP EAGAIN"),
     _reserved(45, "export_ctx", _T, "Write a context to a file."),
     _reserved(46, "import_ctx", _T, "Make a context from an exported file."),
     _reserved(47, "grant_ctx", _T, "Let another task open a context."),

@@ -1,8 +1,9 @@
-"""The CPU driver: one device `cpu0`, synchronous, torch underneath.
+"""The CPU driver: one device `cpu0`, torch underneath, a thread for each queue (`drivers.lanes`).
 
-A Submit is checked whole (`drivers.plan`), run op by op, and answered before `submit` returns, so
-every wait for a fence of another queue has passed by then. The host tier of a CPU device would be
-the same memory, so there is none.
+A Submit is checked whole (`drivers.plan`) when its turn comes, and run op by op. Copies to and from
+the host tier are memory copies in the threads of their queues, beside the forward passes of COMPUTE
+(`drivers.host_tier`). The host tier of a CPU device is memory of the same kind as its pool; but it
+outlives the driver, and what goes to the disk goes by it.
 
 Loading: an Estimate comes first, made without allocating; then the weights, then the pool, then a
 warm-up that touches the memory of the largest steps. From there on memory does not grow. Each model
@@ -19,7 +20,6 @@ Energy: the machines at hand have no counter to read, and a guess would be label
 """
 
 import os
-import time
 from array import array
 from typing import Any
 
@@ -31,27 +31,28 @@ from drivers import base, slots, wire
 from drivers.base import DriverFault, FaultKind
 from drivers.cpu import machine
 from drivers.cpu.model import CpuModel
+from drivers.lanes import Lanes
 from drivers.models.errors import ModelError
 from drivers.plan import Draws, Plan, shape_of
-from drivers.pool import DTYPES, KvPool
+from drivers.pool import DTYPES
 from drivers.sampling import sample, score
-from drivers.submit import Fences, check_ops
+from drivers.submit import check_ops
 
 FEATURES = (
     "copy_d2d", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "deterministic", "penalties", "bias", "score",
-    "load_beside",
+    "load_beside", "host_tier", "copy_queues",
 )  # fmt: skip
 
 
 class CpuDriver:
-    """One CPU and its models, of which one is worked on at a time."""
+    """One CPU and its models, of which one is computed at a time."""
 
-    def __init__(self, emit: base.Emit, bulk: memoryview) -> None:
-        self._emit, self._bulk = emit, bulk
-        self._fences = Fences(0)
+    def __init__(self, emit: base.Emit, bulk: memoryview, host: int) -> None:
+        self._emit, self._bulk, self._host = emit, bulk, host
+        self._lanes = Lanes(0, self._run, emit)
         self._models: dict[int, CpuModel] = {}
-        self._steps = self._tokens = self._busy_us = 0
+        self._steps = self._tokens = 0
 
     def hello(self, hello: base.Hello) -> base.Ready:
         schema = wire.schema()
@@ -61,7 +62,7 @@ class CpuDriver:
                 f"the kernel speaks driver ABI {hello.major}.{hello.minor} {hello.schema}, "
                 f"this driver {base.ABI[0]}.{base.ABI[1]} {schema}",
             )
-        self._fences = Fences(hello.epoch)
+        self._lanes = Lanes(hello.epoch, self._run, self._emit)
         threads = machine.set_threads(0, False)
         return base.Ready(
             *base.ABI, schema, hello.epoch, "cpu", hello.device, os.getpid(),
@@ -78,8 +79,14 @@ class CpuDriver:
         if load.kv_dtype not in ("", load.dtype):
             what = f"KV in {load.kv_dtype}: here it has the weights' dtype, {load.dtype}"
             raise DriverFault(FaultKind.UNSUPPORTED, what)
+        promised = sum(model.host_range.untouched() for model in self._models.values())
+
+        def make() -> CpuModel:
+            return CpuModel(load, self._emit, self._host, promised)
+
         try:
-            model = CpuModel(load, self._emit)
+            # by the thread that will run its steps, unless that has other ones to run
+            model = make() if self._models else self._lanes.call(make)
         except ModelError as error:
             what = f"{error}; {error.hint}" if error.hint else str(error)
             raise DriverFault(FaultKind.MODEL_LOAD, what) from None
@@ -90,39 +97,30 @@ class CpuDriver:
         return model.answer
 
     def unload(self, unload: base.Unload) -> None:
+        self._lanes.drain(unload.model)
         if self._models.pop(unload.model, None) is not None:
             machine.give_back_memory()
 
     def stats(self) -> base.StatsReply:
         pools = sum(model.pool.pool_bytes for model in self._models.values())
         resident = psutil.Process().memory_info().rss
-        return base.StatsReply(resident, pools, self._steps, self._tokens, self._busy_us, 0)
+        return base.StatsReply(resident, pools, self._steps, self._tokens, self._lanes.busy_us, 0)
 
     def close(self) -> None:
+        self._lanes.drain()
         self._models.clear()
 
     def submit(self, submit: base.Submit) -> None:
-        start = time.monotonic_ns()
-        try:
-            self._fences.accept(submit)
-            model = self._models.get(submit.model)
-            shape = shape_of(model.answer, len(self._bulk)) if model else None
-            ops = check_ops(submit, shape, model.last if model else {})
-            results = self._run(model, ops) if model else ()
-        except DriverFault as fault:
-            answer: Any = base.Fault(
-                submit.epoch, submit.queue, submit.value, fault.kind, fault.message, fault.items
-            )
-        else:
-            end = time.monotonic_ns()
-            self._busy_us += (end - start) // 1000
-            answer = base.Complete(
-                submit.epoch, submit.queue, submit.value, start // 1000, end // 1000, results
-            )
-        self._emit(answer)
+        self._lanes.submit(submit)
+
+    # --- in the threads of the queues -------------------------------------------------------------
 
     @torch.inference_mode()
-    def _run(self, model: CpuModel, ops: list[tuple[Any, Any]]) -> tuple[Any, ...]:
+    def _run(self, submit: base.Submit) -> tuple[Any, ...]:
+        model = self._models.get(submit.model)
+        shape = shape_of(model.answer, len(self._bulk)) if model else None
+        ops = check_ops(submit, shape, model.last if model else {})
+        assert model is not None, "check_ops refuses a model that is not there"
         results: list[Any] = []
         step: tuple[Plan, Tensor] | None = None
         for op, read in ops:
@@ -140,22 +138,36 @@ class CpuDriver:
                 case base.Reset():
                     slots.reset(model.last, op, read)
                 case base.Checksum():
-                    results.append(list(model.pool.checksum(_blocks(read))))
+                    results.append(list(model.pool.checksum(read)))
                 case _:
-                    self._move(op, read, model.pool)
+                    self._move(op, read, model)
         return tuple(results)
 
-    def _move(self, op: Any, read: Any, pool: KvPool) -> None:
+    def _move(self, op: Any, read: Any, model: CpuModel) -> None:
         """Run an op on whole blocks."""
         match op:
             case base.Copy():
-                pool.copy(_blocks(read[0]), _blocks(read[1]))
+                _copy(op.direction, read[0], read[1], model)
             case base.Scrub():
-                pool.scrub(_blocks(read))
+                model.pool.scrub(_blocks(read))
             case base.Export():
-                pool.export(_blocks(read), self._bulk[op.offset :])
+                model.pool.export(read, self._bulk, op.offset)
             case base.Import():
-                pool.restore(_blocks(read), self._bulk[op.offset :])
+                model.pool.restore(read, self._bulk, op.offset)
+
+
+def _copy(direction: int, src: "array[int]", dst: "array[int]", model: CpuModel) -> None:
+    if direction == base.Direction.D2D:
+        model.pool.copy(_blocks(src), _blocks(dst))
+        return
+    assert model.tier is not None, "check_copy refuses a tier that is not there"
+    match direction:
+        case base.Direction.D2H:
+            model.tier.copy_out(model.pool.memory, src, dst)
+        case base.Direction.H2D:
+            model.tier.copy_in(src, model.pool.memory, dst)
+        case base.Direction.H2H:
+            model.tier.move(src, dst)
 
 
 def _sample(model: CpuModel, draws: Draws, plan: Plan, logits: Tensor) -> base.Sampled:
@@ -182,4 +194,4 @@ def _blocks(values: "array[int]") -> Tensor:
 def open_driver(emit: base.Emit, bulk: memoryview, host: int) -> base.Driver:
     """Return the driver of this machine's CPU."""
     machine.keep_freed_memory()
-    return CpuDriver(emit, bulk)
+    return CpuDriver(emit, bulk, host)

@@ -18,6 +18,7 @@ from drivers.base import NULL_BLOCK, DriverFault, FaultKind
 from drivers.cpu import machine
 from drivers.cpu.attention import Arena, Attention, Heads, Part, blocks_at_once
 from drivers.cpu.ordered import OrderedAttention
+from drivers.host_tier import HostTier, host_range
 from drivers.models import weights
 from drivers.models.config import ModelConfig
 from drivers.plan import Draws, Plan
@@ -35,13 +36,15 @@ MAX_BLOCK_SIZE = 4096
 class CpuModel:
     """One model with its pool."""
 
-    def __init__(self, load: base.Load, emit: base.Emit) -> None:
+    def __init__(self, load: base.Load, emit: base.Emit, host: int = -1, promised: int = 0) -> None:
+        """Load it; its host tier is in the host memory `host`. `promised` is free and others'."""
         start = time.monotonic_ns()
         self.last: dict[int, Slot] = {}
         source = weights.open_source(load.path)
         config = source.config
         max_ctx = _check(load, config)
-        shape, weights_bytes = _fit(load, config, max_ctx, emit)
+        shape, weights_bytes = _fit(load, config, max_ctx, emit, host, promised)
+        self.host_range = host_range(load, host, shape.block_bytes)
         self._threads = machine.set_threads(load.threads, load.deterministic)
 
         def progress(done: int) -> None:
@@ -51,6 +54,9 @@ class CpuModel:
         self._model = weights.load(source, shape.dtype, max_ctx, tile, progress)
         source.close()
         self.pool = KvPool(shape)
+        self.tier = (
+            HostTier(self.host_range, shape.block_bytes) if self.host_range.num_bytes else None
+        )
         self._heads = Heads.of(config)
         self._arena = Arena(shape.dtype)
         self._attention: Callable[..., Attention | OrderedAttention] = _attention(load)
@@ -62,7 +68,8 @@ class CpuModel:
             load.model, config.arch, config.num_layers, config.vocab_size, max_ctx, weights_bytes,
             tuple(config.eos_ids), (group,), load.block_size, shape.block_bytes, shape.num_blocks,
             load.dtype, MAX_TOKENS, MAX_SEQS, MAX_BLOCK_REFS, (time.monotonic_ns() - start) // 1000,
-            max_logit_rows=MAX_SEQS,
+            num_host_blocks=self.host_range.num_bytes // shape.block_bytes,
+            max_logit_rows=MAX_SEQS, digest=weights.digest_of(load.path),
         )  # fmt: skip
 
     def execute(self, plan: Plan) -> Tensor:
@@ -152,21 +159,29 @@ def _pool_shape(config: ModelConfig, load: base.Load, num_blocks: int) -> PoolSh
 
 
 def _fit(
-    load: base.Load, config: ModelConfig, max_ctx: int, emit: base.Emit
+    load: base.Load, config: ModelConfig, max_ctx: int, emit: base.Emit, host: int, promised: int
 ) -> tuple[PoolShape, int]:
-    """Emit and log the Estimate; return the pool that fits, or refuse."""
-    dtype, free = DTYPES[load.dtype], machine.memory_free()
+    """Emit and log the Estimate; return the pool that fits, or refuse.
+
+    Memory of a host tier is taken when it is used: what has none yet is counted as if it had, that
+    of the models before (`promised`) as well.
+    """
+    dtype, free = DTYPES[load.dtype], max(machine.memory_free() - promised, 0)
     work = work_bytes(config, dtype.itemsize, load.block_size, max_ctx, load.deterministic)
     weights_bytes, places = measured = weights.measure(config, dtype, max_ctx, free - work)
     block_bytes = _pool_shape(config, load, 1).block_bytes
     num_blocks = load.num_blocks or load.kv_bytes // block_bytes
+    tier = host_range(load, host, block_bytes)
+    unused = tier.untouched() if tier.num_bytes else 0
     emit(base.Estimate(load.model, weights_bytes, block_bytes, num_blocks, free))
     needs = (
         f"weights {_mib(weights_bytes)}, {num_blocks} KV blocks of {block_bytes} bytes "
         f"{_mib(num_blocks * block_bytes)}, to work in {_mib(work)}, free {_mib(free)}"
     )
+    if tier.num_bytes:
+        needs += f", of which the host tier takes {_mib(unused)}"
     log.info("estimate: %s; modules placed: %s", needs, dict(places))
-    room = max(free - work - weights_bytes, 0) if measured.fits else 0
+    room = max(free - unused - work - weights_bytes, 0) if measured.fits else 0
     if num_blocks < 2 or num_blocks * block_bytes > room:
         advice = _advice(room, block_bytes, max_ctx)
         raise DriverFault(FaultKind.OOM, f"the model does not fit: {needs}; {advice}")

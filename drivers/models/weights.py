@@ -36,7 +36,7 @@ from drivers.models.config import ModelConfig
 from drivers.models.decoder import Decoder, DecoderLayer, Linear
 from drivers.models.errors import FETCH, ModelError
 from drivers.models.gguf import GgufFile
-from drivers.models.manifest import check_unchanged
+from drivers.models.manifest import MANIFEST, check_unchanged, read_manifest
 from drivers.models.tensors import ROPE_FACTORS, Shapes, tensor_shapes
 from drivers.sizes import SLICE_BYTES, turn_bytes
 
@@ -119,6 +119,21 @@ class RandomSource:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+KV_VERSION = 1
+"""Rises when the model code computes other KV from the same file."""
+
+
+def digest_of(path: str) -> str:
+    """Return what the KV of given ids depends on, hex; empty if the files have no known sum."""
+    if path.partition(":")[0] == RANDOM:
+        content = path
+    elif (Path(path) / MANIFEST).exists():
+        content = read_manifest(Path(path)).manifest.sha256
+    else:
+        return ""
+    return hashlib.sha256(f"{KV_VERSION} {content}".encode()).hexdigest()
 
 
 def open_source(path: str) -> Source:

@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,61 +10,85 @@ import pytest
 from drivers import base
 from drivers.base import Direction, FaultKind, Queue, ints
 from kernel.host_memory import HostMemory
-from tests.helpers.device import Bench, Device, hello, load_of, open_rig
+from tests.helpers.device import Bench, Device, load_of, open_rig
 from tests.helpers.plans import Part
 
 BOTH = pytest.mark.parametrize("transport", ["loopback", "host"], indirect=True)
 LENGTH, HOST_BLOCKS = 48, 9
 OFFSET = 3 * mmap.PAGESIZE
-Start = Callable[..., Device]
 
 
-@pytest.fixture
-def block_bytes(devices: Any, bench: Bench) -> int:
-    if bench.name == "cpu":
-        pytest.skip("not built yet")
-    size: int = devices.device(bench, "loopback").loaded.block_bytes
-    return size
+class Tiers:
+    """Devices with host memory, by bench and transport; one is started again only where it must."""
+
+    def __init__(self, devices: Any) -> None:
+        self._devices = devices
+        self._made: dict[tuple[str, str], Tier] = {}
+
+    def tier(self, bench: Bench, transport: str) -> "Tier":
+        key = bench.name, transport
+        if key not in self._made:
+            size = self._devices.device(bench, "loopback").loaded.block_bytes
+            self._made[key] = Tier(bench, transport, self._devices.path(bench), size)
+        return self._made[key]
+
+    def close(self) -> None:
+        for tier in self._made.values():
+            tier.device.rig.close()
+            tier.memory.close()
 
 
-@pytest.fixture
-def tier(block_bytes: int) -> dict[str, int]:
-    """Of a Load: HOST_BLOCKS blocks and a part of one that does not fit whole."""
-    host_bytes = HOST_BLOCKS * block_bytes + block_bytes // 2
-    return {"host_bytes": host_bytes, "host_offset": OFFSET, "num_host_blocks": 0}
+class Tier:
+    """Host memory, and a device whose host tier lies in the middle of it."""
+
+    def __init__(self, bench: Bench, transport: str, path: str, block_bytes: int) -> None:
+        self.bench, self.transport, self.path = bench, transport, path
+        self.block_bytes = block_bytes
+        # and a part of a block that does not fit whole
+        host_bytes = HOST_BLOCKS * block_bytes + block_bytes // 2
+        self.load = {"host_bytes": host_bytes, "host_offset": OFFSET, "num_host_blocks": 0}
+        self.memory = HostMemory("test", OFFSET + host_bytes + 4 * mmap.PAGESIZE)
+        self.device = self.open()
+
+    def open(self) -> Device:
+        """Return a new device on the same memory."""
+        rig = open_rig(self.bench, self.transport, self.memory.fd)
+        return Device(rig, self.bench, self.path, **self.load)
+
+    def restart(self) -> Device:
+        """End the driver and start another one, as the kernel does."""
+        self.device.rig.close()
+        self.device = self.open()
+        return self.device
+
+    def block(self, block: int) -> tuple[int, int]:
+        """Return where a host block lies, as offset and length."""
+        return OFFSET + block * self.block_bytes, self.block_bytes
+
+    def held(self, offset: int = 0, length: int = 1 << 30) -> bytes:
+        """Return bytes of the host memory, as the store host reads them."""
+        return os.pread(self.memory.fd, length, offset)
 
 
-@pytest.fixture
-def memory(tier: dict[str, int]) -> Iterator[HostMemory]:
-    """Host memory with room around what is loaded."""
-    made = HostMemory("test", OFFSET + tier["host_bytes"] + 4 * mmap.PAGESIZE)
+@pytest.fixture(scope="module")
+def tiers(devices: Any) -> Iterator[Tiers]:
+    made = Tiers(devices)
     yield made
     made.close()
 
 
 @pytest.fixture
-def start(
-    bench: Bench, transport: str, model_path: str, memory: HostMemory, tier: dict[str, int]
-) -> Iterator[Start]:
-    """Start a driver on the same host memory, as the kernel does when the one before is gone."""
-    opened: list[Device] = []
-
-    def end() -> None:
-        while opened:
-            opened.pop().rig.close()
-
-    def start() -> Device:
-        end()
-        opened.append(Device(open_rig(bench, transport, memory.fd), bench, model_path, **tier))
-        return opened[0]
-
-    yield start
-    end()
+def tier(tiers: Tiers, bench: Bench, transport: str) -> Tier:
+    """As good as new."""
+    made = tiers.tier(bench, transport)
+    made.device.renew()
+    made.memory.zero([(0, made.memory.num_bytes)])
+    return made
 
 
 @pytest.fixture
-def fresh(start: Start) -> Device:
-    return start()
+def fresh(tier: Tier) -> Device:
+    return tier.device
 
 
 def filled(device: Device) -> list[int]:
@@ -84,15 +108,8 @@ def back(device: Device, src: list[int], dst: list[int]) -> None:
     device.submit(op, queue=Queue.COPY_IN)
 
 
-def held(memory: HostMemory, offset: int, length: int) -> bytes:
-    """Return bytes of the host memory, as the store host reads them."""
-    return os.pread(memory.fd, length, offset)
-
-
 @BOTH
-def test_out_across_and_in_again_are_the_same_bytes(
-    fresh: Device, memory: HostMemory, block_bytes: int
-) -> None:
+def test_out_across_and_in_again_are_the_same_bytes(tier: Tier, fresh: Device) -> None:
     assert "host_tier" in fresh.ready.features
     assert fresh.loaded.num_host_blocks == HOST_BLOCKS
     blocks = filled(fresh)
@@ -106,12 +123,12 @@ def test_out_across_and_in_again_are_the_same_bytes(
     got = fresh.decode(fresh.step(Part([1, 2, 3], LENGTH, others))[0], LENGTH + 3, others, 4)
     assert fresh.same(got, want)
     fresh.submit(base.Export(ints(others[:3]), 0))
+    size = tier.block_bytes
     for index, at in enumerate((0, 8, 5)):
-        canonical = fresh.rig.bulk[index * block_bytes : (index + 1) * block_bytes]
-        assert held(memory, OFFSET + at * block_bytes, block_bytes) == canonical
-    assert not any(held(memory, 0, OFFSET)), "nothing in front of its range"
-    end = OFFSET + HOST_BLOCKS * block_bytes
-    assert not any(held(memory, end, memory.num_bytes - end)), "nor behind it"
+        canonical = fresh.rig.bulk[index * size : (index + 1) * size]
+        assert tier.held(*tier.block(at)) == canonical
+    assert not any(tier.held(0, OFFSET)), "nothing in front of its range"
+    assert not any(tier.held(sum(tier.block(HOST_BLOCKS - 1)))), "nor behind it"
 
 
 @BOTH
@@ -145,15 +162,15 @@ def test_copies_within_the_tier_read_all_before_they_write(fresh: Device) -> Non
 
 
 @BOTH
-def test_the_tier_outlives_the_driver(start: Start, memory: HostMemory, block_bytes: int) -> None:
+def test_the_tier_outlives_the_driver(tier: Tier) -> None:
     """What the next driver gets is what the kernel has not zeroed."""
-    first = start()
+    first = tier.device
     blocks = filled(first)
     one, _, three = first.checksums(blocks)
     out(first, blocks, [1, 2, 3])
-    memory.zero([(OFFSET + 2 * block_bytes, block_bytes)])
-    second = start()
-    assert second.loaded.num_host_blocks == HOST_BLOCKS
+    tier.memory.zero([tier.block(2)])
+    second = tier.restart()
+    assert second is not first and second.loaded.num_host_blocks == HOST_BLOCKS
     others = second.take(4)
     (zero,) = second.checksums(others[:1])
     back(second, [1, 2, 3, 4], others)
@@ -161,18 +178,17 @@ def test_the_tier_outlives_the_driver(start: Start, memory: HostMemory, block_by
 
 
 @BOTH
-def test_zeroing_reaches_a_driver_that_runs(
-    fresh: Device, memory: HostMemory, block_bytes: int
-) -> None:
+def test_zeroing_reaches_a_driver_that_runs(tier: Tier, fresh: Device) -> None:
     blocks, others = filled(fresh), fresh.take(3)
     one, _, _ = fresh.checksums(blocks)
     (zero,) = fresh.checksums(others[:1])
-    out(fresh, blocks, [0, 1, 2])
-    pages = os.fstat(memory.fd).st_blocks
-    memory.zero([(OFFSET + block * block_bytes, block_bytes) for block in (2, 1)])
-    whole = 2 * block_bytes // mmap.PAGESIZE - 1
+    for _ in range(2):  # into pages that are not there, then into those that are
+        out(fresh, blocks, [0, 1, 2])
+    pages = os.fstat(tier.memory.fd).st_blocks
+    tier.memory.zero(map(tier.block, (2, 1)))
+    whole = 2 * tier.block_bytes // mmap.PAGESIZE - 1
     if whole > 0:  # else no page is theirs alone
-        assert os.fstat(memory.fd).st_blocks <= pages - whole * mmap.PAGESIZE // 512
+        assert os.fstat(tier.memory.fd).st_blocks <= pages - whole * mmap.PAGESIZE // 512
     back(fresh, [0, 1, 2], others)
     assert fresh.checksums(others) == [one, zero, zero]
     out(fresh, others[:1], [2])
@@ -180,13 +196,11 @@ def test_zeroing_reaches_a_driver_that_runs(
     assert fresh.checksums(others[1:2]) == [one], "zeroed blocks can be used again"
 
 
-def test_two_models_have_a_range_each(
-    fresh: Device, model_path: str, memory: HostMemory, block_bytes: int
-) -> None:
-    pages = -(-2 * block_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    start = OFFSET + pages
-    fields = {"host_offset": start, "host_bytes": 2 * block_bytes, "num_host_blocks": 0}
-    fresh.rig.send(load_of(fresh.bench, model_path, model=1, **fields))
+def test_two_models_have_a_range_each(tier: Tier, fresh: Device) -> None:
+    size = tier.block_bytes
+    start = OFFSET + -(-2 * size // mmap.PAGESIZE) * mmap.PAGESIZE
+    fields = {"host_offset": start, "host_bytes": 2 * size, "num_host_blocks": 0}
+    fresh.rig.send(load_of(fresh.bench, tier.path, model=1, **fields))
     while not isinstance(answer := fresh.rig.receive(), base.Loaded):
         assert not isinstance(answer, base.Fault), answer
     assert answer.num_host_blocks == 2
@@ -195,11 +209,12 @@ def test_two_models_have_a_range_each(
     fresh.answer(fresh.next_submit(copy)._replace(model=1))
     submit = fresh.next_submit(base.Copy(Direction.D2H, ints([1, 2]), ints([1, 0])))
     assert isinstance(fresh.answer(submit._replace(model=1)), base.Complete)
-    assert not any(held(memory, OFFSET, memory.num_bytes - OFFSET)), "its blocks are fresh ones"
+    assert not any(tier.held()), "its blocks are fresh ones"
     out(fresh, blocks[:1], [0])
-    assert any(held(memory, OFFSET, pages)) and not any(held(memory, start, 2 * block_bytes))
+    assert any(tier.held(OFFSET, size)) and not any(tier.held(start, 2 * size))
     fresh.rig.send(base.Unload(1))
-    assert any(held(memory, OFFSET, pages)), "an Unload leaves the bytes where they are"
+    fresh.stats()
+    assert any(tier.held(OFFSET, size)), "an Unload leaves the bytes where they are"
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -213,69 +228,56 @@ def test_two_models_have_a_range_each(
     (Direction.H2H, [0], [HOST_BLOCKS]), (Direction.H2H, [HOST_BLOCKS], [0]),
 ], ids=str)  # fmt: skip
 def test_blocks_that_are_not_there(
-    fresh: Device, memory: HostMemory, op: tuple[int, list[int], list[int]]
+    tier: Tier, fresh: Device, op: tuple[int, list[int], list[int]]
 ) -> None:
     blocks = filled(fresh)
     out(fresh, blocks, [0, 1, 2])
-    sums, host = fresh.checksums(), held(memory, 0, memory.num_bytes)
+    sums, host = fresh.checksums(), tier.held()
     bad = base.Copy(op[0], ints(op[1]), ints(op[2]))
     good = base.Copy(Direction.D2H, ints(blocks[:1]), ints([7]))
     for queue in (Queue.COPY_OUT, Queue.COPY_IN):
         assert fresh.refuse(good, bad, queue=queue).kind == FaultKind.PLAN_INVALID
-    assert fresh.checksums() == sums and held(memory, 0, memory.num_bytes) == host
+    assert fresh.checksums() == sums and tier.held() == host
     out(fresh, blocks[:1], [7])
 
 
-@BOTH
-@pytest.mark.parametrize(("change", "says"), [
-    ({"host_offset": 1}, "multiple of"), ({"host_offset": OFFSET + 512}, "multiple of"),
+CHANGES: list[tuple[dict[str, int], str]] = [
+    ({"host_offset": 1}, "multiple of"),
+    ({"host_offset": OFFSET + 512}, "multiple of"),
     ({"host_offset": 1 << 40}, "the host memory has"),
     ({"host_bytes": 1 << 40}, "the host memory has"),
     ({"host_offset": -mmap.PAGESIZE}, "the host memory has"),
     ({"host_bytes": -1}, "the host memory has"),
-    ({"num_host_blocks": 2}, "host"),
-], ids=str)  # fmt: skip
-def test_ranges_that_cannot_be(
-    bench: Bench,
-    transport: str,
-    model_path: str,
-    memory: HostMemory,
-    tier: dict[str, int],
-    change: dict[str, int],
-    says: str,
-) -> None:
-    rig = open_rig(bench, transport, memory.fd)
-    rig.send(hello(device=bench.device))
-    rig.receive()
-    rig.send(load_of(bench, model_path, **{**tier, **change}))
-    while not isinstance(fault := rig.receive(), base.Fault):
+    ({"num_host_blocks": 2}, ""),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), CHANGES, ids=str)
+def test_ranges_that_cannot_be(tier: Tier, change: dict[str, int], says: str) -> None:
+    """The Load fails, and what is loaded goes on."""
+    device = tier.device
+    device.rig.send(load_of(tier.bench, tier.path, model=1, **{**tier.load, **change}))
+    while not isinstance(fault := device.rig.receive(), base.Fault):
         assert isinstance(fault, base.Estimate | base.Progress), fault
     assert fault.kind in (FaultKind.MODEL_LOAD, FaultKind.UNSUPPORTED) and says in fault.message
-    rig.send(load_of(bench, model_path, **tier))
-    while not isinstance(answer := rig.receive(), base.Loaded):
-        assert isinstance(answer, base.Estimate | base.Progress), answer
-    rig.close()
+    out(device, filled(device), [0, 1, 2])
 
 
 @BOTH
 def test_without_host_memory_a_host_tier_in_it_is_unsupported(
-    bench: Bench, transport: str, model_path: str, tier: dict[str, int]
+    tier: Tier, devices: Any, bench: Bench, transport: str
 ) -> None:
-    rig = open_rig(bench, transport)
-    rig.send(hello(device=bench.device))
-    rig.receive()
-    rig.send(load_of(bench, model_path, **tier))
-    fault = rig.receive()
+    device = devices.device(bench, transport)
+    device.rig.send(load_of(bench, tier.path, model=1, **tier.load))
+    fault = device.rig.receive()
     assert isinstance(fault, base.Fault) and fault.kind == FaultKind.UNSUPPORTED
     assert "no host memory" in fault.message
-    rig.close()
 
 
-def test_a_range_that_holds_no_block_is_no_host_tier(
-    bench: Bench, model_path: str, memory: HostMemory, block_bytes: int
-) -> None:
-    rig = open_rig(bench, "loopback", memory.fd)
-    device = Device(rig, bench, model_path, num_host_blocks=0, host_bytes=block_bytes - 1)
+def test_a_range_that_holds_no_block_is_no_host_tier(tier: Tier) -> None:
+    rig = open_rig(tier.bench, "loopback", tier.memory.fd)
+    none = {"num_host_blocks": 0, "host_bytes": tier.block_bytes - 1}
+    device = Device(rig, tier.bench, tier.path, **none)
     assert device.loaded.num_host_blocks == 0
     copy = base.Copy(Direction.D2H, ints([1]), ints([0]))
     assert device.refuse(copy, queue=Queue.COPY_OUT).kind == FaultKind.UNSUPPORTED

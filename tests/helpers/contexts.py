@@ -8,10 +8,12 @@ contiguous. `step` computes the given number of each context's ids and samples w
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from queue import SimpleQueue
 from typing import Any
 
 from drivers import base, registry, wire
 from drivers.base import ints, reals, seeds
+from tests.helpers.rig import PATIENCE_S
 
 BLOCK_SIZE = 16
 
@@ -47,8 +49,9 @@ class Engine:
 
     def __init__(self, load: base.Load, device: str = "cpu0", bulk: int = 1 << 24) -> None:
         self.messages: list[Any] = []
+        self._answers: SimpleQueue[Any] = SimpleQueue()
         self.bulk = memoryview(bytearray(bulk))
-        self.driver = registry.open_driver(device, self.messages.append, self.bulk, -1)
+        self.driver = registry.open_driver(device, self._take, self.bulk, -1)
         self.ready = self.driver.hello(base.Hello(*base.ABI, wire.schema(), 1, device))
         self.loaded = self.driver.load(load)
         self._model, self._size, self._value, self._step = load.model, load.block_size, 0, 0
@@ -86,11 +89,15 @@ class Engine:
 
     # --- submits ------------------------------------------------------------------------------
 
+    def _take(self, message: Any) -> None:
+        answers = isinstance(message, base.Complete | base.Fault)
+        (self._answers.put if answers else self.messages.append)(message)
+
     def submit(self, *ops: Any) -> tuple[Any, ...]:
         """Run ops; return the results, raise the Fault as DriverFault."""
         self._value += 1
         self.driver.submit(base.Submit(1, base.Queue.COMPUTE, self._value, (), self._model, ops))
-        answer = self.messages.pop()
+        answer = self._answers.get(timeout=PATIENCE_S)
         if isinstance(answer, base.Fault):
             raise base.DriverFault(base.FaultKind(answer.kind), answer.message, answer.items)
         results: tuple[Any, ...] = answer.results

@@ -44,6 +44,9 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "pmap": (HANDLE, 52, 4096),
     "log": (2**33,),
     "shutdown": (2.5,),
+    "advise_ctx": (HANDLE, "retain", 2.5),
+    "drop_cache": (),
+    "explain": (HANDLE, 52),
     "score": (HANDLE, 17, 5),
     # A call that has grown, once more: what was recorded of it before is above.
     "infer+adjusted": (
@@ -92,7 +95,7 @@ def rows() -> dict[str, list[str]]:
     """Return the fields of the rows that travel inside results."""
     inner = (
         abi.TaskRow, abi.CtxRow, abi.PoolRow, abi.KernelRow, abi.ModelRow, abi.DeviceRow,
-        abi.BlockRun, abi.SharerRow, abi.LogRow,
+        abi.BlockRun, abi.SharerRow, abi.LogRow, abi.LossRow,
     )  # fmt: skip
     return {row.__name__: list(row._fields) for row in inner}
 

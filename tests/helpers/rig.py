@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from drivers import base, registry, wire
@@ -39,11 +39,11 @@ class Loopback:
     def __init__(self, device: str, host: int = -1) -> None:
         self.bulk = mmap.mmap(-1, BULK_BYTES)
         self._window = memoryview(self.bulk)
-        self._answers: deque[bytes] = deque()
+        self._answers: SimpleQueue[bytes] = SimpleQueue()
         self._driver = registry.open_driver(device, self._emit, self._window, host)
 
     def _emit(self, message: Any) -> None:
-        self._answers.append(wire.encode(message))
+        self._answers.put(wire.encode(message))
 
     def send(self, message: Any) -> None:
         message = wire.decode(wire.encode(message))
@@ -63,7 +63,10 @@ class Loopback:
             self._emit(base.Fault(0, 0, 0, fault.kind, fault.message, fault.items))
 
     def receive(self, timeout_s: float = PATIENCE_S) -> Any:
-        return wire.decode(self._answers.popleft()) if self._answers else None
+        try:
+            return wire.decode(self._answers.get(timeout=timeout_s))
+        except Empty:
+            return None
 
     def close(self) -> None:
         self._driver.close()

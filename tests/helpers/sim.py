@@ -20,6 +20,7 @@ from kernel.logring import LogRing
 from kernel.loop import Kernel
 from kernel.loopback import LoopbackLink
 from kernel.policy import Fifo
+from kernel.store import LoopbackStore
 from kernel.sys_task import task_row
 from kernel.system import System
 from syscalls import abi, wire
@@ -191,6 +192,7 @@ class Sim:
         seed: int = 0,
         path: str = "null:vocab=251",
         link: LoopbackLink | None = None,
+        store: LoopbackStore | None = None,
         **config: Any,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -204,10 +206,12 @@ class Sim:
         self.link = link or LoopbackLink(self.config.device)
         self.system = System(
             self.config, self.link, Fifo(), self.clock, Random(seed + 1), UID, 4242,
-            LogRing(self.clock),
+            LogRing(self.clock), store,
         )  # fmt: skip
         self.kernel = Kernel(self.system, self.front)
         self.clients: list[SimClient] = []
+        self.store = store
+        self.system.store.start()
         self.system.device.start()
         ended = (DeviceState.UP, DeviceState.FAILED)
         self.until(lambda: self.system.device.state in ended)
@@ -239,13 +243,16 @@ class Sim:
         self.clock.now += 0.001
         self.kernel_turn()
         self.link.pump(pump)
+        if self.store is not None:
+            self.store.pump(pump)
         for client in self.clients:
             client.read()
 
     def kernel_turn(self) -> None:
         """One turn of the kernel; if it would sleep then, a second one must have nothing to do."""
         self.kernel.turn()
-        if not self.link.outbox and self.kernel.timeout() != 0.0:
+        waiting = self.link.outbox or (self.store is not None and self.store.outbox)
+        if not waiting and self.kernel.timeout() != 0.0:
             before = self._effects()
             self.kernel.turn()
             assert self._effects() == before, "the kernel would have slept on this"
@@ -253,7 +260,13 @@ class Sim:
     def _effects(self) -> tuple[int, ...]:
         device = self.system.device
         sent = sum(map(len, self.front.sent.values()))
-        return device.epoch, device._value, sent, len(self.system.sessions), len(self.system.tasks)
+        return (
+            device.epoch,
+            sum(device._values.values()),
+            sent,
+            len(self.system.sessions),
+            len(self.system.tasks),
+        )
 
     def until(self, condition: Any, turns: int = 20_000) -> None:
         """Turn until the condition holds."""
@@ -285,11 +298,12 @@ class Sim:
             users = [ctx for ctx in k.contexts() if ctx.model is model]
             assert model.num_contexts == len(users)
         tables: dict[int, int] = {}
-        for ctx in k.contexts():
+        for ctx in (*k.contexts(), *k.floating, *k.graves):
             for block in ctx.blocks:
                 tables[id(block)] = tables.get(id(block), 0) + 1
                 assert block.refs >= 1
-        seen = {id(b): b for ctx in k.contexts() for b in ctx.blocks}
+        named = (*k.contexts(), *k.floating, *k.graves)
+        seen = {id(b): b for ctx in named for b in ctx.blocks}
         for key, block in seen.items():
             assert block.refs == tables[key], "refs are the tables that name the block"
         self._check_free_blocks_are_zero()
@@ -320,16 +334,29 @@ class Sim:
 
     def check_empty(self) -> None:
         """Nothing is left: no block, no task but init, no open call."""
-        self.settle()
+        self.drop_cache()
         self.check()
         for model in self.loaded:
             counts = model.pool.counts
             assert (counts.used, counts.limbo) == (0, 0), counts
             assert counts.free == counts.total - counts.reserved
             self.check_zero(range(1, counts.total), model.number)
+            assert model.pool.named == len(model.pool.index) == 0
+            host = model.pool.host.counts
+            assert host.free == host.total, host
         assert [task.pid for task in self.system.tasks] == [1]
         assert self.system.num_contexts == 0
         assert not self.system.again
+
+    def drop_cache(self) -> None:
+        """Give up what is cached, and let it be zeroed."""
+        self.settle()
+        for model in self.loaded:
+            cached = {*model.pool.resident(), *model.pool.host.blocks()}
+            for owner in {block.owner for block in cached if block.refs == 0}:
+                model.pool.drop_cached(owner)
+            model.pool.host.flush()
+        self.settle()
 
     def check_zero(self, blocks: Any, number: int = 0) -> None:
         """Free blocks hold nothing: the driver's checksums are those of zeros."""
@@ -337,9 +364,9 @@ class Sim:
         device = self.system.device
         sums: set[str] = set()
         for first in range(0, len(blocks), 4096):
-            device._value += 1
+            value = device._values[base.Queue.COMPUTE] = device._values[base.Queue.COMPUTE] + 1
             op = base.Checksum(base.ints(blocks[first : first + 4096]))
-            fence = device.epoch, base.Queue.COMPUTE, device._value
+            fence = device.epoch, base.Queue.COMPUTE, value
             link.send(base.Submit(*fence, (), number, (op,)))
             link.pump()
             complete = link.receive()

@@ -6,6 +6,7 @@ whose ids only the right KV gives.
 
 import pytest
 
+from kernel.pool import BlockPool
 from tests.helpers.oracle import expected
 from tests.helpers.sim import Sim, SimClient
 
@@ -79,3 +80,12 @@ def test_parent_and_child_are_computed_again_in_one_step() -> None:
     assert parent.tokens == expected(PROMPT, 3)
     assert child.tokens == expected([*PROMPT, 9], 3)
     assert sim.system.device.epoch == 2, "the driver had nothing to object to"
+
+
+@pytest.mark.parametrize("lose", [lose_by_eviction, lose_by_death])
+def test_a_claim_that_does_outlive_it_is_found(
+    lose: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlockPool, "_orphan", lambda self, block: None)
+    with pytest.raises(AssertionError):
+        test_a_claim_does_not_outlive_its_origins_kv(lose, True)

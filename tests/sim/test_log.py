@@ -8,7 +8,7 @@ import pytest
 
 from kernel.burst import WHOLE, WINDOW_S, Bursts
 from kernel.logring import FACILITIES, MAX_TEXT, PAGE, LogRing, RingHandler
-from syscalls.abi import LogLevel, LogRow, Sig
+from syscalls.abi import KernelRow, LogLevel, LogRow, Sig
 from syscalls.errors import EINVAL
 from tests.helpers.crowd import Crowd
 from tests.helpers.sim import Clock, Sim
@@ -270,7 +270,8 @@ def test_the_log_is_read_by_calls() -> None:
     assert len(page.rows) == PAGE and page.cursor < page.end
     rest = client.ask("log", page.cursor).result
     assert len(rest.rows) == 5 and rest.cursor == rest.end
-    assert client.ask("snapshot", "kernel").result.rows[0][-2] == PAGE + 5
+    row = KernelRow(*client.ask("snapshot", "kernel").result.rows[0])
+    assert row.log_records == PAGE + 5
     sim.leave()
 
 

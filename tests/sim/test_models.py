@@ -15,6 +15,7 @@ from kernel.device import Device, DeviceState
 from kernel.loopback import LoopbackLink
 from kernel.model import Model, ModelState, ModelTable
 from kernel.panic import KernelPanic
+from kernel.pool import BlockPool
 from syscalls.abi import Event
 from syscalls.errors import Errno
 from tests.helpers.liar import LyingLink
@@ -499,7 +500,7 @@ def test_one_load_at_a_time_and_a_refused_one_beside_a_step(beside: Sim) -> None
     first, second = load(client, num_blocks=1 << 30), load(client, "b", 83)
     infer = client.send("infer", context(client, "null", [1]), 60, 0.0)
     beside.turn(pump=0)
-    assert len(link.loads) == 1 and beside.system.device._in_flight
+    assert len(link.loads) == 1 and beside.system.device._flights
     link.finish()
     beside.until(lambda: first.done)
     assert first.errno == Errno.ENOMEM and not infer.done
@@ -536,7 +537,7 @@ def test_the_end_of_a_load_is_not_that_of_a_step() -> None:
     sim.until(lambda: bool(link.loads))
     infer = client.send("infer", handle, 5, 0.0)
     sim.turn(pump=0)
-    assert sim.system.device._in_flight
+    assert sim.system.device._flights
     link.finish()
     sim.turn(pump=0)
     assert reply.done and sim.system.device.epoch == 1
@@ -573,7 +574,7 @@ def test_a_load_that_kills_the_driver_costs_no_stream_its_life(beside: Sim) -> N
     for _ in range(2):
         reply = load(client)
         while not reply.done:
-            if link.loads and beside.system.device._in_flight:
+            if link.loads and beside.system.device._flights:
                 link.die()
             beside.turn(pump=1)
         assert reply.errno == Errno.EIO and "2 times" in reply.message
@@ -636,17 +637,20 @@ def room_from_any_model(patch: pytest.MonkeyPatch) -> None:
 
     def sees_all(self: Model, loaded: Any, *rest: Any) -> str:
         why = take(self, loaded, *rest)
-        self.sched._contexts = rest[-1]
+        self.sched.pager._contexts = rest[-1].contexts
         return why
 
     patch.setattr(Model, "take", sees_all)
 
 
 def kv_survives_an_unload(patch: pytest.MonkeyPatch) -> None:
-    lose_all = Model.lose_all
-    patch.setattr(
-        Model, "lose_all", lambda self: [] if self.state is ModelState.GONE else lose_all(self)
-    )
+    lose_device = Model.lose_device
+
+    def stays(self: Model) -> Any:
+        return [] if self.state is ModelState.GONE else lose_device(self)
+
+    patch.setattr(Model, "lose_device", stays)
+    patch.setattr(BlockPool, "lose_all", lambda self: None)
 
 
 def driver_is_not_told(patch: pytest.MonkeyPatch) -> None:
@@ -658,21 +662,20 @@ def always_the_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def not_loaded_again(patch: pytest.MonkeyPatch) -> None:
-    lose_all = Model.lose_all
+    lose_device = Model.lose_device
 
     def stays_up(self: Model) -> Any:
         state = self.state
-        hit = lose_all(self)
+        hit = lose_device(self)
         self.state = state
         return hit
 
-    patch.setattr(Model, "lose_all", stays_up)
+    patch.setattr(Model, "lose_device", stays_up)
 
 
 def results_of_a_model_that_has_gone(patch: pytest.MonkeyPatch) -> None:
     def flown(self: Device, answer: Any) -> Any:
-        assert self._in_flight is not None
-        return self._in_flight[1]
+        return self._flights[base.Queue(answer.queue)].model
 
     patch.setattr(Device, "_flown", flown)
 
@@ -682,10 +685,11 @@ def small_pools(_: Sim) -> None:
     sim = Sim(num_blocks=12)
     client = sim.client()
     loaded(client, num_blocks=12)
-    handles = [context(client, name, list(range(60))) for name in ("null", "other") * 4]
+    prompts = [list(range(n, n + 60)) for n in range(8)]
+    handles = [context(client, "other" if ids[0] % 2 else "null", ids) for ids in prompts]
     infers = [client.send("infer", handle, 20, 0.0) for handle in handles]
     sim.until(lambda: all(infer.done for infer in infers))
-    assert infers[0].tokens == expected(list(range(60)), 20)
+    assert infers[0].tokens == expected(prompts[0], 20)
     sim.leave()
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from drivers import null, null_model, slots
 from kernel import slots as kernel_slots
-from kernel.block import NOT_RESIDENT, Block, BlockPool
+from kernel.block import Block
 from kernel.context import Context
 from kernel.panic import KernelPanic
+from kernel.pool import BlockPool
 from kernel.sched import Scheduler
 from kernel.session import Session
 from tests.helpers.crowd import Crowd
@@ -31,31 +32,33 @@ def wrong_block(patch: pytest.MonkeyPatch) -> None:
 
 
 def early_reuse(patch: pytest.MonkeyPatch) -> None:
-    vacate = BlockPool._vacate
+    vacate = BlockPool._leave_device
 
     def at_once(self: BlockPool, block: Block) -> None:
         self._free.append(block.id)
         vacate(self, block)
 
-    patch.setattr(BlockPool, "_vacate", at_once)
+    patch.setattr(BlockPool, "_leave_device", at_once)
 
 
 def free_before_the_fence(patch: pytest.MonkeyPatch) -> None:
-    take_dirty = BlockPool.take_dirty
+    take_scrubs = BlockPool.take_scrubs
 
-    def and_pass(self: BlockPool, value: int) -> list[int]:
-        ids = take_dirty(self, value)
+    def and_pass(self: BlockPool, value: int) -> tuple[list[int], list[int]]:
+        taken = take_scrubs(self, value)
         self.fence_passed(value)
-        return ids
+        return taken
 
-    patch.setattr(BlockPool, "take_dirty", and_pass)
+    patch.setattr(BlockPool, "take_scrubs", and_pass)
     patch.setattr("kernel.device.step_ops", _scrub_last)
 
 
-def _scrub_last(model: int, number: int, entries: Any, copies: Any, dirty: list[int]) -> Any:
+def _scrub_last(
+    model: int, number: int, entries: Any, copies: Any, dirty: list[int], recycled: list[int]
+) -> Any:
     from kernel.step import step_ops
 
-    ops = step_ops(model, number, entries, copies, dirty)
+    ops = step_ops(model, number, entries, copies, dirty, recycled)
     return (*(op for op in ops if type(op).__name__ != "Scrub"),
             *(op for op in ops if type(op).__name__ == "Scrub"))  # fmt: skip
 
@@ -70,8 +73,18 @@ def skipped_copy(patch: pytest.MonkeyPatch) -> None:
 
 
 def skipped_scrub(patch: pytest.MonkeyPatch) -> None:
-    take_dirty = BlockPool.take_dirty
-    patch.setattr(BlockPool, "take_dirty", lambda self, value: take_dirty(self, value)[1:])
+    take_scrubs = BlockPool.take_scrubs
+
+    def all_but_one(self: BlockPool, value: int) -> tuple[list[int], list[int]]:
+        recycled, dirty = take_scrubs(self, value)
+        return recycled, dirty[1:]
+
+    patch.setattr(BlockPool, "take_scrubs", all_but_one)
+
+
+def cached_block_taken_as_it_is(patch: pytest.MonkeyPatch) -> None:
+    take_scrubs = BlockPool.take_scrubs
+    patch.setattr(BlockPool, "take_scrubs", lambda self, value: ([], take_scrubs(self, value)[1]))
 
 
 def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
@@ -84,7 +97,7 @@ def no_copy_on_write(patch: pytest.MonkeyPatch) -> None:
 
 
 def kv_survives_the_driver(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BlockPool, "lose_all", lambda self: None)
+    patch.setattr(BlockPool, "lose_device", lambda self: None)
 
 
 def leaked_block(patch: pytest.MonkeyPatch) -> None:
@@ -147,14 +160,6 @@ def claim_outlives_a_trim(patch: pytest.MonkeyPatch) -> None:
         return tail
 
     patch.setattr(Context, "_own_tail", keeps_it)
-
-
-def claim_outlives_its_origin(patch: pytest.MonkeyPatch) -> None:
-    def alone(self: BlockPool, block: Block) -> None:
-        block.id = NOT_RESIDENT
-        block.filled = block.planned = 0
-
-    patch.setattr(BlockPool, "_forget_kv", alone)
 
 
 def counts_of_the_request_before(patch: pytest.MonkeyPatch) -> None:
@@ -264,7 +269,7 @@ PLANTS: list[Plant] = [
     wrong_block, early_reuse, free_before_the_fence, skipped_copy, skipped_scrub,
     no_copy_on_write, kv_survives_the_driver, leaked_block, stale_cursor,
     sealed_block_written_again, answered_twice, lost_answer,
-    claim_outlives_a_trim, claim_outlives_its_origin,
+    claim_outlives_a_trim,
     counts_of_the_request_before, prompt_counted_as_output, drawn_ids_not_counted,
     output_begins_at_the_end, slots_outlive_the_driver, bias_after_top_k, penalties_before_bias,
     score_of_the_row_before, score_skips_what_is_computed, score_writes_what_is_shared,

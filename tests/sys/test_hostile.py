@@ -50,7 +50,8 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "read_model": (None, "tokenizer.json", 0), "list_devices": (), "snapshot": ("tasks", 0),
     "pmap": (1, 0, 0), "log": (0,),
     "load_model": ("other", "null:vocab=17", None, None, 0, 8, 0, None),
-    "unload_model": ("other", True), "shutdown": (0.0,),
+    "unload_model": ("other", True), "shutdown": (0.0,), "advise_ctx": (1, "retain", 1.0),
+    "drop_cache": (), "explain": (1, 0),
 }  # fmt: skip
 NEED_IDS = ("append", "infer", "score")
 BUILT = [row for row in abi.CALLS if row.args is not None]
@@ -630,7 +631,7 @@ def test_shutdown_with_calls_in_every_state() -> None:
     waiting = client.send("wait")
     sim.until(lambda: len(infers[0].tokens) > 3)
     sim.turn(pump=0)
-    assert sim.system.device._in_flight
+    assert sim.system.device._flights
     sim.system.stop_by = sim.clock.now
     sim.turn()
     sim.kernel.reply()

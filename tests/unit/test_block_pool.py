@@ -5,8 +5,9 @@ from array import array
 
 import pytest
 
-from kernel.block import Block, BlockPool
+from kernel.block import Block
 from kernel.panic import KernelPanic
+from kernel.pool import BlockPool
 
 
 def take(pool: BlockPool, count: int) -> list[Block]:
@@ -22,14 +23,14 @@ def test_blocks_that_were_never_used_come_first_then_those_given_back() -> None:
     assert [block.id for block in blocks] == [1, 2, 3] and list(pool.free()) == [4, 5]
     for block in (blocks[1], blocks[0]):
         pool.unref(block)
-    assert pool.take_dirty(1) == [2, 1] and pool.num_free == 2
+    assert pool.take_scrubs(1)[1] == [2, 1] and pool.num_free == 2
     pool.fence_passed(1)
     pool.check()
     assert list(pool.free()) == [4, 5, 2, 1] and pool.num_free == pool.counts.free == 4
     assert [block.id for block in take(pool, 4)] == [4, 5, 2, 1]
     with pytest.raises(KernelPanic, match="without a free block"):
         take(pool, 1)
-    pool.lose_all()
+    pool.lose_device()
     pool.check()
     assert list(pool.free()) == [1, 2, 3, 4, 5]
 
@@ -39,7 +40,7 @@ def test_a_large_pool_is_made_and_lost_at_once() -> None:
     tracemalloc.start()
     pool = BlockPool(1 << 20, 16)
     take(pool, 100)
-    pool.lose_all()
+    pool.lose_device()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20

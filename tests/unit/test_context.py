@@ -11,9 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from kernel.block import NOT_RESIDENT, Block, BlockPool
+from kernel.block import NOT_RESIDENT, Block
 from kernel.context import Context
 from kernel.panic import KernelPanic
+from kernel.pool import BlockPool
 
 SIZE = 4
 IDS = st.lists(st.integers(0, 9), min_size=1, max_size=11)
@@ -99,12 +100,12 @@ class Contexts(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        self.pool.lose_all()
+        self.pool.lose_device()
 
     @rule()
     def scrub(self) -> None:
         self.value += 1
-        for block_id in self.pool.take_dirty(self.value):
+        for block_id in self.pool.take_scrubs(self.value)[1]:
             self.device.pop(block_id, None)
         self.pool.fence_passed(self.value)
 
@@ -189,7 +190,7 @@ def test_freed_block_waits_for_its_fence() -> None:
     pool = BlockPool(3, SIZE)
     filled(pool, [1, 2, 3, 4, 5]).free()
     assert pool.counts.limbo == 2 and pool.num_free == 0
-    assert sorted(pool.take_dirty(5)) == [1, 2]
+    assert sorted(pool.take_scrubs(5)[1]) == [1, 2]
     pool.fence_passed(4)
     assert pool.num_free == 0
     pool.fence_passed(5)

@@ -5,8 +5,8 @@ from array import array
 import pytest
 
 from drivers import base, wire
-from kernel.block import MAX_SCRUBS, BlockPool
 from kernel.context import Context
+from kernel.pool import MAX_SCRUBS, BlockPool
 from kernel.request import Request
 from kernel.slots import Slots, resets
 from kernel.step import Entry, StepLimits, step_limits, step_ops

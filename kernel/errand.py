@@ -1,0 +1,125 @@
+"""Errands: saves and loads, which go back and forth between the kernel, the device and the store.
+
+An errand is a generator. It yields what it asks for, a message to the store or an op for a device,
+and is resumed with the answer; a fault is raised in it as a KernelError. Errands of contexts take
+turns, for they share the bulk window; what asks the store only (a list, a drop) goes beside.
+
+An errand that nobody waits for any more goes on to its end: it was promised when it was accepted.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+from drivers.store import base
+from kernel.block import Move
+from kernel.handler import Done
+from kernel.model import Model
+from kernel.panic import check
+from kernel.session import Session
+from kernel.storehost import StoreHost, error_of
+from syscalls.errors import EIO, KernelError
+
+log = logging.getLogger(__name__)
+
+
+class DeviceOp(NamedTuple):
+    """An op on blocks of a model, for the queue that copies that way."""
+
+    model: Model
+    op: Any  # Export | Import
+    move: Move
+
+
+class Lost(EIO):
+    """The device died, and the op with it."""
+
+
+Errand = Generator[Any, Any, Done]
+
+
+class Job(NamedTuple):
+    """An errand, and the call that it is of."""
+
+    errand: Errand
+    session: Session
+    call: int
+
+
+class Errands:
+    """What is being saved and loaded."""
+
+    def __init__(self, store: StoreHost) -> None:
+        self._store = store
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether any errand that uses the window is not done."""
+        return self._running is not None
+
+    def start(self, errand: Errand, session: Session, call: int) -> None:
+        """Begin an errand when those before it are done."""
+        self._waiting.append(Job(errand, session, call))
+        if self._running is None:
+            self._next()
+
+    def beside(self, errand: Errand, session: Session, call: int) -> None:
+        """Begin an errand that asks the store only."""
+        self._resume(Job(errand, session, call), None)
+
+    def _next(self) -> None:
+        while self._waiting and self._running is None:
+            self._running = self._waiting.popleft()
+            self._resume(self._running, None)
+
+    def _resume(self, job: Job, answer: Any) -> None:
+        """Let an errand go on with an answer, which may be the error that it gets."""
+        try:
+            if isinstance(answer, KernelError):
+                asked = job.errand.throw(answer)
+            else:
+                asked = job.errand.send(answer)
+        except StopIteration as end:
+            self._end(job, end.value)
+        except KernelError as error:
+            self._end(job, error)
+        else:
+            self._ask(job, asked)
+
+    def _ask(self, job: Job, asked: Any) -> None:
+        if isinstance(asked, DeviceOp):
+            if not asked.model.serves:
+                self._resume(job, asked.model.unavailable())
+                return
+            asked.model.swap.run(asked.move, asked.op, self._on_device(job))
+            return
+
+        def answered(message: Any) -> None:
+            fault = isinstance(message, base.Fault)
+            self._resume(job, error_of(message) if fault else message)
+
+        self._store.ask(asked, answered)
+
+    def _on_device(self, job: Job) -> Callable[[bool], None]:
+        def done(well: bool) -> None:
+            self._resume(job, True if well else Lost("the device died in the middle of a copy"))
+
+        return done
+
+    def _end(self, job: Job, result: Done | KernelError) -> None:
+        session = job.session
+        if job.call in session.open:
+            if isinstance(result, KernelError):
+                session.fail(job.call, result)
+            else:
+                session.finish(job.call, result.result, result.ids)
+        if self._running is job:
+            self._running = None
+            self._next()
+
+    def check(self) -> None:
+        """Panic if something waits for nothing."""
+        check(self._running is not None or not self._waiting, "errands wait, and none runs")

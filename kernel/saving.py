@@ -1,0 +1,263 @@
+"""Saving and loading: the errands of a context between its tiers and a file of the store.
+
+A save is of a fork, made when the call was accepted: what happens to the context meanwhile does not
+matter to it. It has all ids, and the KV of the leading full blocks that some tier has; a block of
+the device goes through the bulk window, one of the host tier is read where it lies. If the driver
+dies in between, the save begins anew with what is left.
+
+A load makes the context from the ids; KV is taken from the prefix index where it is there, and from
+the file where model, dtype and layout are those of the save. What is damaged, or finds no place, is
+computed when it is needed, and the result says so.
+"""
+
+from array import array
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from drivers import base as driver
+from drivers.store import base
+from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
+from kernel.context import Context
+from kernel.errand import DeviceOp, Lost
+from kernel.model import Model
+from syscalls.errors import EIO
+
+MAX_TRIES = 3
+"""Drivers that may die in the middle of one save."""
+BULK, HOST = 0, 1
+"""Windows of the store, in the order in which they are given to it."""
+
+Steps = Generator[Any, Any, Any]
+
+
+class Found(NamedTuple):
+    """A save that is open for reading, with its ids."""
+
+    save: base.Found
+    ids: "array[int]"
+
+
+def layout_of(model: Model) -> tuple[int, ...]:
+    """Return the canonical order of a block: [layers, 2, block_size, kv_heads, head_dim]."""
+    (group,) = model.desc.kv_groups
+    return group.layers, 2, model.desc.block_size, group.kv_heads, group.head_dim
+
+
+def _meta(ctx: Context, num_blocks: int, extra: bytes) -> base.SaveMeta:
+    model, desc = ctx.model, ctx.model.desc
+    return base.SaveMeta(
+        model.name, bytes.fromhex(desc.digest), desc.kv_groups[0].dtype, layout_of(model),
+        desc.block_size, desc.block_bytes, ctx.length, num_blocks, extra,
+    )  # fmt: skip
+
+
+# --- saving -----------------------------------------------------------------------------------
+
+
+def save(
+    ctx: Context, new_job: Callable[[], int], owner: int, name: str, extra: bytes, bulk_bytes: int
+) -> Generator[Any, Any, tuple[base.Saved, int]]:
+    """Write a context that nobody else has; return how it went and how many blocks have KV."""
+    for _ in range(MAX_TRIES):
+        number, count = new_job(), _computed_blocks(ctx)
+        yield base.BeginSave(number, owner, name, _meta(ctx, count, extra))
+        for start in range(0, ctx.length, base.MAX_IDS):
+            ids = ctx.read(start, min(ctx.length, start + base.MAX_IDS))
+            yield base.AddIds(number, start, ids.tobytes())
+        try:
+            yield from _write_blocks(ctx, number, count, bulk_bytes)
+        except Lost:
+            yield base.AbortSave(number)
+            continue
+        saved = yield base.CommitSave(number)
+        return saved, count
+    raise EIO(f"the device died {MAX_TRIES} times in the middle of the save", "save it again")
+
+
+def _computed_blocks(ctx: Context) -> int:
+    """Return how many leading blocks are full, and have all their KV."""
+    size, count = ctx.pool.block_size, 0
+    if not ctx.model.desc.digest:
+        return 0
+    for block in ctx.blocks:
+        if block.have < size or len(block.ids) < size:
+            break
+        count += 1
+    return count
+
+
+def _write_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Steps:
+    """Give the store the KV of the first `count` blocks, in runs of one tier each."""
+    most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
+    first = 0
+    while first < count:
+        run = _run_of_one_tier(ctx.blocks[first : min(count, first + most)])
+        if not run:
+            raise Lost("KV was lost in the middle of the save")
+        with _reading(run):
+            yield from _write_run(ctx.model, number, first, run)
+        first += len(run)
+
+
+def _run_of_one_tier(blocks: Sequence[Block]) -> Sequence[Block]:
+    resident = blocks[0].id != NOT_RESIDENT
+    for at, block in enumerate(blocks):
+        if not block.have or (block.id != NOT_RESIDENT) != resident:
+            return blocks[:at]
+    return blocks
+
+
+@contextmanager
+def _reading(blocks: Sequence[Block]) -> Generator[None, None, None]:
+    """Keep blocks where they are."""
+    for block in blocks:
+        block.readers += 1
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.readers -= 1
+
+
+def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> Steps:
+    size = model.desc.block_bytes
+    if run[0].id == NOT_RESIDENT:
+        offsets = tuple(model.host_offset + block.host * size for block in run)
+        yield base.AddBlocks(number, first, HOST, offsets)
+        return
+    ids = driver.ints(block.id for block in run)
+    yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
+    offsets = tuple(range(0, len(run) * size, size))
+    yield base.AddBlocks(number, first, BULK, offsets)
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def find(number: int, owner: int, name: str) -> Generator[Any, Any, Found]:
+    """Open a save and read its ids."""
+    save: base.Found = yield base.OpenSave(number, owner, name, 0)
+    ids = array("i")
+    while len(ids) < save.meta.length:
+        count = min(base.MAX_IDS, save.meta.length - len(ids))
+        part: base.Ids = yield base.ReadIds(number, len(ids), count)
+        ids.frombytes(part.ids)
+    return Found(save, ids)
+
+
+def unlike(model: Model, meta: base.SaveMeta) -> str:
+    """Say why a model cannot go on with the KV of a save; empty: it can."""
+    desc = model.desc
+    if not desc.digest or bytes.fromhex(desc.digest) != meta.digest:
+        return "it was saved with other weights"
+    if meta.kv_dtype != desc.kv_groups[0].dtype:
+        return f"its KV is {meta.kv_dtype}, the model's {desc.kv_groups[0].dtype}"
+    if meta.layout != layout_of(model) or meta.block_bytes != desc.block_bytes:
+        return f"its blocks have {meta.block_size} positions, the model's {desc.block_size}"
+    return ""
+
+
+def read_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Generator[Any, Any, str]:
+    """Bring the KV of the first `count` blocks to a tier; say why it is not all of it."""
+    pool, index = ctx.pool, ctx.pool.index
+    most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
+    for first in range(0, count, most):
+        wanted = []
+        for at in range(first, min(count, first + most)):
+            found = index.find(ctx.blocks, at, ctx.owner)
+            if found is not None and found.have == pool.block_size:
+                ctx.adopt(at, found)
+            else:
+                wanted.append(at)
+        if wanted:
+            why = yield from _read_run(ctx, number, wanted)
+            if why:
+                return why
+    return ""
+
+
+def _read_run(ctx: Context, number: int, wanted: Sequence[int]) -> Generator[Any, Any, str]:
+    """Read blocks into the host tier, and onto the device what finds no room there."""
+    why, count = "", 0
+    while count < len(wanted) and ctx.pool.host.alloc(
+        ctx.blocks[wanted[count]], ctx.pool.index.discard
+    ):
+        ctx.blocks[wanted[count]].moving = Move.OUT
+        count += 1
+    for run in _consecutive(wanted[:count]):
+        why = (yield from _into_host(ctx, number, run)) or why
+    room = ctx.pool.num_free
+    for run in _consecutive(wanted[count : count + room]):
+        why = why or (yield from _into_device(ctx, number, run))
+    left = len(wanted) - count - room
+    return why or (f"{left} blocks found no free place" if left > 0 else "")
+
+
+def _consecutive(places: Sequence[int]) -> list[list[int]]:
+    """Split places into runs of neighbours: one message reads one run."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][-1] == place - 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _into_host(ctx: Context, number: int, run: Sequence[int]) -> Generator[Any, Any, str]:
+    """Read neighbours into their places of the host tier; say what was wrong."""
+    pool, size = ctx.pool, ctx.model.desc.block_bytes
+    blocks = [ctx.blocks[at] for at in run]
+    offsets = tuple(ctx.model.host_offset + block.host * size for block in blocks)
+    states = bytes([base.BlockState.FAILED]) * len(run)
+    try:
+        answer: base.Blocks = yield base.ReadBlocks(number, run[0], HOST, offsets)
+        states = answer.states
+    finally:
+        for at, block, state in zip(run, blocks, states, strict=True):
+            block.moving = Move.NONE
+            if block.host == NO_PLACE:
+                continue  # the model has gone meanwhile
+            if state == base.BlockState.OK:
+                pool.host.arrived(block, pool.block_size)
+                pool.index.add(ctx.blocks, at, ctx.owner)
+            else:
+                pool.host.drop(block)
+    return _wrong(states)
+
+
+def _into_device(ctx: Context, number: int, run: Sequence[int]) -> Generator[Any, Any, str]:
+    """Read neighbours onto free places of the device; say what was wrong."""
+    pool, size = ctx.pool, ctx.model.desc.block_bytes
+    blocks = [ctx.blocks[at] for at in run]
+    for block in blocks:
+        pool.target(block)
+        block.moving = Move.IN
+    try:
+        offsets = tuple(range(0, len(run) * size, size))
+        answer: base.Blocks = yield base.ReadBlocks(number, run[0], BULK, offsets)
+        sound = len(answer.states) - len(answer.states.lstrip(bytes([base.BlockState.OK])))
+        if any(block.target == NOT_RESIDENT for block in blocks):
+            return "the device died meanwhile"
+        if sound:
+            targets = driver.ints(block.target for block in blocks[:sound])
+            yield DeviceOp(ctx.model, driver.Import(targets, 0), Move.IN)
+            for at, block in zip(run[:sound], blocks, strict=False):
+                pool.arrived(block, pool.block_size)
+                pool.index.add(ctx.blocks, at, ctx.owner)
+        return _wrong(answer.states)
+    except Lost:
+        return "the device died meanwhile"
+    finally:
+        for block in blocks:
+            block.moving = Move.NONE
+            pool.untarget(block)
+
+
+def _wrong(states: bytes) -> str:
+    damaged = states.count(base.BlockState.CORRUPT)
+    failed = states.count(base.BlockState.FAILED)
+    if damaged:
+        return f"{damaged} blocks of it are damaged"
+    return f"{failed} blocks of it could not be read" if failed else ""

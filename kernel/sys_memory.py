@@ -1,0 +1,143 @@
+"""Handlers of advise_ctx, drop_cache and explain: what programs say and ask of their KV's place."""
+
+from collections.abc import Callable
+
+from kernel.block import NOT_RESIDENT
+from kernel.context import Context, Loss
+from kernel.handler import Caller, Done
+from kernel.job import Work
+from kernel.pager import Pager
+from kernel.request import RequestState
+from kernel.system import System
+from kernel.task import TaskState
+from syscalls.abi import (
+    Advice,
+    AdviseCtx,
+    AdviseCtxResult,
+    DropCache,
+    DropCacheResult,
+    Explain,
+    ExplainResult,
+    LossRow,
+)  # fmt: skip
+from syscalls.errors import EDQUOT, EINVAL, ESRCH
+
+
+def sys_advise_ctx(k: System, caller: Caller, args: AdviseCtx) -> Done:
+    """Note what a context's KV is needed for, and act on it."""
+    ctx = k.context(caller.task, args.ctx)
+    verbs: dict[str, Callable[[System, Context, AdviseCtx], int]] = {
+        Advice.PREFETCH.value: _prefetch,
+        Advice.DEMOTE.value: _demote,
+        Advice.PIN.value: _pin,
+        Advice.UNPIN.value: _unpin,
+        Advice.RETAIN.value: _retain,
+    }
+    verb = verbs.get(args.advice)
+    if verb is None:
+        raise EINVAL(f"there is no advice {args.advice}; there are {', '.join(verbs)}")
+    if args.ttl_s and args.advice != Advice.RETAIN.value:
+        raise EINVAL(f"{args.advice} takes no ttl_s", "retain does")
+    ctx.model.require()
+    return Done(AdviseCtxResult(verb(k, ctx, args)))
+
+
+def _prefetch(k: System, ctx: Context, args: AdviseCtx) -> int:
+    ctx.demoted = False
+    pager: Pager = ctx.model.sched.pager
+    return pager.prefetch(ctx)
+
+
+def _demote(k: System, ctx: Context, args: AdviseCtx) -> int:
+    if ctx.pinned:
+        raise EINVAL(f"context {ctx.handle} is pinned", "unpin it first")
+    ctx.demoted = True
+    pager: Pager = ctx.model.sched.pager
+    return 0 if ctx.busy else pager.demote(ctx)
+
+
+def _pin(k: System, ctx: Context, args: AdviseCtx) -> int:
+    pinned, count = ctx.model.sched.pager.pinned, len(ctx.blocks)
+    limit = (ctx.pool.num_blocks - 1) // 2
+    if not ctx.pinned and pinned + count > limit:
+        raise EDQUOT(
+            f"{pinned} blocks are pinned, with this context it would be {pinned + count}; "
+            f"the limit is {limit}, half of the pool",
+            "unpin another context, or retain this one for some time",
+            {"needed": pinned + count, "limit": limit},
+        )
+    ctx.pinned, ctx.demoted = True, False
+    ctx.model.sched.pager.prefetch(ctx)
+    return count
+
+
+def _unpin(k: System, ctx: Context, args: AdviseCtx) -> int:
+    count = len(ctx.blocks) if ctx.pinned else 0
+    ctx.pinned = False
+    return count
+
+
+def _retain(k: System, ctx: Context, args: AdviseCtx) -> int:
+    if not args.ttl_s:
+        raise EINVAL("retain needs ttl_s, seconds above 0")
+    ctx.retained_until, ctx.demoted = k.clock() + args.ttl_s, False
+    return len(ctx.blocks)
+
+
+def sys_drop_cache(k: System, caller: Caller, args: DropCache) -> Done:
+    """Give up the cached blocks of the caller's user, on all tiers of all models."""
+    owner = caller.task.uid
+    loaded = [model for model in k.device.models if model.loaded]
+    return Done(DropCacheResult(sum(model.pool.drop_cached(owner) for model in loaded)))
+
+
+def sys_explain(k: System, caller: Caller, args: Explain) -> Work:
+    """Say what a context waits for, and what became of its KV."""
+    task = k.tasks.find(args.pid) if args.pid else caller.task
+    if caller.session.uid not in (k.uid, task.uid):
+        raise ESRCH(f"there is no task {args.pid}", "llmos ps lists them")
+    ctx = k.context(task, args.ctx)
+    computed, pool = ctx.computed, ctx.pool
+    device = sum(block.filled for block in ctx.blocks)
+    host = sum(block.kept for block in ctx.blocks if block.id == NOT_RESIDENT)
+    yield 1 + len(ctx.blocks)
+    state, why, needed = _waits(ctx, task.state is TaskState.STOPPED)
+    free = pool.num_free + pool.num_cached
+    rows = [_row(k, caller, loss) for loss in reversed(ctx.losses)]
+    return Done(
+        ExplainResult(
+            ctx.pid, ctx.handle, state, why, needed, free, computed,
+            min(device, ctx.length), min(host, ctx.length), 0, rows,
+        )
+    )  # fmt: skip
+
+
+def _waits(ctx: Context, stopped: bool) -> tuple[str, str, int]:
+    """Return the state of what runs on a context, and in words what that waits for."""
+    request = ctx.request
+    if request is None:
+        return "", "nothing runs on it", 0
+    state = request.state.value
+    if stopped:
+        return state, "its task is stopped (llmos kill -CONT)", 0
+    if request.held:
+        return state, "its program does not read", 0
+    if request.state is RequestState.BLOCKED:
+        return state, f"{request.lacks} blocks of the device", request.lacks
+    if request.state is RequestState.QUEUED:
+        return state, "its turn in a step", 0
+    return state, "the step that is running", 0
+
+
+def _row(k: System, caller: Caller, loss: Loss) -> LossRow:
+    by = loss.by_pid if _may_know(k, caller, loss.by_pid) else 0
+    return LossRow(
+        k.clock() - loss.at, loss.what, loss.why, loss.start, loss.tokens, by, loss.cost_us
+    )
+
+
+def _may_know(k: System, caller: Caller, pid: int) -> bool:
+    """Whether the caller may know of a task: it sees its own user's, the operator sees all."""
+    if caller.session.uid == k.uid:
+        return True
+    return any(task.pid == pid and task.uid == caller.task.uid for task in k.tasks)

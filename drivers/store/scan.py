@@ -170,7 +170,8 @@ def _remove_unfinished(files: Files, folder: str, names: list[str], found: Scan)
     for name in unfinished:
         files.remove(f"{folder}/{name}")
     if unfinished:
-        found.notes.append(f"{len(unfinished)} files that were not finished were removed")
+        many = f"{len(unfinished)} files that were" if len(unfinished) > 1 else "a file that was"
+        found.notes.append(f"{many} not finished: removed")
 
 
 def _adopted(table: Table, sound: dict[str, Seen]) -> Table:

@@ -69,11 +69,14 @@ def outcome(
     """Open the disk and load a save; return it, or how it was refused."""
     with client(files, window) as store:
         store.open()
+        found: Loaded | FaultKind
         try:
-            return store.load(name, owner)
+            found = store.load(name, owner)
         except Refused as refused:
             assert refused.fault.hint or refused.kind == FaultKind.NOT_FOUND
-            return refused.kind
+            found = refused.kind
+        assert not files.open_files, "a descriptor is left"
+        return found
 
 
 def is_told_apart(files: MemoryFiles, window: Window) -> Loaded | FaultKind:

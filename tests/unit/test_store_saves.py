@@ -306,7 +306,7 @@ def test_jobs_that_end_leave_no_file(files: MemoryFiles, window: Window) -> None
     assert not files.open_files, "also when the store dies"
     assert len(files.names(f"{STATE}/saves")) == len(names) + 1, "but what it wrote is there"
     with client(files, window) as store:
-        assert "1 files that were not finished" in store.open().notes[0]
+        assert "a file that was not finished" in store.open().notes[0]
         assert files.names(f"{STATE}/saves") == names
 
 

@@ -12,7 +12,7 @@ from drivers.store.base import FaultKind
 from drivers.store.files import Files
 from drivers.store.keyring import MAGIC, Keyring, WrongRoot, unpack
 from drivers.store.keys import RootKey, find_root
-from drivers.store.places import default_keys_dir, default_state_dir
+from drivers.store.places import default_keys_dir
 from drivers.store.seal import NotAuthentic
 from tests.helpers.store_client import (
     OWNER,
@@ -217,14 +217,12 @@ def test_keys_may_not_lie_with_what_they_lock(home: Home) -> None:
         store.open("state", str(home.state.parent / "keys"))
 
 
-def test_where_things_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_keys_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_HOME", str(tmp_path))
-    assert (default_state_dir(), default_keys_dir()) == (tmp_path / "state", tmp_path / "keys")
+    assert default_keys_dir() == tmp_path / "keys"
     monkeypatch.delenv("LLMOS_HOME")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "b"))
-    assert default_state_dir() == tmp_path / "a" / "llmos"
-    assert default_keys_dir() == tmp_path / "b" / "llmos" / "keys"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert default_keys_dir() == tmp_path / "config" / "llmos" / "keys"
 
 
 # --- the keyring ----------------------------------------------------------------------------------

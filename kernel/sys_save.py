@@ -43,7 +43,7 @@ def sys_save_ctx(k: System, caller: Caller, args: SaveCtx) -> Pending:
 def _save(k: System, frozen: Context, owner: int, name: str, extra: bytes) -> Errand:
     try:
         saved, count = yield from saving.save(
-            frozen, k.store.new_job, owner, name, extra, k.config.bulk_bytes
+            frozen, k.store.new_job, owner, name, extra, k.config.bulk_bytes // 2
         )
     finally:
         k.floating.remove(frozen)

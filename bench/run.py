@@ -28,6 +28,7 @@ BENCHES = {
     "copies": ("bench.copies", "copies to and from the host tier against plain memory copies"),
     "pager": ("bench.pager", "going on after a swap, and prefix hits, against computing it again"),
     "linear": ("bench.linear", "the linear layers alone"),
+    "store": ("bench.store", "saves and swap through the store host, against plain files"),
 }
 
 

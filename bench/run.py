@@ -26,6 +26,7 @@ BENCHES = {
     "idle": ("bench.idle", "processor time and wake-ups of an idle kernel"),
     "driver": ("bench.driver", "prefill and decode of a driver host without kernel"),
     "copies": ("bench.copies", "copies to and from the host tier against plain memory copies"),
+    "kv_dtype": ("bench.kv_dtype", "KV in 8 bit against KV in bfloat16: quality, memory, speed"),
     "linear": ("bench.linear", "the linear layers alone"),
 }
 

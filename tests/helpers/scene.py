@@ -262,7 +262,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
 CASES = [
     *((name, way) for name in SHOWN for way in ("tty", "pipe")),
     *(("pmap", way) for way in ("letters", "a11y", "plain", "wide")),
-    *(("ctx-tree", way) for way in ("letters", "a11y", "plain", "narrow")),
+    ("ctx-ls", "narrow"), *(("ctx-tree", way) for way in ("letters", "a11y", "plain", "narrow")),
     *(("vmstat", way) for way in ("wide", "narrow")), ("pmap-task", "letters"),
     ("pmap-task", "narrow"), ("free", "wide"),
     ("top", "letters"), ("dmesg", "plain"), ("ps", "plain"), ("ps-full", "wide"),

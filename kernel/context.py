@@ -51,6 +51,7 @@ class Context:
         self.length = 0
         self.request: Any = None  # the Request being scheduled, at most one
         self.queued: deque[Any] = deque()  # calls that wait behind it (QUEUE)
+        self.fresh = 0  # positions computed for an append, that no infer has counted yet
         self.last_use = 0  # kernel turn
         self.pinned = False  # its KV stays on the device
         self.demoted = False  # its KV is the first to leave

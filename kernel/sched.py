@@ -337,6 +337,8 @@ class Scheduler:
         step = self._end_step()
         self._measure(step, took_us)
         for entry in step.entries:
+            if entry.request.background and not entry.request.done:
+                entry.request.ctx.fresh += entry.end - entry.start
             for write in entry.writes:
                 if write.block.id == write.id:
                     write.block.filled = max(write.block.filled, write.upto)

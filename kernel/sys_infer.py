@@ -80,7 +80,8 @@ def start_request(k: System, caller: Caller, request: Request, cached: int) -> N
     ctx = request.ctx
     if ctx.request is not None:
         ctx.model.sched.remove(ctx.request)  # a background prefill: this does its work too
-    request.cached, request.since = cached, k.clock()
+    request.cached, request.since = max(0, cached - ctx.fresh), k.clock()
+    ctx.fresh = 0
     if caller.task.state is TaskState.STOPPED:
         request.held = "signal"
     ctx.model.sched.add(request)

@@ -459,7 +459,7 @@ class InferResult(NamedTuple):
     finish: int
     length: int  # of the context
     prompt: int  # ids in the context when the call was accepted
-    cached: int  # of these, computed before
+    cached: int  # of these, found: neither this call nor an append before it computed them
     output: int
     overrun: int  # sampled and thrown away
     seed: int

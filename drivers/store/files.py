@@ -54,8 +54,8 @@ class Files:
     def close(self, fd: int) -> None:
         os.close(fd)
 
-    def pread(self, fd: int, size: int, offset: int) -> bytes:
-        return os.pread(fd, size, offset)
+    def pread(self, fd: int, buffer: bytearray | memoryview, offset: int) -> int:
+        return os.preadv(fd, [buffer], offset)
 
     def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
         return os.pwrite(fd, data, offset)
@@ -109,24 +109,29 @@ class Files:
                 raise OSError(errno.EIO, "a write took nothing")
             rest, offset = rest[count:], offset + count
 
+    def read_into(self, fd: int, buffer: bytearray | memoryview, offset: int) -> int:
+        """Fill a buffer; return how much of it, which is less only at the end of the file."""
+        rest = memoryview(buffer)
+        while rest:
+            count = self.pread(fd, rest, offset)
+            if not count:
+                break
+            rest, offset = rest[count:], offset + count
+        return len(buffer) - len(rest)
+
     def read(self, fd: int, size: int, offset: int) -> bytes:
         """Read that many bytes, fewer only at the end of the file."""
-        parts: list[bytes] = []
-        while size:
-            part = self.pread(fd, size, offset)
-            if not part:
-                break
-            parts.append(part)
-            size, offset = size - len(part), offset + len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        buffer = bytearray(size)
+        return bytes(memoryview(buffer)[: self.read_into(fd, buffer, offset)])
 
     def read_whole(self, path: str, most: int) -> bytes:
         """Read a plain file of at most `most` bytes; a larger one comes cut, one byte too long."""
         fd = self.open(path)
         try:
-            if not stat.S_ISREG(self.fstat(fd).st_mode):
+            found = self.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "it is not a plain file")
-            return self.read(fd, most + 1, 0)
+            return self.read(fd, min(found.st_size, most) + 1, 0)
         finally:
             self.close(fd)
 

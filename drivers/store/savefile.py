@@ -131,6 +131,13 @@ class Sealer:
         """Return the plain text; NotAuthentic."""
         return self.seal.open(sealed, self._bound(kind, index))
 
+    def close_block(self, number: int, plain: Buffer, sealed: memoryview) -> None:
+        self.seal.close_into(plain, self._bound("block", number), sealed)
+
+    def open_block(self, number: int, sealed: memoryview, plain: memoryview) -> None:
+        """Write the plain text into a buffer; NotAuthentic."""
+        self.seal.open_into(sealed, self._bound("block", number), plain)
+
     def _bound(self, kind: str, index: int) -> bytes:
         sizes = self.sizes
         return bind(

@@ -16,9 +16,9 @@ from drivers.store.faults import disk_errors, disk_fault
 from drivers.store.files import Files, Unsynced
 from drivers.store.keyring import Keyring
 from drivers.store.savefile import SUFFIX, Facts, NotSound, check_words
-from drivers.store.savejob import Loaded, ReadJob, WriteJob, corrupt
+from drivers.store.savejob import Loaded, Means, ReadJob, WriteJob, corrupt
 from drivers.store.scan import Record, Scan, open_file, read_head, scan
-from drivers.store.seal import NotAuthentic
+from drivers.store.seal import NotAuthentic, Scratch
 from drivers.store.windows import Windows
 
 LIST_BYTES = 128 * 1024
@@ -34,7 +34,7 @@ class Saves:
     ) -> None:  # fmt: skip
         """Read what is there, and finish what a crash has cut short; IO."""
         self._files = files
-        self._windows = windows
+        self._means = Means(files, windows, folder, Scratch())
         self._folder = folder
         self._keyring = keyring
         self._clock = clock
@@ -101,9 +101,7 @@ class Saves:
             raise StoreFault(FaultKind.BUSY, "a save of this name is being written")
         facts = Facts(message.owner, message.name, int(self._clock()), meta)
         owner = self._keyring.ensure(message.owner)
-        self._jobs[message.job] = WriteJob(
-            self._files, self._windows, self._folder, owner, facts, self._next
-        )
+        self._jobs[message.job] = WriteJob(self._means, owner, facts, self._next)
         self._next += 1
 
     def add_ids(self, message: base.AddIds) -> None:
@@ -213,7 +211,7 @@ class Saves:
                 raise NotSound("another save was put in its place")
             current = record.state == SaveState.CURRENT
             loaded = Loaded(place, sealer, facts.meta, with_blocks=current)
-            return ReadJob(self._files, self._windows, fd, loaded)
+            return ReadJob(self._means, fd, loaded)
         except (NotSound, NotAuthentic, OSError):
             with suppress(OSError):
                 self._files.close(fd)

@@ -22,7 +22,15 @@ from drivers.store.base import (
 )
 from drivers.store.faults import disk_errors, no_space
 from drivers.store.files import Files
-from drivers.store.seal import TAG_BYTES, NotAuthentic, Seal, bind, new_key
+from drivers.store.seal import (
+    NONCE_BYTES,
+    TAG_BYTES,
+    NotAuthentic,
+    Scratch,
+    Seal,
+    bind,
+    new_key,
+)
 from drivers.store.windows import Windows
 
 NAME = "swap"
@@ -65,7 +73,7 @@ class Swap:
         self._size = size
         self._keys: dict[int, OwnerKey] = {}
         self._held: dict[int, Held] = {}  # by the slot's first byte in the file
-        self._buffer = bytearray()
+        self._scratch = Scratch()
         self.out_bytes = 0
         self.in_bytes = 0
         with disk_errors("make the swap file"):
@@ -123,14 +131,13 @@ class Swap:
         key = self._keys.get(block.owner)
         if key is None or key.spent:
             key = self._keys[block.owner] = OwnerKey(Seal(new_key()))
-        if len(self._buffer) != size + TAG_BYTES:
-            self._buffer = bytearray(size + TAG_BYTES)
-        sealed = memoryview(self._buffer)
-        nonce = key.seal.close_into(view, _bound(area, block, place), sealed)
+        sealed, _ = self._scratch.take(size)
+        key.seal.close_into(view, _bound(area, block, place), sealed)
         key.blocks += 1
         key.bytes += size
-        self._files.write(self._fd, sealed[:size], place)
-        self._held[place] = Held(key.seal, nonce, bytes(sealed[size:]), size)
+        self._files.write(self._fd, sealed[NONCE_BYTES:-TAG_BYTES], place)
+        nonce, tag = bytes(sealed[:NONCE_BYTES]), bytes(sealed[-TAG_BYTES:])
+        self._held[place] = Held(key.seal, nonce, tag, size)
         self.out_bytes += size
 
     def back(self, area: Area, window: int, blocks: tuple[Block, ...]) -> tuple[bytes, str]:
@@ -150,11 +157,15 @@ class Swap:
         held = self._held.get(place)
         if held is None or held.size != size:
             return BlockState.CORRUPT
-        sealed = self._files.read(self._fd, size, place) + held.tag
+        sealed, plain = self._scratch.take(size)
+        sealed[:NONCE_BYTES], sealed[-TAG_BYTES:] = held.nonce, held.tag
+        if self._files.read_into(self._fd, sealed[NONCE_BYTES:-TAG_BYTES], place) != size:
+            return BlockState.CORRUPT
         try:
-            view[:] = held.seal.open_apart(held.nonce, sealed, _bound(area, block, place))
+            held.seal.open_into(sealed, _bound(area, block, place), plain)
         except NotAuthentic:
             return BlockState.CORRUPT
+        view[:] = plain
         self.in_bytes += size
         return BlockState.OK
 

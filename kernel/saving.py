@@ -12,7 +12,7 @@ computed when it is needed, and the result says so.
 
 from array import array
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from drivers import base as driver
@@ -21,7 +21,7 @@ from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context
 from kernel.errand import DeviceOp, Lost
 from kernel.model import Model
-from syscalls.errors import EIO
+from syscalls.errors import EIO, KernelError
 
 MAX_TRIES = 3
 """Drivers that may die in the middle of one save."""
@@ -60,25 +60,28 @@ def save(
 ) -> Generator[Any, Any, tuple[base.Saved, int]]:
     """Write a context that nobody else has; return how it went and how many blocks have KV."""
     for _ in range(MAX_TRIES):
-        number, count = new_job(), _computed_blocks(ctx)
+        number, count = new_job(), _computed_blocks(ctx, bulk_bytes)
         yield base.BeginSave(number, owner, name, _meta(ctx, count, extra))
         for start in range(0, ctx.length, base.MAX_IDS):
             ids = ctx.read(start, min(ctx.length, start + base.MAX_IDS))
             yield base.AddIds(number, start, ids.tobytes())
         try:
             yield from _write_blocks(ctx, number, count, bulk_bytes)
-        except Lost:
-            yield base.AbortSave(number)
-            continue
+        except KernelError as error:
+            with suppress(KernelError):  # the store has ended it by itself
+                yield base.AbortSave(number)
+            if isinstance(error, Lost):
+                continue
+            raise
         saved = yield base.CommitSave(number)
         return saved, count
     raise EIO(f"the device died {MAX_TRIES} times in the middle of the save", "save it again")
 
 
-def _computed_blocks(ctx: Context) -> int:
-    """Return how many leading blocks are full, and have all their KV."""
+def _computed_blocks(ctx: Context, bulk_bytes: int) -> int:
+    """Return how many leading blocks are full, have all their KV, and fit through the window."""
     size, count = ctx.pool.block_size, 0
-    if not ctx.model.desc.digest:
+    if not ctx.model.desc.digest or ctx.model.desc.block_bytes > bulk_bytes:
         return 0
     for block in ctx.blocks:
         if block.have < size or len(block.ids) < size:
@@ -161,7 +164,10 @@ def unlike(model: Model, meta: base.SaveMeta) -> str:
 def read_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Generator[Any, Any, str]:
     """Bring the KV of the first `count` blocks to a tier; say why it is not all of it."""
     pool, index = ctx.pool, ctx.pool.index
-    most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
+    size = ctx.model.desc.block_bytes
+    if size > bulk_bytes:
+        return f"a block has {size} bytes, the window to the device {bulk_bytes} (--bulk-bytes)"
+    most = min(base.MAX_BLOCKS, bulk_bytes // size)
     for first in range(0, count, most):
         wanted = []
         for at in range(first, min(count, first + most)):

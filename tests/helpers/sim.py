@@ -106,8 +106,9 @@ class Reply:
 class SimClient:
     """A program's end of one connection: sends frames, and books every event."""
 
-    def __init__(self, sim: "Sim", number: int) -> None:
+    def __init__(self, sim: "Sim", number: int, uid: int = UID) -> None:
         self.sim = sim
+        self.uid = uid
         self.route = b"\0client%04d" % number
         self.pid = 5000 + number
         self.calls: dict[int, Reply] = {}
@@ -129,7 +130,7 @@ class SimClient:
         return reply
 
     def send_raw(self, frames: list[bytes]) -> None:
-        self.sim.front.arrivals.append(Arrival(self.route, UID, self.pid, frames))
+        self.sim.front.arrivals.append(Arrival(self.route, self.uid, self.pid, frames))
 
     def ask(self, name: str, *args: Any, ids: Any = None, flags: int = 0) -> Reply:
         """Send a call and turn the kernel until it has ended."""
@@ -230,9 +231,9 @@ class Sim:
         """The models that have a pool."""
         return [model for model in self.system.device.models if model.loaded]
 
-    def client(self, hello: bool = True) -> SimClient:
+    def client(self, hello: bool = True, uid: int = UID) -> SimClient:
         """Connect a program."""
-        client = SimClient(self, len(self.clients))
+        client = SimClient(self, len(self.clients), uid)
         self.clients.append(client)
         if hello:
             assert client.ask("hello", f"c{len(self.clients)}").errno == 0
@@ -285,6 +286,7 @@ class Sim:
                 and device.idle
                 and device.state is DeviceState.UP
                 and not self.system.jobs
+                and not self.system.errands.busy
             )
         )
 
@@ -344,6 +346,7 @@ class Sim:
             assert model.pool.named == len(model.pool.index) == 0
             host = model.pool.host.counts
             assert host.free == host.total, host
+        assert not self.system.floating
         assert [task.pid for task in self.system.tasks] == [1]
         assert self.system.num_contexts == 0
         assert not self.system.again

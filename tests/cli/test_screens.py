@@ -47,7 +47,8 @@ def test_a_screen_fits_the_terminal_and_a_pipe_has_no_colour(name: str, way: str
         assert text.isascii()
     if not name.startswith("dmesg") and name != "ps-full":
         bare = re.sub(r"<[\d;]*>", "", text)
-        assert max(map(len, bare.splitlines())) <= (120 if way == "wide" else 80)
+        room = {"wide": 120, "narrow": 40}.get(way, 80)
+        assert max(map(len, bare.splitlines())) <= room
     assert "<" not in (SCREENS / f"{name}.pipe.txt").read_text().replace("560 < 570", "")
 
 
@@ -55,7 +56,9 @@ def test_a_screen_fits_the_terminal_and_a_pipe_has_no_colour(name: str, way: str
 
 DOCUMENTS = [
     ["ps"], ["ps", "--sort", "-kv"], ["ps", "--contexts"], ["free"], ["pmap"], ["pmap", "57", "3"],
-    ["pmap", "@main"], ["lsdev"], ["dmesg"], ["dmesg", "-n", "0"],
+    ["pmap", "@main"], ["lsdev"], ["dmesg"], ["dmesg", "-n", "0"], ["vmstat"], ["ctx", "ls"],
+    ["ctx", "tree"], ["ctx", "tree", "57"], ["explain", "57"], ["explain", "-p", "1"],
+    ["explain", "@main"],
 ]  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def test_schemas_name_the_document_that_they_are_of(path: Path) -> None:
 
 
 def test_colours_are_as_they_are_asked_for(kernel: FakeKernel) -> None:
-    for words in (["ps"], ["pmap"], ["dmesg"], ["lsdev"], ["free"]):
+    for words in (["ps"], ["pmap"], ["dmesg"], ["lsdev"], ["free"], ["ctx", "tree"]):
         for tty, color, colored in (
             (False, "always", True), (True, "never", False), (False, "auto", False),
         ):  # fmt: skip
@@ -167,7 +170,7 @@ def test_ps_chooses(kernel: FakeKernel) -> None:
     assert names("-C", "casual") == ["casual"]
     assert names("-u", "ana") == everyone
     assert names("-u", "nobody-of-this-name") == []
-    assert names("--sort", "-kv") == ["llmsh", "researcher", "formal", "casual", "init"]
+    assert names("--sort", "-kv") == ["llmsh", "formal", "casual", "researcher", "init"]
     assert names("--forest") == ["init", "\\_llmsh", "\\_formal", "\\_casual", "\\_researcher"]
 
 
@@ -225,7 +228,7 @@ def test_rows_of_a_large_context_that_repeat_are_counted() -> None:
     """A million ids: some lines, not a thousand."""
     runs = [abi.BlockRun(0, 65_000, 3, 2, 1, 0, 0), abi.BlockRun(1_040_000, 100, 2, 1, 9, 0, 0)]
     found = abi.PmapResult(1, 1, "", "m", "d", 0, 0, 16, 1, 65_100, list(runs), [], 0, 0)
-    rows = ["".join(text for text, _ in row) for row in cells(found, True)]
+    rows = ["".join(text for text, _ in row) for row in cells(found, 80, True)]
     assert len(rows) == 5 and rows[1] == "      * 1,014 more rows like this one"
     assert [row.split()[0] for row in rows] == ["0", "*", "64960", "65024", "65088"]
 
@@ -236,7 +239,10 @@ def test_a_map_of_nothing(kernel: FakeKernel) -> None:
 
 
 def test_names_cannot_speak_to_the_terminal(kernel: FakeKernel) -> None:
-    for words in (["ps", "--contexts"], ["pmap"], ["pmap", "-x"], ["lsdev"], ["top", "-b", "-n1"]):
+    for words in (
+        ["ps", "--contexts"], ["pmap"], ["pmap", "-x"], ["lsdev"], ["top", "-b", "-n1"],
+        ["ctx", "ls"], ["ctx", "tree"], ["explain", "57"],
+    ):  # fmt: skip
         for tty in (False, True):
             _, out, _ = screen(kernel, *words, tty=tty, NO_COLOR="1")
             assert "\x9b" not in out and "\u202e" not in out
@@ -329,7 +335,7 @@ def test_a_watched_table_ends_where_the_screen_does(
 
 # --- help ---------------------------------------------------------------------------------------
 
-MINE = ("ps", "top", "free", "pmap", "lsdev", "dmesg")
+MINE = ("ps", "top", "free", "pmap", "lsdev", "dmesg", "vmstat")
 
 
 @pytest.mark.parametrize("name", MINE)

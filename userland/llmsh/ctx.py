@@ -1,12 +1,20 @@
-"""ctx: list, make, use, free and name contexts."""
+"""ctx: list, make, use, free and name contexts, and say where their KV is to be."""
 
+import re
 from collections.abc import Callable
 from typing import TextIO
 
+from userland.bin.ctx import grow
+from userland.bin.ps import swapped
 from userland.exits import USAGE, Failure
+from userland.llmsh.contexts import Named
+from userland.llmsh.desk import ShellDesk
 from userland.llmsh.state import State
 
-_USAGE = "ctx [ls] | new NAME [-s SYSTEM] | use NAME | rm NAME... | name NEW"
+_USAGE = (
+    "ctx [ls] | tree | new NAME [-s SYSTEM] | use NAME | rm NAME... | name NEW | "
+    "pin [NAME] | unpin [NAME] | prefetch [NAME] | demote [NAME] | retain SECONDS [NAME]"
+)
 
 
 def run(state: State, args: list[str], out: TextIO) -> int:
@@ -25,18 +33,27 @@ def _ls(state: State, args: list[str], out: TextIO) -> None:
     """Write a line for each context; * marks the current one."""
     if args:
         raise Failure("ctx ls takes no arguments", _USAGE, USAGE)
-    rows = [("", "NAME", "TOK", "TURNS", "BLOCKS", "SHARED")]
+    rows: list[tuple[str, ...]] = [("", "NAME", "TOK", "TURNS", "BLOCKS", "SHARED", "SWP", "PIN")]
     for named in state.contexts:
         row = named.context.stat()
         mark = "*" if named.name == state.contexts.current else ""
-        turns = str(len(named.turns))
-        rows.append((mark, named.name, f"{row.length:,}", turns, str(row.blocks), str(row.shared)))
+        turns, pin = str(len(named.turns)), "yes" if row.pinned else "-"
+        blocks = (f"{number:,}" for number in (row.blocks, row.shared, swapped(row)))
+        rows.append((mark, named.name, f"{row.length:,}", turns, *blocks, pin))
     if len(rows) == 1:
         state.note("no contexts yet: @main is made by the first prompt")
         return
     wide = max(len(row[1]) for row in rows)
     for mark, name, *numbers in rows:
         out.write(f"{mark:1} {name:{wide}}" + "".join(f" {text:>7}" for text in numbers) + "\n")
+
+
+def _tree(state: State, args: list[str], out: TextIO) -> None:
+    """Write the tree of what the shell's contexts share; of all contexts if it has none."""
+    if args:
+        raise Failure("ctx tree takes no arguments; llmos ctx tree PID does", _USAGE, USAGE)
+    own = [str(state.contexts.task().pid)] if any(True for _ in state.contexts) else []
+    grow(ShellDesk(state, out), own, headers=True, as_json=False)
 
 
 def _new(state: State, args: list[str], out: TextIO) -> None:
@@ -66,6 +83,48 @@ def _rename(state: State, args: list[str], out: TextIO) -> None:
     state.contexts.rename(_one("name", args))
 
 
+def _pin(state: State, args: list[str], out: TextIO) -> None:
+    named = _named(state, "pin", args)
+    state.note(
+        f"@{named.name}: {_blocks(named.context.pin())} stay on the device; ctx unpin ends it"
+    )
+
+
+def _unpin(state: State, args: list[str], out: TextIO) -> None:
+    named = _named(state, "unpin", args)
+    freed = named.context.unpin()
+    state.note(f"@{named.name}: {_blocks(freed)} may leave the device again")
+
+
+def _prefetch(state: State, args: list[str], out: TextIO) -> None:
+    named = _named(state, "prefetch", args)
+    state.note(f"@{named.name}: {_blocks(named.context.prefetch())} come back to the device")
+
+
+def _demote(state: State, args: list[str], out: TextIO) -> None:
+    named = _named(state, "demote", args)
+    state.note(f"@{named.name}: {_blocks(named.context.demote())} leave the device")
+
+
+def _retain(state: State, args: list[str], out: TextIO) -> None:
+    if not args or not re.fullmatch(r"\d{1,5}(\.\d{1,6})?", args[0], re.ASCII):
+        raise Failure("ctx retain takes seconds, and the name of a context", _USAGE, USAGE)
+    named = _named(state, "retain", args[1:])
+    kept = _blocks(named.context.retain(float(args[0])))
+    state.note(f"@{named.name}: {kept} leave after those of others, for {args[0]} s")
+
+
+def _named(state: State, verb: str, args: list[str]) -> Named:
+    """Return the context that is meant, the current one without a name."""
+    if len(args) > 1:
+        raise Failure(f"ctx {verb} takes one name, or none for the current context", _USAGE, USAGE)
+    return state.contexts.open(_name(args[0]) if args else None)
+
+
+def _blocks(number: int) -> str:
+    return "1 block" if number == 1 else f"{number:,} blocks"
+
+
 def _one(verb: str, args: list[str]) -> str:
     if len(args) != 1:
         raise Failure(f"ctx {verb} takes one name", _USAGE, USAGE)
@@ -82,4 +141,12 @@ VERBS: dict[str, Callable[[State, list[str], TextIO], None]] = {
     "use": _use,
     "rm": _rm,
     "name": _rename,
+    "tree": _tree,
+    "pin": _pin,
+    "unpin": _unpin,
+    "prefetch": _prefetch,
+    "demote": _demote,
+    "retain": _retain,
 }
+NAMING = ("use", "rm", "pin", "unpin", "prefetch", "demote")
+"""Those of them that take the name of a context first."""

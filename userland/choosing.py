@@ -42,6 +42,21 @@ def _parse(command: str, words: Sequence[str]) -> _Wanted:
     return wanted
 
 
+MAX_ASKED = 1000
+"""Contexts that a command asks about one by one. The kernel looks for who shares with each."""
+
+
+def few(rows: list[CtxRow], command: str) -> list[CtxRow]:
+    """Return contexts that are asked about one by one; Failure if they are too many for that."""
+    if len(rows) > MAX_ASKED:
+        raise Failure(
+            f"{len(rows):,} contexts are meant, and at most {MAX_ASKED:,} are looked at in one go",
+            f"{command} PID, {command} PID CTX; ctx ls lists them all",
+            USAGE,
+        )
+    return rows
+
+
 def chosen(task: syscalls.Task, command: str, words: Sequence[str]) -> list[CtxRow]:
     """Return the contexts that are meant, in the order in which the kernel has them.
 

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 from syscalls.abi import CtxRow, SharerRow
 
-MAX_LOOKS = 100
-"""Contexts that are asked about. The kernel goes through all of them for each."""
+MAX_PAIRS = 1_000_000
+"""Contexts asked about, times all there are: the kernel goes through all of them for each."""
+MAX_DEPTH = 24
+"""Levels of the tree. What lies deeper stands on the last one: nobody could read it further right,
+and a context that forks at every turn has thousands."""
 Key = tuple[int, int]
 """Task and number of a context. Numbers rise, so that an older context comes first."""
 
@@ -41,7 +44,8 @@ def relatives(
     ordered = sorted(rows, key=key_of)
     sharing = [row for row in ordered if row.shared or row.host_blocks or row.disk_blocks]
     common: dict[Key, dict[Key, int]] = {}
-    for row in sharing[:MAX_LOOKS]:
+    looks = MAX_PAIRS // max(1, len(ordered))
+    for row in sharing[:looks]:
         for other in ask(row):
             there = other.pid, other.ctx
             common.setdefault(key_of(row), {})[there] = other.blocks
@@ -57,7 +61,7 @@ def relatives(
         near = sorted(before, key=lambda other: (-before[other], other[0] != row.pid, other))
         parent = near[0] if near else None
         found.append(Relative(row, parent, before[parent] if parent else 0))
-    return found, len(sharing[MAX_LOOKS:])
+    return found, len(sharing[looks:])
 
 
 class Branch(NamedTuple):
@@ -86,7 +90,7 @@ def branches(relatives: Iterable[Relative]) -> list[Branch]:
 
 def _siblings(relatives: list[Relative], above: tuple[bool, ...]) -> list[Branch]:
     """Return branches of one level, the first one last."""
-    ends = len(relatives) - 1
+    above, ends = above[: MAX_DEPTH - 1], len(relatives) - 1
     made = [
         Branch(relative, len(above), (*above, at == ends)) for at, relative in enumerate(relatives)
     ]

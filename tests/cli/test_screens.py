@@ -7,15 +7,17 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from syscalls import abi
+from syscalls.errors import EBADCTX, ENOTSUP
 from tests.helpers.daemon import ROOT
 from tests.helpers.fake_kernel import FakeKernel, Reply
 from tests.helpers.json_schema import FOLDER, check, check_document
-from tests.helpers.scene import CASES, LOG, SCREENS, drawn, scene, screen
+from tests.helpers.scene import CASES, CONTEXTS, LOG, ROWS, SCREENS, drawn, scene, screen
 from userland.bin.dmesg import parse_levels, parse_since
 from userland.cli import COMMANDS
 from userland.exits import Failure
@@ -290,6 +292,83 @@ def test_records_that_were_gone_before_they_were_read() -> None:
 def _end_after(asked: list[int], calls: int) -> None:
     if len(asked) >= calls:
         raise KeyboardInterrupt
+
+
+AS_OLD = {
+    abi.TaskRow: "swapped", abi.CtxRow: "host_blocks", abi.PoolRow: "promised",
+    abi.KernelRow: "out_blocks",
+}  # fmt: skip
+"""The first field of each row that a kernel before the tiers did not have."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ps"], ["ps", "-f"], ["ctx", "ls"], ["ctx", "tree"], ["free"], ["free", "-h"], ["vmstat"],
+     ["pmap"], ["top", "-b", "-n", "1"], ["status"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_kernel_that_knows_no_tiers_is_shown(words: list[str]) -> None:
+    with scene() as kernel:
+        snapshot = kernel.replace["snapshot"]
+
+        def older(request: Any) -> Reply:
+            page = snapshot(request).row
+            rows = [row[: row._fields.index(AS_OLD[type(row)])] for row in page.rows]
+            return Reply(page._replace(rows=rows))
+
+        kernel.replace["snapshot"] = older
+        for tty in (True, False):
+            status, out, _ = screen(kernel, *words, tty=tty)
+            assert status == 0 and out
+        if "-f" not in words:
+            status, out, err = screen(kernel, *words, "--json", tty=False)
+            assert (status, err) == (0, "")
+            check_document(json.loads(out))
+
+
+def test_a_kernel_that_cannot_explain_says_so() -> None:
+    with scene() as kernel:
+
+        def unbuilt(_: object) -> Reply:
+            raise ENOTSUP("explain is reserved, and not built in this kernel")
+
+        kernel.replace["explain"] = unbuilt
+        status, out, err = screen(kernel, "explain", "57", tty=False)
+    assert (status, out) == (1, "") and "not built in this kernel (ENOTSUP)" in err
+
+
+def test_a_context_that_has_gone_meanwhile_is_left_out() -> None:
+    with scene() as kernel:
+
+        def gone(_: object) -> Reply:
+            raise EBADCTX("there is no such context")
+
+        kernel.replace["explain"] = kernel.replace["pmap"] = gone
+        for words in (["explain", "57"], ["ctx", "tree"]):
+            status, out, _ = screen(kernel, *words, tty=False)
+            assert (status, "57 researcher" in out) == (0, True)
+
+
+def test_too_many_contexts_to_ask_about_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [CONTEXTS[0]._replace(ctx=n, name="") for n in range(1, 1002)]
+    monkeypatch.setitem(ROWS, "contexts", many)
+    with scene() as kernel:
+        for command in ("pmap", "explain"):
+            status, out, err = screen(kernel, command, "41", tty=False)
+            assert (status, out) == (2, "") and "1,001 contexts" in err
+        status, out, _ = screen(kernel, "ctx", "ls", tty=False)
+        assert (status, len(out.splitlines())) == (0, 1002)
+
+
+def test_frames_of_vmstat_have_a_header_a_screenful(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("userland.bin.vmstat.time.sleep", lambda _: None)
+    for tty, headers in ((True, 3), (False, 1)):
+        status, out, _ = screen(kernel, "vmstat", "1", "50", tty=tty)
+        lines = out.splitlines()
+        heads = [at for at, line in enumerate(lines) if line.startswith(" r  q")]
+        assert (status, len(lines), heads) == (0, 50 + headers, [0, 23, 46][:headers])
 
 
 # --- watching -----------------------------------------------------------------------------------

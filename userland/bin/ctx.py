@@ -124,8 +124,10 @@ def grow(desk: Desk, words: Sequence[str], headers: bool, as_json: bool) -> None
         if not rows:
             desk.note("no contexts")
     if left:
-        many = f"{count(left)} contexts that share blocks were not asked about"
-        desk.note(f"{many}; ctx tree PID shows those of one task")
+        desk.note(
+            f"too many to compare all: of {count(left)} contexts that share blocks, "
+            "not all is shown that they share"
+        )
 
 
 def branches_by_task(found: Sequence[Relative]) -> dict[int, list[Branch]]:

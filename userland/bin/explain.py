@@ -6,13 +6,17 @@ import click
 from click.shell_completion import CompletionItem
 
 from syscalls.errors import Errno
-from userland import choosing
+from userland import choosing, complete
 from userland.catalogue import ENTRIES, EXITS, exit_meaning, meaning, number_of
 from userland.desk import Desk, json_option, pass_desk
 from userland.exits import Failure, code_of
 
 
-def _codes(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _words(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    if incomplete.startswith("@") or context.params.get("of_task"):
+        return complete.tasks_and_contexts(context, parameter, incomplete)
     known = {**{name: meaning(name) for name in ENTRIES}, **{str(n): t for n, t in EXITS.items()}}
     upper = incomplete.upper()
     return [
@@ -21,7 +25,7 @@ def _codes(_: click.Context, __: click.Parameter, incomplete: str) -> list[Compl
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("words", nargs=-1, metavar="[CODE | PID [CTX] | @NAME]", shell_complete=_codes)
+@click.argument("words", nargs=-1, metavar="[CODE | PID [CTX] | @NAME]", shell_complete=_words)
 @click.option("-p", "--task", "of_task", is_flag=True, help="The number is a task, not a code.")
 @json_option
 @pass_desk
@@ -63,6 +67,8 @@ def explain(desk: Desk, words: tuple[str, ...], of_task: bool, as_json: bool) ->
             desk.say(f"{fact['code']:<10} {fact['meaning']}")
     else:
         _show(desk, facts[0])
+        if choosing.number_of(code) is not None:
+            desk.note(f"a task of that number: explain -p {code}")
 
 
 def _is_code(word: str) -> bool:

@@ -7,27 +7,18 @@ from syscalls import ENOTSUP, KernelError
 from syscalls.abi import CtxRow, ExplainResult, LossRow, TaskRow
 from userland import view
 from userland.bin.ps import waits_for
-from userland.choosing import chosen, number_of
+from userland.choosing import chosen, few, number_of
 from userland.desk import Desk
 from userland.exits import USAGE, Failure
 from userland.view import count
 
-MAX_CONTEXTS = 1000
-"""Of one command: each is a call."""
-
 
 def explain_task(desk: Desk, words: Sequence[str], as_json: bool) -> None:
-    """Explain the contexts that words name; Failure if there are too many."""
+    """Explain the contexts that words name."""
     if not words:
         raise Failure("-p takes a task", "llmos explain -p PID", USAGE)
     task = desk.task
-    rows = chosen(task, "explain", words)
-    if len(rows) > MAX_CONTEXTS:
-        raise Failure(
-            f"{len(rows):,} contexts, at most {MAX_CONTEXTS:,} at once",
-            "explain PID CTX explains one",
-            USAGE,
-        )
+    rows = few(chosen(task, "explain", words), "explain")
     found = [pair for row in rows if (pair := _ask(desk, row)) is not None]
     tasks = {row.pid: row for row in task.ps()}
     if as_json:

@@ -7,7 +7,7 @@ import click
 
 from syscalls.abi import BlockRun, PmapResult
 from userland import complete, picture, view
-from userland.choosing import chosen
+from userland.choosing import chosen, few
 from userland.desk import Desk, json_option, pass_desk
 from userland.exits import REFUSED, USAGE, Failure, reason
 from userland.glyphs import unicode_to
@@ -94,7 +94,7 @@ def pmap(
     """
     if svg is not None and (as_json or ranges):
         raise Failure("--svg is of the picture", "pmap --svg FILE, without --json and -x", USAGE)
-    rows = chosen(desk.task, "pmap", words)
+    rows = few(chosen(desk.task, "pmap", words), "pmap")
     maps = [Map(desk.task.pmap(row.ctx, row.pid), row.pinned) for row in rows]
     if as_json:
         desk.say_json("pmap", [_document(*found) for found in maps])

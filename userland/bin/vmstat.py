@@ -42,6 +42,11 @@ def _rate(key: str) -> Callable[[Line], str]:
     return lambda line: count(getattr(line.rates, key))
 
 
+def _ms(line: Line) -> str:
+    ms = line.rates.step_ms
+    return f"{ms:.1f}" if ms < 9.95 else count(ms)
+
+
 def _hit(line: Line) -> str:
     return "-" if line.rates.hit is None else f"{100 * line.rates.hit:.0f}"
 
@@ -71,7 +76,7 @@ COLUMNS = [
     _column("dec/s", 5, _rate("output_tok_s")),
     _column("lost", 4, _rate("lost_tok_s"), spare=True),
     _column("hit%", 4, _hit, spare=True),
-    _column("ms", 3, _rate("step_ms"), spare=True),
+    _column("ms", 3, _ms, spare=True),
     _column("seq", 3, lambda line: f"{line.rates.batch:.1f}", spare=True),
     _column("evict", 5, _rate("evicted_s"), spare=True),
     _column("cow", 3, _rate("copied_s"), spare=True),

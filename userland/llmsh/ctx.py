@@ -11,20 +11,21 @@ from userland.llmsh.contexts import Named
 from userland.llmsh.desk import ShellDesk
 from userland.llmsh.state import State
 
-_USAGE = (
-    "ctx [ls] | tree | new NAME [-s SYSTEM] | use NAME | rm NAME... | name NEW | "
-    "pin [NAME] | unpin [NAME] | prefetch [NAME] | demote [NAME] | retain SECONDS [NAME]"
-)
+_USAGE = """\
+ctx [ls] | tree | new NAME [-s SYSTEM] | use NAME | rm NAME... | name NEW
+ctx pin [NAME] | unpin [NAME] | prefetch [NAME] | demote [NAME] | retain SECONDS [NAME]
+"""
+_HINT = "ctx -h lists what there is"
 
 
 def run(state: State, args: list[str], out: TextIO) -> int:
     """Do what the first argument says; list without one."""
     verb, *rest = args or ["ls"]
     if verb in ("-h", "--help"):
-        out.write(f"{_USAGE}\n")
+        out.write(_USAGE)
         return 0
     if verb not in VERBS:
-        raise Failure(f"ctx has no {verb!r} in this version", _USAGE, USAGE)
+        raise Failure(f"ctx has no {verb!r} in this version", _HINT, USAGE)
     VERBS[verb](state, rest, out)
     return 0
 
@@ -32,7 +33,7 @@ def run(state: State, args: list[str], out: TextIO) -> int:
 def _ls(state: State, args: list[str], out: TextIO) -> None:
     """Write a line for each context; * marks the current one."""
     if args:
-        raise Failure("ctx ls takes no arguments", _USAGE, USAGE)
+        raise Failure("ctx ls takes no arguments", _HINT, USAGE)
     rows: list[tuple[str, ...]] = [("", "NAME", "TOK", "TURNS", "BLOCKS", "SHARED", "SWP", "PIN")]
     for named in state.contexts:
         row = named.context.stat()
@@ -51,7 +52,7 @@ def _ls(state: State, args: list[str], out: TextIO) -> None:
 def _tree(state: State, args: list[str], out: TextIO) -> None:
     """Write the tree of what the shell's contexts share; of all contexts if it has none."""
     if args:
-        raise Failure("ctx tree takes no arguments; llmos ctx tree PID does", _USAGE, USAGE)
+        raise Failure("ctx tree takes no arguments; llmos ctx tree PID does", _HINT, USAGE)
     own = [str(state.contexts.task().pid)] if any(True for _ in state.contexts) else []
     grow(ShellDesk(state, out), own, headers=True, as_json=False)
 
@@ -62,7 +63,7 @@ def _new(state: State, args: list[str], out: TextIO) -> None:
     elif len(args) == 1:
         state.contexts.new(_name(args[0]), None)
     else:
-        raise Failure("ctx new takes a name, and a system prompt after -s", _USAGE, USAGE)
+        raise Failure("ctx new takes a name, and a system prompt after -s", _HINT, USAGE)
 
 
 def _use(state: State, args: list[str], out: TextIO) -> None:
@@ -71,7 +72,7 @@ def _use(state: State, args: list[str], out: TextIO) -> None:
 
 def _rm(state: State, args: list[str], out: TextIO) -> None:
     if not args:
-        raise Failure("ctx rm takes the names of contexts", _USAGE, USAGE)
+        raise Failure("ctx rm takes the names of contexts", _HINT, USAGE)
     before = state.contexts.current
     for arg in args:
         state.contexts.remove(_name(arg))
@@ -107,17 +108,18 @@ def _demote(state: State, args: list[str], out: TextIO) -> None:
 
 
 def _retain(state: State, args: list[str], out: TextIO) -> None:
-    if not args or not re.fullmatch(r"\d{1,5}(\.\d{1,6})?", args[0], re.ASCII):
-        raise Failure("ctx retain takes seconds, and the name of a context", _USAGE, USAGE)
+    seconds = args[0] if args else ""
+    if not re.fullmatch(r"\d{1,5}(\.\d{1,6})?", seconds, re.ASCII) or not float(seconds):
+        raise Failure("ctx retain takes seconds, above 0, and may take a name", _HINT, USAGE)
     named = _named(state, "retain", args[1:])
-    kept = _blocks(named.context.retain(float(args[0])))
-    state.note(f"@{named.name}: {kept} leave after those of others, for {args[0]} s")
+    kept = _blocks(named.context.retain(float(seconds)))
+    state.note(f"@{named.name}: {kept} leave after those of others, for {seconds} s")
 
 
 def _named(state: State, verb: str, args: list[str]) -> Named:
     """Return the context that is meant, the current one without a name."""
     if len(args) > 1:
-        raise Failure(f"ctx {verb} takes one name, or none for the current context", _USAGE, USAGE)
+        raise Failure(f"ctx {verb} takes one name, or none for the current context", _HINT, USAGE)
     return state.contexts.open(_name(args[0]) if args else None)
 
 
@@ -127,7 +129,7 @@ def _blocks(number: int) -> str:
 
 def _one(verb: str, args: list[str]) -> str:
     if len(args) != 1:
-        raise Failure(f"ctx {verb} takes one name", _USAGE, USAGE)
+        raise Failure(f"ctx {verb} takes one name", _HINT, USAGE)
     return _name(args[0])
 
 

@@ -50,6 +50,10 @@ DATA: dict[str, Any] = {
         "code": str, "number": int, "exit_code": int, "meaning": str,
         "causes": list[str], "steps": list[str],
     }],
+    "explain.task": [
+        get_type_hints(abi.ExplainResult)
+        | {"name": str, "model": str, "length": int, "losses": [abi.LossRow]}
+    ],
     "load": abi.ModelRow,
     "models": list[models.Row],
     "models.du": {

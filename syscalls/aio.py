@@ -172,6 +172,17 @@ class Task:
         """Describe a context block by block, of another task by its pid."""
         return await self.run(self.caller.pmap(ctx, pid))
 
+    async def explain(self, ctx: int, pid: int = 0) -> abi.ExplainResult:
+        """Say what a context waits for and what became of its KV, of another task by its pid."""
+        return await self.run(self.caller.explain(ctx, pid))
+
+    async def drop_cache(self) -> int:
+        """Free the cached blocks that this task's user has computed; return how many.
+
+        Cached is the KV of contexts that are gone, kept for prompts that begin like them.
+        """
+        return await self.run(self.caller.drop_cache())
+
     async def log(self, cursor: int = 0) -> list[abi.LogRow]:
         """Read the kernel's log from a record's number on."""
         return await self.run(self.caller.log(cursor))

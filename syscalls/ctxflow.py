@@ -127,6 +127,18 @@ class ContextFlow:
         row: abi.CtxRow = yield from self.caller.ask("stat_ctx", self.handle)
         return row
 
+    def explain(self) -> Flow[abi.ExplainResult]:
+        return self.caller.explain(self.handle, 0)
+
+    # --- where its KV is ----------------------------------------------------------------------
+
+    def advise(self, advice: abi.Advice, ttl_s: float = 0.0) -> Flow[int]:
+        """Say what the context's KV is needed for; return how many blocks that concerns."""
+        result: abi.AdviseCtxResult = yield from self.caller.ask(
+            "advise_ctx", self.handle, advice.value, ttl_s
+        )
+        return result.blocks
+
     # --- shape --------------------------------------------------------------------------------
 
     def fork(self, n: int, name: str | None) -> Flow["list[ContextFlow]"]:

@@ -130,6 +130,16 @@ class Caller:
             cursor=0,
         )
 
+    def explain(self, ctx: int, pid: int) -> Flow[abi.ExplainResult]:
+        """Return what a context waits for, and what became of its KV."""
+        found: abi.ExplainResult = yield from self.ask("explain", ctx, pid)
+        return found._replace(losses=[make_row(abi.LossRow, values) for values in found.losses])
+
+    def drop_cache(self) -> Flow[int]:
+        """Free what the kernel keeps of contexts that are gone; return how many blocks."""
+        result: abi.DropCacheResult = yield from self.ask("drop_cache")
+        return result.blocks
+
     def log(self, cursor: int) -> Flow[list[abi.LogRow]]:
         """Return the kernel's log records from a number on."""
         rows: list[abi.LogRow] = []

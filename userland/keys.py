@@ -28,7 +28,10 @@ class Unfit(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. `kind` is str, int, float or bool, or "size": bytes, written like 720M."""
+    """One key. `kind` is str, int, float or bool, or "size": bytes, written like 720M.
+
+    Of a size, 0 is taken where it is the default: nothing, and not all there is.
+    """
 
     name: str
     kind: str
@@ -78,7 +81,7 @@ class Key:
         """Take a value that is written as text: of a variable, or behind an option."""
         value: Value | None = text
         if self.kind == "size":
-            value = size_of(text)
+            value = 0 if text.strip() == "0" and self.default == 0 else size_of(text)
         elif self.kind == "bool":
             value = WORDS.get(text.lower())
         elif self.kind != "str":
@@ -144,7 +147,7 @@ CLIENT = (
 """What commands and the shell go by. `up` loads `model`; contexts are made for it if it is set."""
 
 DTYPES = ("bfloat16", "float32")
-RENAMED = {"kv_bytes": "kv_mem"}
+RENAMED = {"kv_bytes": "kv_mem", "host_bytes": "host_mem"}
 """Keys of the kernel that people know by another name; its options keep theirs."""
 _FIELDS = {name: key for key, name in RENAMED.items()}
 
@@ -176,7 +179,7 @@ def _key(row: dict[str, Any]) -> Key:
 
 def is_size(name: str) -> bool:
     """Return whether a key of the kernel is a number of bytes."""
-    return name == "kv_mem" or name.endswith("_bytes")
+    return name in RENAMED.values() or name.endswith("_bytes")
 
 
 def option_of(key: Key) -> str:

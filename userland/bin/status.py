@@ -36,9 +36,10 @@ def status(desk: Desk, as_json: bool) -> None:
     for model in task.models():
         desk.say(f"model    {model.name} on {model.device}{_about(model)}")
     for pool in task.pools():
+        where = f"on {pool.device}" if pool.tier == "device" else f"in the {pool.tier} tier"
         desk.say(
             f"blocks   {count(pool.used)} of {count(pool.total)} used, "
-            f"{size(pool.total * pool.block_bytes)} on {pool.device} for {pool.model}"
+            f"{size(pool.total * pool.block_bytes)} {where} for {pool.model}"
         )
     desk.say(
         f"infers   {count(row.running)} running, {count(row.waiting)} waiting, "

@@ -11,7 +11,7 @@ from typing import Any, TextIO, TypeVar
 import click
 
 import syscalls
-from syscalls.abi import KernelRow
+from syscalls.abi import KernelRow, PoolRow
 from syscalls.address import runtime_dir, socket_path
 from userland import complete, daemon
 from userland.config import Config, Setting, read, take_options
@@ -42,6 +42,8 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
                  help="Same ids whatever else is in the batch."),
     click.option("--kv-mem", metavar="SIZE",
                  help="Memory for KV, as 720M or 2GiB.  [default: 25 % of memory, at most 4 GiB]"),
+    click.option("--host-mem", metavar="SIZE",
+                 help="Host memory for KV that has to leave the device.  [default: none of it]"),
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE",
                  help="Any other key of the kernel, as block_size=32. May be repeated."),
 )  # fmt: skip
@@ -77,7 +79,7 @@ def up(desk: Desk, /, foreground: bool, **options: Any) -> None:
     \b
     Examples:
       llmos up
-      llmos up --dtype float32 --kv-mem 2GiB
+      llmos up --dtype float32 --kv-mem 2GiB --host-mem 8GiB
       llmos up --set prefill_chunk=256 --set threads=2
 
     What no option says is taken from LLMOS_MODEL, LLMOS_KV_MEM and so on, then from the
@@ -130,13 +132,20 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
         pid = daemon.start(boot, tell, tied)
     taken = time.monotonic() - before
     with syscalls.connect("llmos", address=boot.address) as task:
-        memory = size(sum(pool.total * pool.block_bytes for pool in task.pools()))
+        pools = task.pools()
+    memory = _memory_of(pools, "device")
     err.write(
         f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n"
-        f"its KV pool takes {memory} (--kv-mem changes it)\n"
+        f"its KV pool takes {size(memory)} (--kv-mem changes it)\n"
     )
+    if lower := _memory_of(pools, "host"):
+        err.write(f"what has to leave it goes to {size(lower)} of host memory (--host-mem)\n")
     err.flush()
     return pid
+
+
+def _memory_of(pools: list[PoolRow], tier: str) -> int:
+    return sum(pool.total * pool.block_bytes for pool in pools if pool.tier == tier)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

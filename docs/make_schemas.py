@@ -70,7 +70,7 @@ DATA: dict[str, Any] = {
     "ping": {"kernel_pid": int, "count": int, "best_us": float, "mean_us": float},
     "status": {
         "address": str, "kernel": abi.KernelRow, "devices": list[abi.DeviceRow],
-        "models": list[abi.ModelRow], "pools": list[abi.PoolRow],
+        "models": list[abi.ModelRow], "pools": list[abi.PoolRow], "store": abi.StoreRow | None,
     },
 }  # fmt: skip
 ERROR = {"error": {"code": str, "message": str, "hint": str}}

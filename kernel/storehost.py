@@ -78,10 +78,11 @@ class StoreHost:
         self.link = link
         self.disk = disk
         self.state = StoreState.OFF
-        self.note = ""  # why it failed, or died the last time
+        self.note = ""  # why it failed, or died the last time; what it found
         self.hint = ""  # what a person can do about it
         self.epoch = 0
         self.opened: base.Opened | None = None
+        self.num_saves = self.saves_bytes = 0  # of all users
         self.fallen = ""  # why the epoch is to end as soon as the loop comes to it
         self._jobs = count(1)
         self._asked: dict[int, deque[Answered]] = {}
@@ -119,6 +120,20 @@ class StoreHost:
             self.fallen = str(down)
         self._watch.stepping()
 
+    def recount(self) -> None:
+        """Ask how many saves there are: one has come or gone."""
+        self.ask(base.Stats(self.new_job()), self._counted)
+
+    def _counted(self, answer: Any) -> None:
+        if isinstance(answer, base.StatsReply):
+            self.num_saves, self.saves_bytes = answer.num_saves, answer.saves_bytes
+
+    @property
+    def host_pid(self) -> int:
+        """The process, 0 if there is none."""
+        runs = self.state in (StoreState.OPENING, StoreState.UP)
+        return self.link.host_pid if self.link is not None and runs else 0
+
     @property
     def busy(self) -> bool:
         """Whether an answer is owed."""
@@ -144,7 +159,7 @@ class StoreHost:
                     disk.state_dir,
                     disk.keys_dir,
                     disk.swap_bytes,
-                )  # fmt: skip
+                )
             )
         except LinkDown as down:
             self._end_epoch(str(down))
@@ -231,6 +246,8 @@ class StoreHost:
             self._give_up("the store speaks another ABI", "reinstall llmos-kernel")
             return
         self.state, self.opened = StoreState.UP, opened
+        self.num_saves, self.saves_bytes = opened.num_saves, opened.saves_bytes
+        self.note = next(iter(opened.notes), self.note)
         self._watch.done()
         log.info(
             "store: up in epoch %d, %d saves, %d damaged, %d bytes of swap",

@@ -49,6 +49,7 @@ def _save(k: System, frozen: Context, owner: int, name: str, extra: bytes) -> Er
         k.floating.remove(frozen)
         length, size = frozen.length, frozen.pool.block_size
         frozen.free()
+    k.store.recount()
     return Done(SaveCtxResult(length, count * size, saved.file_bytes, saved.generation))
 
 
@@ -157,4 +158,5 @@ def sys_drop_save(k: System, caller: Caller, args: DropSave) -> Pending:
 
 def _drop(k: System, owner: int, name: str) -> Errand:
     yield base.DropSave(k.store.new_job(), owner, name)
+    k.store.recount()
     return Done(Nothing())

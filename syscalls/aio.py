@@ -191,6 +191,10 @@ class Task:
         """Return the kernel's own counters."""
         return await self.run(self.caller.kernel())
 
+    async def store(self) -> abi.StoreRow:
+        """Describe disk and keys, as the kernel has them."""
+        return await self.run(self.caller.store())
+
     async def models(self) -> list[abi.ModelRow]:
         """List the models that are loaded or on their way."""
         return await self.run(self.caller.listed("list_models", abi.ModelRow))

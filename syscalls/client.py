@@ -194,6 +194,10 @@ class Task:
         """Return the kernel's own counters."""
         return self.run(self.caller.kernel())
 
+    def store(self) -> abi.StoreRow:
+        """Describe disk and keys, as the kernel has them."""
+        return self.run(self.caller.store())
+
     def models(self) -> list[abi.ModelRow]:
         """List the models that are loaded or on their way."""
         return self.run(self.caller.listed("list_models", abi.ModelRow))

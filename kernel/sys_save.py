@@ -60,11 +60,19 @@ def sys_load_ctx(k: System, caller: Caller, args: LoadCtx) -> Pending:
         k.model(args.model)
     take_handle(k, caller, args.ctx)
     caller.session.last_handle = args.ctx
+    caller.task.loading.add(args.ctx)
     k.errands.start(_load(k, caller, args), caller.session, caller.call)
     return PENDING
 
 
 def _load(k: System, caller: Caller, args: LoadCtx) -> Errand:
+    try:
+        return (yield from _loaded(k, caller, args))
+    finally:
+        caller.task.loading.discard(args.ctx)
+
+
+def _loaded(k: System, caller: Caller, args: LoadCtx) -> Errand:
     number, owner = k.store.new_job(), caller.task.uid
     found = yield from saving.find(number, owner, args.name)
     try:
@@ -90,6 +98,9 @@ def _load(k: System, caller: Caller, args: LoadCtx) -> Errand:
     if caller.task.ended_already or caller.session.task is not caller.task:
         ctx.free()
         raise ECANCELED("its task has ended")
+    if args.ctx not in caller.task.loading:
+        ctx.free()
+        raise ECANCELED("its context was freed meanwhile")
     add_context(k, caller, ctx)
     save, desc = found.save, model.desc
     return Done(

@@ -506,3 +506,19 @@ def test_a_store_that_fails_while_it_is_opened_again_answers_all() -> None:
         assert load(again.client(), "n")[1].errno == 0
         again.end()
     assert old
+
+
+def test_a_context_that_is_freed_while_it_is_loaded() -> None:
+    """A client that gives up waiting frees what it has not got yet."""
+    for at in range(9):
+        sim, _ = _prepared(0)
+        client = sim.client()
+        handle = client.new_handle()
+        loading = client.send("load_ctx", handle, "n")
+        for moment in slowly(sim, lambda: loading.done):  # noqa: B023
+            if moment == at:
+                freed = client.send("free_ctx", handle)
+        sim.until(lambda: freed.done)  # noqa: B023
+        assert loading.errno in (0, Errno.ECANCELED) and freed.errno == 0
+        assert client.ask("stat_ctx", handle).errno == Errno.EBADCTX
+        sim.end()

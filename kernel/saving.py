@@ -2,8 +2,8 @@
 
 A save is of a fork, made when the call was accepted: what happens to the context meanwhile does not
 matter to it. It has all ids, and the KV of the leading full blocks that some tier has; a block of
-the device goes through the bulk window, one of the host tier is read where it lies. If the driver
-dies in between, the save begins anew with what is left.
+the device or of the swap file goes through the bulk window, one of the host tier is read where it
+lies. If the driver dies in between, the save begins anew with what is left.
 
 A load makes the context from the ids; KV is taken from the prefix index where it is there, and from
 the file where model, dtype and layout are those of the save. What is damaged, or finds no place, is
@@ -13,6 +13,8 @@ computed when it is needed, and the result says so.
 from array import array
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from enum import Enum
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from drivers import base as driver
@@ -95,7 +97,7 @@ def _write_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Ste
     most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
     first = 0
     while first < count:
-        run = _run_of_one_tier(ctx.blocks[first : min(count, first + most)])
+        run = _run_of_one_tier(ctx.model, ctx.blocks[first : min(count, first + most)])
         if not run:
             raise Lost("KV was lost in the middle of the save")
         with _reading(run):
@@ -103,12 +105,31 @@ def _write_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Ste
         first += len(run)
 
 
-def _run_of_one_tier(blocks: Sequence[Block]) -> Sequence[Block]:
-    resident = blocks[0].id != NOT_RESIDENT
-    for at, block in enumerate(blocks):
-        if not block.have or (block.id != NOT_RESIDENT) != resident:
-            return blocks[:at]
-    return blocks
+class Tier(Enum):
+    DEVICE = 0
+    HOST = 1
+    DISK = 2
+    NONE = 3
+
+
+def _run_of_one_tier(model: Model, blocks: Sequence[Block]) -> Sequence[Block]:
+    """Return the leading blocks that are read in one way; none if the first has no KV any more."""
+    first = _place(model, blocks[0])
+    if first[0] is Tier.NONE:
+        return []
+    return list(takewhile(lambda block: _place(model, block) == first, blocks))
+
+
+def _place(model: Model, block: Block) -> tuple[Tier, int]:
+    """Return where all KV of a full block is, and in which part of the swap file."""
+    size = len(block.ids)
+    if block.filled == size:
+        return Tier.DEVICE, 0
+    if block.kept == size:
+        return Tier.HOST, 0
+    if block.disk != NO_PLACE:
+        return Tier.DISK, model.disk.extent_of(block)
+    return Tier.NONE, 0
 
 
 @contextmanager
@@ -125,12 +146,19 @@ def _reading(blocks: Sequence[Block]) -> Generator[None, None, None]:
 
 def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> Steps:
     size = model.desc.block_bytes
-    if run[0].id == NOT_RESIDENT:
+    tier, _ = _place(model, run[0])
+    if tier is Tier.HOST:
         offsets = tuple(model.host_offset + block.host * size for block in run)
         yield base.AddBlocks(number, first, HOST, offsets)
         return
-    ids = driver.ints(block.id for block in run)
-    yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
+    if tier is Tier.DISK:
+        answer: base.Blocks = yield model.disk.reading(run, 0)
+        if any(answer.states):
+            model.disk.damaged(run, answer.states)
+            raise Lost("KV was lost in the middle of the save")
+    else:
+        ids = driver.ints(block.id for block in run)
+        yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
     offsets = tuple(range(0, len(run) * size, size))
     yield base.AddBlocks(number, first, BULK, offsets)
 

@@ -43,7 +43,7 @@ def sys_save_ctx(k: System, caller: Caller, args: SaveCtx) -> Pending:
 def _save(k: System, frozen: Context, owner: int, name: str, extra: bytes) -> Errand:
     try:
         saved, count = yield from saving.save(
-            frozen, k.store.new_job, owner, name, extra, k.config.bulk_bytes
+            frozen, k.store.new_job, owner, name, extra, k.save_part
         )
     finally:
         k.floating.remove(frozen)
@@ -134,7 +134,7 @@ def _bring(k: System, ctx: Context, number: int, save: base.Found) -> Generator[
     if save.state == base.SaveState.STALE:
         why = "it is not the last save of its name"
     if not why and save.meta.num_blocks:
-        why = yield from saving.read_blocks(ctx, number, save.meta.num_blocks, k.config.bulk_bytes)
+        why = yield from saving.read_blocks(ctx, number, save.meta.num_blocks, k.save_part)
     yield base.CloseSave(number)
     return f"{why}: what lacks is computed again" if why else ""
 

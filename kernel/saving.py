@@ -128,7 +128,7 @@ def _place(model: Model, block: Block) -> tuple[Tier, int]:
     if block.kept == size:
         return Tier.HOST, 0
     if block.disk != NO_PLACE:
-        return Tier.DISK, model.disk.extent_of(block)
+        return Tier.DISK, model.disk_swap.extent_of(block)
     return Tier.NONE, 0
 
 
@@ -152,9 +152,9 @@ def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> S
         yield base.AddBlocks(number, first, HOST, offsets)
         return
     if tier is Tier.DISK:
-        answer: base.Blocks = yield model.disk.reading(run, 0)
+        answer: base.Blocks = yield model.disk_swap.reading(run, 0)
         if any(answer.states):
-            model.disk.damaged(run, answer.states)
+            model.disk_swap.damaged(run, answer.states)
             raise Lost("KV was lost in the middle of the save")
     else:
         ids = driver.ints(block.id for block in run)

@@ -99,9 +99,7 @@ class Task:
         """Make an empty context, or one that begins with a system message."""
         return Context(self, self.run(ctxflow.alloc_ctx(self.caller, model, name, durable, system)))
 
-    def load_ctx(
-        self, name: str, model: str | None = None, title: str | None = None
-    ) -> Context:
+    def load_ctx(self, name: str, model: str | None = None, title: str | None = None) -> Context:
         """Make a context from a save of this user's, with its messages.
 
         It goes on in `model`, by default the one that it was saved from. Ids always come back; KV

@@ -217,9 +217,7 @@ def alloc_ctx(
     return context
 
 
-def load_ctx(
-    caller: Caller, name: str, model: str | None, title: str | None
-) -> Flow[ContextFlow]:
+def load_ctx(caller: Caller, name: str, model: str | None, title: str | None) -> Flow[ContextFlow]:
     """Make a context from a save, with the messages that it had."""
     handle = caller.session.handle()
     try:

@@ -108,9 +108,7 @@ def _role(code: object) -> str:
     raise ValueError
 
 
-def recalled(
-    marks: Sequence[Mark], ids: Sequence[int], model: "TextModel | None"
-) -> Conversation:
+def recalled(marks: Sequence[Mark], ids: Sequence[int], model: "TextModel | None") -> Conversation:
     """Return the chat that the marks are of, its texts out of the context's ids.
 
     A message whose ids are not those that this model's template gives it has the text of all of
@@ -123,9 +121,7 @@ def recalled(
     return chat
 
 
-def _text(
-    chat: Conversation, model: "TextModel", role: str, ids: Sequence[int], start: int
-) -> str:
+def _text(chat: Conversation, model: "TextModel", role: str, ids: Sequence[int], start: int) -> str:
     try:
         if role == ASSISTANT:
             head, tail = _after(ids, chat.prompt_ids(model, start)), 0

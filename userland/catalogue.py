@@ -53,9 +53,12 @@ ENTRIES: dict[str, Entry] = {
         ("try again in a moment; llmos status says what is loading",
          "the message names the limit: llmos up --set KEY=VALUE raises it")),
     "ENOMEM": Entry(
-        ("this request alone needs more KV blocks than the whole pool has",),
+        ("this request alone needs more KV blocks than the whole pool has beside pinned ones",
+         "contexts together would have more blocks than may be promised (LIMIT of llmos free)"),
         ("ask for less (-n), or shorten the prompt", "llmos free shows the pool",
-         "llmos down && llmos up --kv-mem SIZE makes it larger")),
+         "llmos ctx ls shows who has blocks, and which contexts are pinned",
+         "llmos down && llmos up --kv-mem SIZE makes it larger",
+         "--host-mem SIZE and --set overcommit=N let contexts have more in all")),
     "EBUSY": Entry(
         ("the context has an infer that has not ended", "the model is in use, or being loaded",
          "another kernel runs at the same place"),
@@ -95,7 +98,11 @@ ENTRIES: dict[str, Entry] = {
     "ESTALE": Entry(
         ("a ticket has been used, or is too old", "a program repeats a call of long ago"),
         ("spawn again: a ticket is for one program, once",)),
-    "EDQUOT": Entry(UNBUILT, ("report it: it is a bug",)),
+    "EDQUOT": Entry(
+        ("pinned contexts would hold more than half of the KV pool",),
+        ("unpin another context: ctx unpin in llmsh, unpin in the library",
+         "retain it for some time, or leave it: its KV comes back by itself",
+         "llmos free shows what is pinned")),
     "ECANCELED": Entry(
         ("the task was sent INT, or has been ended: kill", "the kernel was stopped meanwhile",
          "an earlier call failed that this one needs"),

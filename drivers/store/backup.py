@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EACCES, EDQUOT, ENOENT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ FORMAT = "llmos.key-backup/1"
 MAX_FILE = 32 << 20
 Ask = Callable[[], str]
 """Returns the passphrase."""
+
+
+_CODES = {
+    ENOENT: "ENOENT", EACCES: "EPERM", EPERM: "EPERM", EROFS: "EPERM", ENOSPC: "ENOSPC",
+    EDQUOT: "ENOSPC",
+}  # fmt: skip
 
 
 class BackupError(Exception):
@@ -207,6 +214,5 @@ def _os_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        codes = {2: "ENOENT", 13: "EPERM", 1: "EPERM", 30: "EPERM", 28: "ENOSPC", 122: "ENOSPC"}
-        code = codes.get(error.errno or 0, "EIO")
+        code = _CODES.get(error.errno or 0, "EIO")
         raise BackupError(code, f"cannot {doing}: {error.strerror or error}") from None

@@ -96,6 +96,9 @@ class WriteJob:
         except OSError as error:
             raise disk_fault("write a save", error) from None
         self._missing.difference_update(numbers)
+        with suppress(OSError):  # a hint
+            begin, end = self._place.block(first), self._place.block(numbers.stop)
+            self._files.start_writing(self._fd, begin, end - begin)
 
     def finish(self) -> str:
         """Write what is missing and make it durable; return the temporary name; INVALID, IO."""

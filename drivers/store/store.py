@@ -68,6 +68,8 @@ class Store:
                 fault.available,
             )  # fmt: skip
         self._emit(answer)
+        if self._saves and isinstance(message, base.CommitSave | base.DropSave):
+            self._saves.clean()
 
     def _answer(self, message: Any) -> Any:
         if isinstance(message, base.Open):

@@ -17,8 +17,20 @@ from syscalls.errors import EBADCTX, ENOTSUP
 from tests.helpers.daemon import ROOT
 from tests.helpers.fake_kernel import FakeKernel, Reply
 from tests.helpers.json_schema import FOLDER, check, check_document
-from tests.helpers.scene import CASES, CONTEXTS, LOG, ROWS, SCREENS, drawn, scene, screen
+from tests.helpers.scene import (
+    BLOCK,
+    CASES,
+    CONTEXTS,
+    LOG,
+    POOLS,
+    ROWS,
+    SCREENS,
+    drawn,
+    scene,
+    screen,
+)  # fmt: skip
 from userland.bin.dmesg import parse_levels, parse_since
+from userland.bin.ps import kv_total
 from userland.cli import COMMANDS
 from userland.exits import Failure
 from userland.picture import cells
@@ -174,6 +186,10 @@ def test_ps_chooses(kernel: FakeKernel) -> None:
     assert names("-u", "nobody-of-this-name") == []
     assert names("--sort", "-kv") == ["llmsh", "formal", "casual", "researcher", "init"]
     assert names("--forest") == ["init", "\\_llmsh", "\\_formal", "\\_casual", "\\_researcher"]
+
+
+def test_a_share_is_of_the_devices_kv() -> None:
+    assert kv_total(POOLS) == 2048 * BLOCK + 512 * 2 * BLOCK
 
 
 def test_contexts_are_chosen_by_their_tasks(kernel: FakeKernel) -> None:

@@ -252,6 +252,7 @@ def test_heartbeats_while_it_works_and_swap_goes_on(start: Start, tmp_path: Path
     store.link.send(base.SwapOut(77, AREA, 0, (block,)))
     seen: list[str] = []
     while seen.count("Heartbeat") < 3 or "Blocks" not in seen:
+        assert seen.count("Heartbeat") < 200, "swap waits for the save"
         assert select.select([store.link.fileno()], [], [], SOON_S)[0]
         seen.append(type(store.link.receive()).__name__)
     assert set(seen) == {"Heartbeat", "Blocks"}
@@ -310,6 +311,35 @@ def test_no_key_and_no_name_is_said_anywhere(
     key = (tmp_path / "keys" / "root.key").read_bytes()
     for canary in (b"canary", key, key.hex().encode(), repr(key).encode()):
         assert canary not in said
+
+
+LIMITED = """
+import resource
+from drivers.store import host
+from drivers.store.store import Store
+
+real = Store.open
+def opened(self, message):
+    found = real(self, message)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    return found
+Store.open = opened
+host.main()
+"""
+
+
+def test_a_disk_that_takes_no_more(start: Start) -> None:
+    """The system itself refuses to write beyond 4 KiB of any file."""
+    store = start(program=LIMITED)
+    store.save("small", content(1, num_blocks=1))
+    with pytest.raises(Refused, match="File too large"):
+        store.save("large", content(2, num_blocks=60))
+    blocks = tuple(base.Block(slot, 0, OWNER, b"", 1) for slot in (0, 41, 42, 43, 9))
+    answer = store.ask(base.SwapOut(store.job(), AREA, 0, blocks))
+    assert list(answer.states) == [0, 0, 2, 2, 0] and answer.why == "File too large"
+    states = store.ask(base.SwapIn(store.job(), AREA, 0, blocks)).states
+    assert list(states) == [0, 0, 1, 1, 0]
+    assert store.load("small").content == content(1, num_blocks=1)
 
 
 # --- killed ---------------------------------------------------------------------------------------

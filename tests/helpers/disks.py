@@ -132,6 +132,9 @@ class MemoryFiles(Files):
     def zero(self, fd: int, offset: int, size: int) -> None:
         self._do("write", self._open[fd], offset, bytes(size))
 
+    def start_writing(self, fd: int, offset: int, size: int) -> None:
+        pass
+
     def sync(self, fd: int) -> None:
         self.log.append(("sync", self._open[fd]))
 
@@ -229,7 +232,8 @@ def _stat(mode: int, size: int) -> os.stat_result:
 
 OPERATIONS = (
     "make_dir", "names", "stat", "fstat", "create", "create_unnamed", "open", "close", "pread",
-    "pwrite", "allocate", "zero", "sync", "sync_dir", "rename", "unlink", "free_bytes",
+    "pwrite", "allocate", "zero", "start_writing", "sync", "sync_dir", "rename", "unlink",
+    "free_bytes",
 )  # fmt: skip
 CHANGING = (
     "make_dir", "create", "create_unnamed", "pwrite", "allocate", "zero", "sync", "sync_dir",

@@ -99,6 +99,7 @@ KERNEL = abi.KernelRow(
     4000000, "0.1.0", 8040.0, 90_000, 120_000, 3, 41_000, 12, 900, 71, 410, 400, 7, 1, 2,
     212_000, 48_200, 61_000, 990_000_000, 260_000, 163_800, 48_900, 405, 85.05, 0.4, 31, 5,
     16_080, 8040, 16_080 * BLOCK, 8040 * BLOCK, 9_000_000, 46_080, 24_120,
+    80_400, 40_200,
 )  # fmt: skip
 LOG = [
     (0.01, 6, "kern", "kernel 41200 up, listening on /run/llmos/kernel.sock"),
@@ -262,7 +263,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
 CASES = [
     *((name, way) for name in SHOWN for way in ("tty", "pipe")),
     *(("pmap", way) for way in ("letters", "a11y", "plain", "wide")),
-    *(("ctx-tree", way) for way in ("letters", "a11y", "plain", "narrow")),
+    ("ctx-ls", "narrow"), *(("ctx-tree", way) for way in ("letters", "a11y", "plain", "narrow")),
     *(("vmstat", way) for way in ("wide", "narrow")), ("pmap-task", "letters"),
     ("pmap-task", "narrow"), ("free", "wide"),
     ("top", "letters"), ("dmesg", "plain"), ("ps", "plain"), ("ps-full", "wide"),

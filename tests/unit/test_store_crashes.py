@@ -15,7 +15,7 @@ from tests.helpers.disks import MemoryFiles, crashes
 from tests.helpers.store_client import KEYS, OWNER, STATE, Client, Content, Window, client, content
 
 OTHER = OWNER + 1
-QUICK = 60
+QUICK = 40
 """States of one moment in the quick form."""
 Names = dict[tuple[int, str], Content]
 

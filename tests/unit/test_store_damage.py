@@ -69,11 +69,14 @@ def outcome(
     """Open the disk and load a save; return it, or how it was refused."""
     with client(files, window) as store:
         store.open()
+        found: Loaded | FaultKind
         try:
-            return store.load(name, owner)
+            found = store.load(name, owner)
         except Refused as refused:
             assert refused.fault.hint or refused.kind == FaultKind.NOT_FOUND
-            return refused.kind
+            found = refused.kind
+        assert not files.open_files, "a descriptor is left"
+        return found
 
 
 def is_told_apart(files: MemoryFiles, window: Window) -> Loaded | FaultKind:
@@ -144,6 +147,18 @@ def test_flip_every_byte(full: bool, window: Window) -> None:
             assert found == FaultKind.CORRUPT, part
     put(files, path, raw)
     assert is_told_apart(files, window)
+
+
+def test_ids_that_were_cut_are_seen_when_the_store_is_opened(window: Window) -> None:
+    files = saved(window, "n")
+    (path,) = paths(files)
+    raw = read(files, path)
+    start, end = places(raw)["ids"]
+    for length, damaged in ((start, 1), (end - 1, 1), (end, 0)):
+        put(files, path, raw[:length])
+        with client(files, window) as store:
+            assert store.open().num_damaged == damaged
+            assert store.rows()[0].state == (SaveState.DAMAGED if damaged else SaveState.CURRENT)
 
 
 def test_more_than_was_written_is_not_read(window: Window) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from drivers.store import base, wire
+from drivers.store import base, saves, wire
 from drivers.store.base import FaultKind, SaveState
 from drivers.store.files import Files
 from tests.helpers.disks import MemoryFiles
@@ -260,6 +260,19 @@ def test_one_save_of_a_name_at_a_time(store: Client) -> None:
     store.save("n", content(2))
 
 
+def test_there_may_be_so_many_saves(store: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saves, "MAX_SAVES", 3)
+    for name in ("a", "b"):
+        store.save(name, content(1, 0))
+    job = store.begin("c", content(1, 0))
+    begin = base.BeginSave(store.job(), OWNER, "d", content(1).meta)
+    assert "3 are the limit" in refused(FaultKind.NO_SPACE, store, begin).message
+    store.commit(job)
+    store.save("a", content(2, 0))
+    store.drop("a")
+    store.save("d", content(1, 0))
+
+
 def test_reads_outside_of_a_save(store: Client) -> None:
     store.save("n", content(1))
     wrong: list[Any] = [
@@ -293,7 +306,7 @@ def test_jobs_that_end_leave_no_file(files: MemoryFiles, window: Window) -> None
     assert not files.open_files, "also when the store dies"
     assert len(files.names(f"{STATE}/saves")) == len(names) + 1, "but what it wrote is there"
     with client(files, window) as store:
-        assert "1 files that were not finished" in store.open().notes[0]
+        assert "a file that was not finished" in store.open().notes[0]
         assert files.names(f"{STATE}/saves") == names
 
 

@@ -333,6 +333,13 @@ def test_a_key_gives_way_to_a_new_one(window: Window, monkeypatch: pytest.Monkey
         out(store, block(0, owner=7, counter=2))
         assert len(drawn) == 13, "each owner has keys of their own"
         assert back(store, *every[1:]) == OK * (SLOTS - 1), "blocks keep the key they have"
+        out(store, block(1, owner=7, counter=2))
+        assert len(drawn) == 13
+        free(store, 0, 1)
+        out(store, block(0, owner=7, counter=3))
+        assert len(drawn) == 14, "a key goes with the last block that it has sealed"
+        free(store, *range(SLOTS))
+        assert back(store, *every) == CORRUPT * SLOTS
 
 
 def test_a_store_that_died_has_shredded_it(window: Window) -> None:

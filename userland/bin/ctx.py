@@ -1,6 +1,7 @@
 """ctx: the contexts of the kernel, as a list or as a tree of what they share."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import click
@@ -17,6 +18,8 @@ from userland.families import Branch, Key, Relative, branches, key_of, relatives
 from userland.glyphs import unicode_to
 from userland.view import Column, count
 
+KEPT = ("pid", "ctx", "tok", "blocks", "name")
+"""Columns of the list that the narrowest terminal has."""
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -66,7 +69,8 @@ def ls(desk: Desk, words: tuple[str, ...], no_headers: bool, as_json: bool) -> N
         return
     facts = Facts()
     facts.feed([], task.pools())
-    columns = view.choose(context_columns(facts), OF_CONTEXTS)
+    known = view.choose(context_columns(facts), OF_CONTEXTS)
+    columns = [replace(column, spare=column.key not in KEPT) for column in known]
     view.draw(desk, columns, rows, not no_headers, lambda row: COLORS.get(row.state, ""))
     if not rows:
         desk.note("no contexts")

@@ -21,8 +21,9 @@ Contexts
   ctx rm NAME...          free it
   ctx name NEW            rename the current one
   ctx tree                what they share with one another
-  ctx pin [NAME]          keep its KV on the device; ctx unpin ends that. Likewise ctx prefetch,
-                          ctx demote (let it leave now), ctx retain SECONDS (let others leave first)
+  ctx pin [NAME]          keep its KV on the device; ctx unpin ends that
+  ctx demote [NAME]       let its KV leave the device now; ctx prefetch brings it back
+  ctx retain SECS [NAME]  let the KV of others leave first
   fork [NAME...]          make contexts that go on from here; nothing is copied
   undo [N]                take the last N turns back (1)
 

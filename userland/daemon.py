@@ -32,7 +32,7 @@ Tell = Callable[[str], None]
 
 
 def state_dir() -> Path:
-    """Return where logs, history and what the kernel keeps are: $LLMOS_HOME/state, else the user's state directory."""
+    """Return where logs, history and saves are: $LLMOS_HOME/state, else the user's own."""
     if home := os.environ.get("LLMOS_HOME"):
         return Path(home).absolute() / "state"
     from platformdirs import user_state_path

@@ -1,9 +1,11 @@
 """ctx saves and ctx rm: contexts that are kept on the disk."""
 
-import time
+from collections.abc import Sequence
+from datetime import datetime
 
 import click
 
+from syscalls import Task
 from syscalls.abi import SaveRow
 from userland import complete, view
 from userland.desk import Desk, json_option, pass_desk
@@ -16,7 +18,7 @@ COLORS = {"damaged": "red", "stale": "yellow"}
 
 def when(row: SaveRow) -> str:
     """Return when a save was made, in local time."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(row.saved_wall_s))
+    return datetime.fromtimestamp(row.saved_wall_s).isoformat(" ", "minutes")
 
 
 COLUMNS = [
@@ -48,11 +50,16 @@ def saves(desk: Desk, no_headers: bool, as_json: bool) -> None:
     STATE  current: the last one of its name. stale: an older one, the last one is lost; its ids
            can be loaded. damaged: it cannot be opened
     """
-    rows = desk.task.saves()
     if as_json:
-        desk.say_json("saves", [row._asdict() for row in rows])
-        return
-    view.draw(desk, COLUMNS, rows, not no_headers, lambda row: COLORS.get(row.state, ""))
+        desk.say_json("saves", [row._asdict() for row in desk.task.saves()])
+    else:
+        show(desk, not no_headers)
+
+
+def show(desk: Desk, headers: bool) -> None:
+    """Write the list."""
+    rows = desk.task.saves()
+    view.draw(desk, COLUMNS, rows, headers, lambda row: COLORS.get(row.state, ""))
     if not rows:
         desk.note("no saves: in llmsh ctx save NAME makes one, in Python Context.save")
 
@@ -70,9 +77,14 @@ def rm(desk: Desk, names: tuple[str, ...]) -> None:
 
     Contexts that were loaded from them go on.
     """
-    there = {row.name for row in desk.task.saves()}
+    delete(desk.task, names)
+
+
+def delete(task: Task, names: Sequence[str]) -> None:
+    """Delete saves; none if one of them is not there."""
+    there = {row.name for row in task.saves()}
     for name in names:
-        if name not in there:  # before any is gone
+        if name not in there:
             raise Failure(f"there is no save {name!r}", "llmos ctx saves", code="ENOENT")
-    for name in names:
-        desk.task.drop_save(name)
+    for name in dict.fromkeys(names):
+        task.drop_save(name)

@@ -34,11 +34,11 @@ GO_ON = 8
 def run() -> Iterator[Result]:
     """Measure going on after a swap to each tier, then hits against misses."""
     size = "--num-blocks", str(NUM_BLOCKS)
-    with booted(*smollm2(), *size, "--host-bytes", str(TIER_BYTES)) as kernel:
-        with kernel.connect() as task:
-            yield after_swap(task, "host")
-            for length in PROMPTS:
-                yield hit(task, length)
+    host = "--host-bytes", str(TIER_BYTES)
+    with booted(*smollm2(), *size, *host) as kernel, kernel.connect() as task:
+        yield after_swap(task, "host")
+        for length in PROMPTS:
+            yield hit(task, length)
     with TemporaryDirectory(prefix="llmos-bench-") as folder:
         state, keys = Path(folder, "state"), Path(folder, "keys")
         disk = "--swap-bytes", str(TIER_BYTES), "--state-dir", str(state), "--keys-dir", str(keys)

@@ -326,6 +326,10 @@ class Device:
                 self._next()
             if self._loading.model is None or self._serves_beside:
                 self._copy()
+            for model in self.models:
+                if model.loaded and model.pool.host.has_dirty:
+                    model.pool.host.flush()
+                    self.again |= model.pool.host.has_dirty
         except LinkDown as down:
             return self._stuck + self._end_epoch(str(down))
         return self._stuck

@@ -358,7 +358,8 @@ class Sim:
             cached = {*model.pool.resident(), *model.pool.host.blocks()}
             for owner in {block.owner for block in cached if block.refs == 0}:
                 model.pool.drop_cached(owner)
-            model.pool.host.flush()
+            while model.pool.host.has_dirty:
+                model.pool.host.flush()
         self.settle()
 
     def check_zero(self, blocks: Any, number: int = 0) -> None:

@@ -15,7 +15,7 @@ from random import Random
 from statistics import median
 
 from bench.record import Result
-from tests.helpers.sim import UID, Sim, SimClient
+from tests.helpers.sim import Sim, SimClient
 
 PROBES = 1000
 LENGTH = 64

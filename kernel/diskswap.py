@@ -300,6 +300,25 @@ class DiskSwap:
         slot, counter = block.disk % self.tier.per_extent, self.tier.counters[block.disk]
         return base.Block(slot, offset, block.owner, block.chain, counter)
 
+    # --- for saves ----------------------------------------------------------------------------
+
+    def extent_of(self, block: Block) -> int:
+        """Return in which extent a Block's slot is: one message reads those of one."""
+        return block.disk // self.tier.per_extent
+
+    def reading(self, blocks: Sequence[Block], first: int) -> base.SwapIn:
+        """Return what reads the slots of one extent into the bulk window, from `first` on."""
+        offsets = range(first, first + len(blocks) * self._size, self._size)
+        area, named = self._area(blocks[0].disk), self._named(blocks, offsets)
+        return base.SwapIn(self._number(), area, BULK, named)
+
+    def damaged(self, blocks: Sequence[Block], states: bytes) -> None:
+        """Forget the slots that could not be read."""
+        for block, state in zip(blocks, states, strict=True):
+            if state != base.BlockState.OK and block.disk != NO_PLACE and not block.moving:
+                self.tier.lost += 1
+                self.tier.drop(block)
+
     # --- ending -------------------------------------------------------------------------------
 
     def lose_all(self) -> None:

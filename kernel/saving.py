@@ -2,9 +2,9 @@
 
 A save is of a fork, made when the call was accepted: what happens to the context meanwhile does not
 matter to it, unless the grant is revoked through which it was opened. It has all ids, and the KV of
-the leading full blocks that some tier has; a block of the device goes through the bulk window, one
-of the host tier is read where it lies. If the driver dies in between, the save begins anew with
-what is left.
+the leading full blocks that some tier has; a block of the device or of the swap file goes through
+the bulk window, one of the host tier is read where it lies. If the driver dies in between, the save
+begins anew with what is left.
 
 A load makes the context from the ids; KV is taken from the prefix index where it is there, and from
 the file where model, dtype and layout are those of the save. What is damaged, or finds no place, is
@@ -13,7 +13,9 @@ computed when it is needed, and the result says so.
 
 from array import array
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from enum import Enum
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from drivers import base as driver
@@ -23,7 +25,7 @@ from kernel.context import Context
 from kernel.errand import DeviceOp, Lost
 from kernel.grant import check_revoked
 from kernel.model import Model
-from syscalls.errors import EIO, EREVOKED
+from syscalls.errors import EIO, KernelError
 
 MAX_TRIES = 3
 """Drivers that may die in the middle of one save."""
@@ -62,17 +64,17 @@ def save(
 ) -> Generator[Any, Any, tuple[base.Saved, int]]:
     """Write a context that nobody else has; return how it went and how many blocks have KV."""
     for _ in range(MAX_TRIES):
-        number, count = new_job(), _computed_blocks(ctx)
+        number, count = new_job(), _computed_blocks(ctx, bulk_bytes)
         yield base.BeginSave(number, owner, name, _meta(ctx, count, extra))
         try:
             yield from _write_ids(ctx, number)
             yield from _write_blocks(ctx, number, count, bulk_bytes)
             check_revoked(ctx)
-        except Lost:
-            yield base.AbortSave(number)
-            continue
-        except EREVOKED:
-            yield base.AbortSave(number)
+        except KernelError as error:
+            with suppress(KernelError):  # the store has ended it by itself
+                yield base.AbortSave(number)
+            if isinstance(error, Lost):
+                continue
             raise
         saved = yield base.CommitSave(number)
         return saved, count
@@ -86,10 +88,10 @@ def _write_ids(ctx: Context, number: int) -> Steps:
         yield base.AddIds(number, start, ids.tobytes())
 
 
-def _computed_blocks(ctx: Context) -> int:
-    """Return how many leading blocks are full, and have all their KV."""
+def _computed_blocks(ctx: Context, bulk_bytes: int) -> int:
+    """Return how many leading blocks are full, have all their KV, and fit through the window."""
     size, count = ctx.pool.block_size, 0
-    if not ctx.model.desc.digest:
+    if not ctx.model.desc.digest or ctx.model.desc.block_bytes > bulk_bytes:
         return 0
     for block in ctx.blocks[: ctx.length // size]:  # the one after may have ids of a sharer's
         if block.have < size:
@@ -104,7 +106,7 @@ def _write_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Ste
     first = 0
     while first < count:
         check_revoked(ctx)
-        run = _run_of_one_tier(ctx.blocks[first : min(count, first + most)])
+        run = _run_of_one_tier(ctx.model, ctx.blocks[first : min(count, first + most)])
         if not run:
             raise Lost("KV was lost in the middle of the save")
         with _reading(run):
@@ -112,12 +114,31 @@ def _write_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Ste
         first += len(run)
 
 
-def _run_of_one_tier(blocks: Sequence[Block]) -> Sequence[Block]:
-    resident = blocks[0].id != NOT_RESIDENT
-    for at, block in enumerate(blocks):
-        if not block.have or (block.id != NOT_RESIDENT) != resident:
-            return blocks[:at]
-    return blocks
+class Tier(Enum):
+    DEVICE = 0
+    HOST = 1
+    DISK = 2
+    NONE = 3
+
+
+def _run_of_one_tier(model: Model, blocks: Sequence[Block]) -> Sequence[Block]:
+    """Return the leading blocks that are read in one way; none if the first has no KV any more."""
+    first = _place(model, blocks[0])
+    if first[0] is Tier.NONE:
+        return []
+    return list(takewhile(lambda block: _place(model, block) == first, blocks))
+
+
+def _place(model: Model, block: Block) -> tuple[Tier, int]:
+    """Return where all KV of a full block is, and in which part of the swap file."""
+    size = len(block.ids)
+    if block.filled == size:
+        return Tier.DEVICE, 0
+    if block.kept == size:
+        return Tier.HOST, 0
+    if block.disk != NO_PLACE:
+        return Tier.DISK, model.disk_swap.extent_of(block)
+    return Tier.NONE, 0
 
 
 @contextmanager
@@ -134,12 +155,19 @@ def _reading(blocks: Sequence[Block]) -> Generator[None, None, None]:
 
 def _write_run(ctx: Context, number: int, first: int, run: Sequence[Block]) -> Steps:
     model, size = ctx.model, ctx.model.desc.block_bytes
-    if run[0].id == NOT_RESIDENT:
+    tier, _ = _place(model, run[0])
+    if tier is Tier.HOST:
         offsets = tuple(model.host_offset + block.host * size for block in run)
         yield base.AddBlocks(number, first, HOST, offsets)
         return
-    ids = driver.ints(block.id for block in run)
-    yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
+    if tier is Tier.DISK:
+        answer: base.Blocks = yield model.disk_swap.reading(run, 0)
+        if any(answer.states):
+            model.disk_swap.damaged(run, answer.states)
+            raise Lost("KV was lost in the middle of the save")
+    else:
+        ids = driver.ints(block.id for block in run)
+        yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
     check_revoked(ctx)
     offsets = tuple(range(0, len(run) * size, size))
     yield base.AddBlocks(number, first, BULK, offsets)
@@ -174,7 +202,10 @@ def unlike(model: Model, meta: base.SaveMeta) -> str:
 def read_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Generator[Any, Any, str]:
     """Bring the KV of the first `count` blocks to a tier; say why it is not all of it."""
     pool, index = ctx.pool, ctx.pool.index
-    most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
+    size = ctx.model.desc.block_bytes
+    if size > bulk_bytes:
+        return f"a block has {size} bytes, the window to the device {bulk_bytes} (--bulk-bytes)"
+    most = min(base.MAX_BLOCKS, bulk_bytes // size)
     for first in range(0, count, most):
         wanted = []
         for at in range(first, min(count, first + most)):

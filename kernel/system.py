@@ -80,21 +80,13 @@ class System:
             store, Disk(config.state_dir, config.keys_dir, config.swap_bytes), patience, clock
         )
         self.errands = Errands(self.store)
-        half = host_part(
-            config.bulk_bytes // 2
-        )  # saves have one half of the window, swap the other
-        self.swap_file = SwapFile(self.store, config.swap_bytes, half, half)
+        swap_part = host_part(config.bulk_bytes // 2) if config.swap_bytes else 0
+        self.save_part = config.bulk_bytes - swap_part  # of the bulk window; swap has the rest
+        self.swap_file = SwapFile(self.store, config.swap_bytes, self.save_part, swap_part)
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
         self.device = Device(
-            link,
-            limits,
-            policy,
-            clock,
-            self.contexts,
-            secret,
-            self._burying,
-            self.swap_file,
+            link, limits, policy, clock, self.contexts, secret, self._burying, self.swap_file
         )
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))

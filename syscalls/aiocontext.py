@@ -157,9 +157,9 @@ class Context(ContextFacts):
         """Drop ids from the end; return the length."""
         return await self._task.run(self._flow.trim(length))
 
-    async def save(self, name: str) -> None:
-        """Keep the context under a name."""
-        await self._task.call_raw("save_ctx", self._flow.handle, name)
+    async def save(self, name: str) -> abi.SaveCtxResult:
+        """Keep the context under a name; see `context.Context.save`."""
+        return await self._task.run_for(self._flow.save(name), None)
 
     async def free(self) -> None:
         """Give the context back; harmless if repeated."""

@@ -194,9 +194,15 @@ class Context(ContextFacts):
         """Drop ids from the end; return the length."""
         return self._task.run(self._flow.trim(length))
 
-    def save(self, name: str) -> None:
-        """Keep the context under a name."""
-        self._task.call_raw("save_ctx", self._flow.handle, name)
+    def save(self, name: str) -> abi.SaveCtxResult:
+        """Keep the context under a name, in place of the save that had it; return how it went.
+
+        Whole or not at all: when this returns it is on the disk, encrypted, and outlives task and
+        kernel. It has the ids of now and the KV that is computed; an infer may go on meanwhile. Who
+        loads it has the messages, too (some 600 short ones; older ones are ids only then). ENOSPC,
+        EIO, ENOTSUP if the kernel keeps nothing.
+        """
+        return self._task.run_for(self._flow.save(name), None)
 
     def free(self) -> None:
         """Give the context back; harmless if repeated."""

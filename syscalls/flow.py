@@ -160,6 +160,14 @@ class Caller:
         row: abi.KernelRow = rows[0]
         return row
 
+    def store(self) -> Flow[abi.StoreRow]:
+        """Return the kernel's store."""
+        rows = yield from self.snapshot("store", abi.StoreRow)
+        if not rows:
+            raise EPROTO("the kernel's snapshot of its store is empty")
+        row: abi.StoreRow = rows[0]
+        return row
+
     def listed(self, name: str, row: Any) -> Flow[list[Any]]:
         """Return the rows of a list call."""
         result: abi.Rows = yield from self.ask(name)

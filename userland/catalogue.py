@@ -30,15 +30,17 @@ ENTRIES: dict[str, Entry] = {
          "the context was opened through a grant without the right that the message names"),
         ("llmos doctor says whose directory it is", "chmod 700 DIRECTORY, or set LLMOS_HOME")),
     "ENOENT": Entry(
-        ("no model of that name is loaded or installed", "a file that was named is not there"),
-        ("llmos status lists loaded models", "llmos pull NAME installs, llmos load NAME loads")),
+        ("no model of that name is loaded or installed", "you have no save of that name",
+         "a file that was named is not there"),
+        ("llmos ctx saves lists what you have saved", "llmos status lists loaded models", "llmos pull NAME installs, llmos load NAME loads")),
     "ESRCH": Entry(
         ("the task has ended, or never was", "it is another user's: the answer is the same"),
         ("llmos ps lists the tasks",)),
     "EIO": Entry(
         ("the driver died three times in the same request",
          "the model computed numbers that are none (NaN)",
-         "a file could not be read or written"),
+         "a file could not be read or written",
+         "the store has failed: its keys are lost, or others could have read them"),
         ("llmos status shows the device",
          "the kernel's log has the reason; llmos doctor says where",
          "ask again; with the same text on and on, llmos down && llmos up")),
@@ -86,6 +88,7 @@ ENTRIES: dict[str, Entry] = {
         ("llmos doctor compares the versions", "llmos down && llmos up starts this one")),
     "ENOTSUP": Entry(
         ("the call is reserved, and not built in this version",
+         "the kernel was started without a folder for saves (state_dir)",
          "the model's architecture, or a format of its file, is not built"),
         ("docs/syscalls.md says which calls are built",)),
     "ECONNRESET": Entry(
@@ -120,7 +123,7 @@ ENTRIES: dict[str, Entry] = {
         ("the grant through which the context was opened has been taken back, or its task ended",),
         ("free the context, and ask for another grant",)),
     "ECORRUPT": Entry(
-        ("a file is damaged, or is not what its checksum says",
+        ("a file is damaged, or is not what its checksum says", "so is a save, or it was exchanged",
          "a model's files contradict each other"),
         ("llmos pull NAME fetches a model again", "llmos doctor looks at the installed models")),
 }  # fmt: skip

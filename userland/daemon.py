@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import syscalls
+from syscalls.abi import DeviceRow
 from syscalls.address import runtime_dir
 from userland.exits import Failure
 
@@ -31,7 +32,7 @@ Tell = Callable[[str], None]
 
 
 def state_dir() -> Path:
-    """Return where logs and history are: $LLMOS_HOME/state, else the user's state directory."""
+    """Return where logs, history and saves are: $LLMOS_HOME/state, else the user's own."""
     if home := os.environ.get("LLMOS_HOME"):
         return Path(home).absolute() / "state"
     from platformdirs import user_state_path
@@ -128,12 +129,19 @@ def _wait_until_up(
     with syscalls.connect("llmos", address=boot.address) as task:
         while True:
             device = task.devices()[0]
-            if device.state == "up":
+            opening = task.store().state == "opening"
+            if device.state == "up" and not opening:
                 return
             if device.state == "failed":
                 raise Failure(f"{device.device} cannot be used: {device.note}", f"see {log}")
-            tell(f"loading {boot.model} on {device.device}" if device.host_pid else "starting")
+            tell(_doing(boot, device))
             _still_there(process, boot, log, begin)
+
+
+def _doing(boot: Boot, device: DeviceRow) -> str:
+    if device.state == "up":
+        return "looking at what is saved"
+    return f"loading {boot.model} on {device.device}" if device.host_pid else "starting"
 
 
 def _listening(boot: Boot) -> bool:

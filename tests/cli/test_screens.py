@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from syscalls import abi
-from syscalls.errors import EBADCTX, ENOTSUP
+from syscalls.errors import EBADCTX, EINVAL, ENOTSUP
 from tests.helpers.daemon import ROOT
 from tests.helpers.fake_kernel import FakeKernel, Reply
 from tests.helpers.json_schema import FOLDER, check, check_document
@@ -71,6 +71,7 @@ def test_a_screen_fits_the_terminal_and_a_pipe_has_no_colour(name: str, way: str
 DOCUMENTS = [
     ["ps"], ["ps", "--sort", "-kv"], ["ps", "--contexts"], ["free"], ["pmap"], ["pmap", "57", "3"],
     ["pmap", "@main"], ["lsdev"], ["dmesg"], ["dmesg", "-n", "0"], ["vmstat"], ["ctx", "ls"],
+    ["ctx", "saves"],
     ["ctx", "tree"], ["ctx", "tree", "57"], ["explain", "57"], ["explain", "-p", "1"],
     ["explain", "@main"],
 ]  # fmt: skip
@@ -328,6 +329,8 @@ def test_a_kernel_that_knows_no_tiers_is_shown(words: list[str]) -> None:
         snapshot = kernel.replace["snapshot"]
 
         def older(request: Any) -> Reply:
+            if request.args.what == "store":
+                raise EINVAL("there is no snapshot of store")
             page = snapshot(request).row
             rows = [row[: row._fields.index(AS_OLD[type(row)])] for row in page.rows]
             return Reply(page._replace(rows=rows))

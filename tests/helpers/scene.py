@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from syscalls import abi
 from syscalls.abi import LogLevel, Use
-from syscalls.errors import EBADCTX, ESRCH
+from syscalls.errors import EBADCTX, EINVAL, ESRCH
 from syscalls.wire import Request
 from tests.helpers.fake_kernel import FakeKernel, Reply
 from userland.cli import run
@@ -118,10 +118,25 @@ LOSSES = [
     ),
 ]  # fmt: skip
 BORN = 1_790_000_000.0
-ROWS = {"tasks": TASKS, "contexts": CONTEXTS, "pools": POOLS, "kernel": [KERNEL]}
+STORE = abi.StoreRow("up", 9600, "", "", 3, 0, 112 << 20, 1 << 30, 1)
+SAVES = [
+    abi.SaveRow("notes", 4, "current", "smollm2", 3912, 244, 90_000_000, BORN),
+    abi.SaveRow("of \u202e yesterday, with a long name that goes on and on", 2, "stale",
+                "smollm2:135m-q4_1", 61, 0, 4096, BORN - 86_400),
+    abi.SaveRow("torn", 7, "damaged", "", 0, 0, 18_000_000, 0.0),
+]  # fmt: skip
+ROWS: dict[str, Any] = {
+    "tasks": TASKS, "contexts": CONTEXTS, "pools": POOLS, "kernel": [KERNEL], "store": [STORE],
+}  # fmt: skip
+
+
+def _list_saves(_: Request) -> Reply:
+    return Reply(abi.ListSavesResult(list(SAVES), False))
 
 
 def _snapshot(request: Request) -> Reply:
+    if request.args.what not in ROWS:
+        raise EINVAL(f"there is no snapshot of {request.args.what}")
     return Reply(abi.SnapshotResult(1, ROWS[request.args.what], 0))
 
 
@@ -180,6 +195,7 @@ def scene() -> Iterator[FakeKernel]:
     with tempfile.TemporaryDirectory() as folder, FakeKernel(Path(folder)) as kernel:
         kernel.replace |= {
             "snapshot": _snapshot,
+            "list_saves": _list_saves,
             "pmap": _pmap,
             "log": _log,
             "explain": _explain,
@@ -253,6 +269,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "ctx-tree": ("ctx", "tree"),
     "vmstat": ("vmstat",),
     "explain-task": ("explain", "57"),
+    "ctx-saves": ("ctx", "saves"),
     "lsdev": ("lsdev",),
     "lsdev-full": ("lsdev", "-f"),
     "dmesg": ("dmesg",),

@@ -19,7 +19,7 @@ import psutil
 import pyte
 
 from tests.helpers.byte_tokenizer import byte_tokenizer
-from tests.helpers.daemon import ROOT, Daemon, daemon, eventually
+from tests.helpers.daemon import NULL, ROOT, Daemon, daemon, eventually, keeping
 
 LLMSH = (sys.executable, "-m", "userland.llmsh.main")
 PATIENCE_S = float(os.environ.get("PATIENCE", 60))
@@ -32,20 +32,25 @@ TEMPLATE = (
 
 
 @contextmanager
-def talking(home: Path, step_us: int = 0, template: str | None = TEMPLATE) -> Iterator[Daemon]:
+def talking(
+    home: Path, step_us: int = 0, template: str | None = TEMPLATE, keeps: bool = False
+) -> Iterator[Daemon]:
     """Run a kernel whose null model has a tokenizer, and turns if there is a template.
+
+    With `keeps` it has a store, where `llmos up` would put it.
 
     The kernel reads the text files of a model below its path. The path of a builtin is its options,
     relative to where the kernel runs: a folder of that name is all it takes.
     """
     builtin = f"null:vocab={END + 1},eos={END},max_ctx=8192,step_us={step_us}"
     folder = home / builtin
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text(byte_tokenizer(WORDS))
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     (folder / "config.json").write_text("{}")
-    with daemon(home, builtin=builtin, cwd=home) as running:
+    store = keeping(home) if keeps else ()
+    with daemon(home, *NULL, builtin, *store, cwd=home) as running:
         yield running
 
 

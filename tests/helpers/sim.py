@@ -288,6 +288,7 @@ class Sim:
                 and device.idle
                 and device.state is DeviceState.UP
                 and not self.system.jobs
+                and not self.system.errands.busy
             )
         )
 
@@ -346,6 +347,7 @@ class Sim:
             assert model.pool.named == len(model.pool.index) == 0
             host = model.pool.host.counts
             assert host.free == host.total, host
+        assert not self.system.floating
         assert [task.pid for task in self.system.tasks] == [1]
         assert self.system.num_contexts == len(self.system.grants) == 0
         assert not self.system.again

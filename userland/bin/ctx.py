@@ -9,7 +9,9 @@ import click
 from syscalls import KernelError
 from syscalls.abi import CtxRow, SharerRow, TaskRow
 from userland import complete, view
+from userland.bin.portable import export, import_
 from userland.bin.ps import COLORS, OF_CONTEXTS, Facts, context_columns, swapped
+from userland.bin.saves import rm, saves
 from userland.choosing import chosen
 from userland.desk import Desk, json_option, pass_desk
 from userland.families import Branch, Key, Relative, branches, key_of, relatives
@@ -23,16 +25,21 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 @click.group(context_settings=_HELP)
 def ctx() -> None:
-    """List contexts, and show what they share.
+    """List contexts, and show what they share; list, move and delete those that are saved.
 
     \b
     Examples:
       llmos ctx ls
       llmos ctx tree
+      llmos ctx saves
 
-    A context belongs to its task: what changes one is in llmsh (ctx there) and in the library.
+    A context belongs to its task: what changes or saves one is in llmsh (ctx there) and in the
+    library.
     """
 
+
+for command in (saves, rm, export, import_):
+    ctx.add_command(command)
 
 _words = click.argument(
     "words", nargs=-1, metavar="[PID] [CTX|@NAME]", shell_complete=complete.tasks_and_contexts

@@ -12,15 +12,15 @@ import click
 
 import syscalls
 from drivers.sizes import KV_DTYPES
-from syscalls.abi import KernelRow, PoolRow
+from syscalls.abi import KernelRow, PoolRow, StoreRow
 from syscalls.address import runtime_dir, socket_path
 from userland import complete, daemon
 from userland.config import Config, Setting, read, take_options
 from userland.daemon import Boot, Tell
 from userland.desk import Desk, pass_desk
 from userland.exits import Failure
-from userland.keys import DTYPES, option_of
-from userland.running import differing, running
+from userland.keys import DTYPES, FOLDERS, option_of
+from userland.running import differing, running, store_of
 from userland.view import size
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,6 +47,8 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
                  help="Memory for KV, as 720M or 2GiB.  [default: 25 % of memory, at most 4 GiB]"),
     click.option("--host-mem", metavar="SIZE",
                  help="Host memory for KV that has to leave the device.  [default: none of it]"),
+    click.option("--swap-mem", metavar="SIZE",
+                 help="Disk for KV that finds no room in memory.  [default: none of it]"),
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE",
                  help="Any other key of the kernel, as block_size=32. May be repeated."),
 )  # fmt: skip
@@ -63,7 +65,8 @@ def boot_of(config: Config, model_dir: Path, address: str | None) -> Boot:
     """Return what a configuration starts. What nobody has set is left to the kernel."""
     options: list[str] = []
     for setting in config:
-        if setting.key.of_kernel and setting.explicit and setting.key.name != "device":
+        told = setting.explicit or setting.key.name in FOLDERS
+        if setting.key.of_kernel and told and setting.key.name != "device":
             flag = setting.key.kind == "bool"
             if not flag or setting.value:
                 options += [option_of(setting.key), *([] if flag else [str(setting.value)])]
@@ -135,7 +138,7 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
         pid = daemon.start(boot, tell, tied)
     taken = time.monotonic() - before
     with syscalls.connect("llmos", address=boot.address) as task:
-        pools = task.pools()
+        pools, store = task.pools(), store_of(task)
     memory = _memory_of(pools, "device")
     err.write(
         f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n"
@@ -143,8 +146,21 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
     )
     if lower := _memory_of(pools, "host"):
         err.write(f"what has to leave it goes to {size(lower)} of host memory (--host-mem)\n")
+    if store is not None:
+        _tell_store(store, err)
     err.flush()
     return pid
+
+
+def _tell_store(store: StoreRow, err: TextIO) -> None:
+    """Say what a person may have to do about what is kept."""
+    if store.state == "failed":
+        err.write(f"nothing can be saved or loaded: {store.note}\n")
+    elif store.note or store.damaged:
+        damaged = f"{store.damaged} saves cannot be opened (llmos ctx saves); "
+        err.write(f"{damaged if store.damaged else ''}{store.note}\n")
+    if store.hint:
+        err.write(f"  try   {store.hint}\n")
 
 
 def _memory_of(pools: list[PoolRow], tier: str) -> int:

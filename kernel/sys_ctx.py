@@ -79,6 +79,7 @@ def add_context(k: System, caller: Caller, ctx: Context) -> None:
     ctx.stopped = caller.task.state is TaskState.STOPPED
     k.num_contexts += 1
     ctx.model.num_contexts += 1
+    ctx.model.sched.pager.used(ctx)
     k.grants.opened(ctx)
 
 
@@ -149,6 +150,7 @@ def free_contexts(k: System, task: Task, why: str) -> None:
 def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     del task.contexts[ctx.handle]
     drop_request(k, ctx, why)
+    ctx.model.sched.pager.idle.forget(ctx)
     k.num_contexts -= 1
     ctx.model.num_contexts -= 1
     k.grants.freed(ctx, k.clock())

@@ -85,9 +85,7 @@ class System:
         self.swap_file = SwapFile(self.store, config.swap_bytes, self.save_part, swap_part)
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
-        self.device = Device(
-            link, limits, policy, clock, self.contexts, secret, self._burying, self.swap_file
-        )
+        self.device = Device(link, limits, policy, clock, secret, self._burying, self.swap_file)
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
 

@@ -5,8 +5,9 @@ is there when it is done. So every part of a list is a list, and a walk that fai
 until nothing can be left out: what then fails is a few operations (`shortest`).
 
 After every turn of the kernel and all work of the driver, `Sim.check` and tests/helpers/books.py
-compare all that is there; before a turn, an operation is but a message that waits. Clients follow their contexts as those of a crowd
-do (tests/helpers/crowd.py): each id that is sampled is what the ids before it say.
+compare all that is there; before a turn, an operation is but a message that waits. Clients follow
+their contexts as those of a crowd do (tests/helpers/crowd.py): each id that is sampled is what the
+ids before it say.
 
 To add an operation: a method of Walk, and its weight in OPS.
 """

@@ -248,8 +248,8 @@ def test_a_forced_collision_is_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hit_without_comparing_ids_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trusting(self: PrefixIndex, blocks: Any, at: int, owner: int) -> Block | None:
-        return self._blocks.get(self._chain(blocks, at, owner))
+    def trusting(self: PrefixIndex, blocks: Any, at: int) -> Block | None:
+        return self._blocks.get(self._chain(blocks, at))
 
     _collide(monkeypatch)
     monkeypatch.setattr(PrefixIndex, "find", trusting)

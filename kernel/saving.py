@@ -1,9 +1,10 @@
 """Saving and loading: the errands of a context between its tiers and a file of the store.
 
 A save is of a fork, made when the call was accepted: what happens to the context meanwhile does not
-matter to it. It has all ids, and the KV of the leading full blocks that some tier has; a block of
-the device or of the swap file goes through the bulk window, one of the host tier is read where it
-lies. If the driver dies in between, the save begins anew with what is left.
+matter to it, unless the grant is revoked through which it was opened. It has all ids, and the KV of
+the leading full blocks that some tier has; a block of the device or of the swap file goes through
+the bulk window, one of the host tier is read where it lies. If the driver dies in between, the save
+begins anew with what is left.
 
 A load makes the context from the ids; KV is taken from the prefix index where it is there, and from
 the file where model, dtype and layout are those of the save. What is damaged, or finds no place, is
@@ -22,6 +23,7 @@ from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context
 from kernel.errand import DeviceOp, Lost
+from kernel.grant import check_revoked
 from kernel.model import Model
 from syscalls.errors import EIO, KernelError
 
@@ -64,11 +66,10 @@ def save(
     for _ in range(MAX_TRIES):
         number, count = new_job(), _computed_blocks(ctx, bulk_bytes)
         yield base.BeginSave(number, owner, name, _meta(ctx, count, extra))
-        for start in range(0, ctx.length, base.MAX_IDS):
-            ids = ctx.read(start, min(ctx.length, start + base.MAX_IDS))
-            yield base.AddIds(number, start, ids.tobytes())
         try:
+            yield from _write_ids(ctx, number)
             yield from _write_blocks(ctx, number, count, bulk_bytes)
+            check_revoked(ctx)
         except KernelError as error:
             with suppress(KernelError):  # the store has ended it by itself
                 yield base.AbortSave(number)
@@ -80,13 +81,20 @@ def save(
     raise EIO(f"the device died {MAX_TRIES} times in the middle of the save", "save it again")
 
 
+def _write_ids(ctx: Context, number: int) -> Steps:
+    for start in range(0, ctx.length, base.MAX_IDS):
+        check_revoked(ctx)
+        ids = ctx.read(start, min(ctx.length, start + base.MAX_IDS))
+        yield base.AddIds(number, start, ids.tobytes())
+
+
 def _computed_blocks(ctx: Context, bulk_bytes: int) -> int:
     """Return how many leading blocks are full, have all their KV, and fit through the window."""
     size, count = ctx.pool.block_size, 0
     if not ctx.model.desc.digest or ctx.model.desc.block_bytes > bulk_bytes:
         return 0
-    for block in ctx.blocks:
-        if block.have < size or len(block.ids) < size:
+    for block in ctx.blocks[: ctx.length // size]:  # the one after may have ids of a sharer's
+        if block.have < size:
             break
         count += 1
     return count
@@ -97,11 +105,12 @@ def _write_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Ste
     most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
     first = 0
     while first < count:
+        check_revoked(ctx)
         run = _run_of_one_tier(ctx.model, ctx.blocks[first : min(count, first + most)])
         if not run:
             raise Lost("KV was lost in the middle of the save")
         with _reading(run):
-            yield from _write_run(ctx.model, number, first, run)
+            yield from _write_run(ctx, number, first, run)
         first += len(run)
 
 
@@ -144,8 +153,8 @@ def _reading(blocks: Sequence[Block]) -> Generator[None, None, None]:
             block.readers -= 1
 
 
-def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> Steps:
-    size = model.desc.block_bytes
+def _write_run(ctx: Context, number: int, first: int, run: Sequence[Block]) -> Steps:
+    model, size = ctx.model, ctx.model.desc.block_bytes
     tier, _ = _place(model, run[0])
     if tier is Tier.HOST:
         offsets = tuple(model.host_offset + block.host * size for block in run)
@@ -159,6 +168,7 @@ def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> S
     else:
         ids = driver.ints(block.id for block in run)
         yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
+    check_revoked(ctx)
     offsets = tuple(range(0, len(run) * size, size))
     yield base.AddBlocks(number, first, BULK, offsets)
 
@@ -199,7 +209,7 @@ def read_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Gener
     for first in range(0, count, most):
         wanted = []
         for at in range(first, min(count, first + most)):
-            found = index.find(ctx.blocks, at, ctx.owner)
+            found = index.find(ctx.blocks, at)
             if found is not None and found.have == pool.block_size:
                 ctx.adopt(at, found)
             else:
@@ -255,7 +265,7 @@ def _into_host(ctx: Context, number: int, run: Sequence[int]) -> Generator[Any, 
                 continue  # the model has gone meanwhile
             if state == base.BlockState.OK:
                 pool.host.arrived(block, pool.block_size)
-                pool.index.add(ctx.blocks, at, ctx.owner)
+                pool.index.add(ctx.blocks, at)
             else:
                 pool.host.drop(block)
     return _wrong(states)
@@ -279,7 +289,7 @@ def _into_device(ctx: Context, number: int, run: Sequence[int]) -> Generator[Any
             yield DeviceOp(ctx.model, driver.Import(targets, 0), Move.IN)
             for at, block in zip(run[:sound], blocks, strict=False):
                 pool.arrived(block, pool.block_size)
-                pool.index.add(ctx.blocks, at, ctx.owner)
+                pool.index.add(ctx.blocks, at)
         return _wrong(answer.states)
     except Lost:
         return "the device died meanwhile"

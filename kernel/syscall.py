@@ -12,6 +12,7 @@ from typing import Any
 from kernel import (
     sys_admin,
     sys_ctx,
+    sys_grant,
     sys_infer,
     sys_inspect,
     sys_memory,
@@ -60,6 +61,9 @@ HANDLERS: dict[str, Handler] = {
     "load_ctx": sys_save.sys_load_ctx,
     "list_saves": sys_save.sys_list_saves,
     "drop_save": sys_save.sys_drop_save,
+    "grant_ctx": sys_grant.sys_grant_ctx,
+    "open_ctx": sys_grant.sys_open_ctx,
+    "revoke": sys_grant.sys_revoke,
     "infer": sys_infer.sys_infer,
     "cancel": sys_infer.sys_cancel,
     "score": sys_score.sys_score,
@@ -85,7 +89,7 @@ LIMITS = (EAGAIN, ENOMEM, E2BIG)
 """Errors of a call that are a limit's; whoever runs the kernel may want to know, and raise it."""
 
 _ON_CONTEXT = frozenset({"append", "trim_ctx", "infer", "score"})
-_RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill"})
+_RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill", "revoke"})
 """What a client that is at its limits may still call: it brings it below them."""
 
 
@@ -176,7 +180,7 @@ def _limit(k: System, session: Session) -> None:
 def _queue(k: System, caller: Caller, request: Request) -> bool:
     """Let a call with QUEUE wait behind the context's infer; refuse one that would overtake."""
     ctx = caller.task.contexts.get(request.args.ctx)
-    if ctx is None:
+    if ctx is None or ctx.revoked:
         return False
     if request.flags & abi.Flag.QUEUE and (ctx.busy or ctx.queued):
         if request.ids:

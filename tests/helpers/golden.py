@@ -51,11 +51,17 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "list_saves": ("notes",),
     "drop_save": ("notes of today",),
     "explain": (HANDLE, 52),
+    "grant_ctx": (HANDLE, 7, 236, 1000, 52, 2.5, 3),
+    "open_ctx": (bytes(range(16)), HANDLE + 1, "notes"),
+    "revoke": (bytes(range(16)),),
     "score": (HANDLE, 17, 5),
     # A call that has grown, once more: what was recorded of it before is above.
     "infer+adjusted": (
         HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), True, 5,
         1.25, -0.5, 0.25, ((7, -100.0), (151645, 2.5)), 236,
+    ),
+    "load_model+kv_dtype": (
+        "other:1b", "/models/other", "cpu0", "float32", 2**33, 4096, 2048, True, "int8",
     ),
 }  # fmt: skip
 IDS = {"append": (0, 1, 49151, 2**31 - 1), "infer": (7,), "infer+adjusted": (7,), "score": (8, 9)}

@@ -16,6 +16,7 @@ from kernel.config import Config
 from kernel.context import Context
 from kernel.device import Device, DeviceState, Limits
 from kernel.errand import Errands
+from kernel.hibernation import Comeback, Hibernation
 from kernel.job import Jobs
 from kernel.link import Link
 from kernel.logring import LogRing
@@ -77,11 +78,19 @@ class System:
             store, Disk(config.state_dir, config.keys_dir, config.swap_bytes), patience, clock
         )
         self.errands = Errands(self.store)
+        kept = store is not None and bool(config.state_dir and config.keys_dir)
+        self.comeback = Comeback(kept, config.attach_s)
+        self.hibernation: Hibernation | None = None  # going down with everything saved
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
         self.device = Device(link, limits, policy, clock, self.contexts, secret, self._burying)
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no request is taken any more."""
+        return self.stop_by is not None or self.hibernation is not None
 
     def _burying(self) -> bool:
         return bool(self.graves)

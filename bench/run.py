@@ -26,6 +26,7 @@ BENCHES = {
     "idle": ("bench.idle", "processor time and wake-ups of an idle kernel"),
     "driver": ("bench.driver", "prefill and decode of a driver host without kernel"),
     "linear": ("bench.linear", "the linear layers alone"),
+    "store": ("bench.store", "saves and swap through the store host, against plain files"),
 }
 
 

@@ -46,12 +46,15 @@ class StoreLink(ProcessLink):
         self._windows = tuple(windows)
 
     def _spawn(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
-        options = [f"--window={fd}" for fd in self._windows]
         return subprocess.Popen(
-            [sys.executable, "-m", "drivers.store.host", f"--socket={theirs.fileno()}", *options],
+            [*self._command(), f"--socket={theirs.fileno()}"],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), *self._windows),
         )
+
+    def _command(self) -> list[str]:
+        windows = [f"--window={fd}" for fd in self._windows]
+        return [sys.executable, "-m", "drivers.store.host", *windows]
 
 
 class InProcess(Protocol):

@@ -46,6 +46,7 @@ GROUPS = {
         "doctor": "userland.bin.doctor",
         "explain": "userland.bin.explain",
         "config": "userland.bin.config",
+        "key": "userland.bin.key",
         "completion": "userland.bin.completion",
     },
 }

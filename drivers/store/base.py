@@ -57,6 +57,8 @@ MAX_SAVE_BLOCKS = 1 << 17
 """Blocks of a save."""
 MAX_BLOCK_BYTES = 1 << 30
 """Of one block."""
+MAX_SAVES = 1 << 17
+"""Saves of one state directory."""
 
 
 class FaultKind(IntEnum):

@@ -71,6 +71,7 @@ class Catalogue:
         self._path = f"{folder}/{CATALOGUE}"
         self._key = key
         self._unlinked: frozenset[str] = frozenset()
+        self.removable: frozenset[str] = frozenset()
         self.table = Table()
 
     def read(self) -> bool:
@@ -92,31 +93,35 @@ class Catalogue:
         return True
 
     def write(self, table: Table) -> None:
-        """Make a table durable, then remove the files that it has dropped.
+        """Make a table durable; the files that it has dropped may be removed then.
 
         OSError: nothing has changed. Unsynced: it counts from now on, but a crash may undo it, so
-        no file is removed.
+        no file may be removed.
         """
         unlinked = self._unlinked & table.dropped
         try:
             self._files.write_whole(self._path, self._pack(table))
         except Unsynced:
-            self.table = table
+            self.table, self.removable = table, frozenset()
             raise
         # The folder was synced after those were unlinked: nobody needs to know of them any more.
         self.table = replace(table, dropped=table.dropped - unlinked)
-        self.remove_dropped()
+        self.removable = self.table.dropped - self._unlinked
 
     def remove_dropped(self) -> None:
-        """Remove files that the durable table has dropped; what the disk refuses is tried again."""
+        """Remove files that the durable table has dropped; what the disk refuses is tried again.
+
+        That may take long: large files do.
+        """
         gone = set(self._unlinked)
-        for id in self.table.dropped - self._unlinked:
+        for id in self.removable:
             try:
                 self._files.remove(f"{self._folder}/{id}{SUFFIX}")
                 gone.add(id)
             except OSError:
                 continue
         self._unlinked = frozenset(gone) & self.table.dropped
+        self.removable = frozenset()
 
     def _pack(self, table: Table) -> bytes:
         entries = [

@@ -12,8 +12,8 @@ from drivers.store.files import Files
 def own_folder(files: Files, path: str) -> None:
     """Have a folder of ours at `path`; what is missing of it is made, and is durable then."""
     with disk_errors(f"use {path}"):
-        if not PurePath(path).is_absolute():
-            raise _unsafe(path, "is no whole path", "name it from / on")
+        if not PurePath(path).is_absolute() or ".." in PurePath(path).parts:
+            raise _unsafe(path, "is no whole path", "name it from / on, without ..")
         _make(files, path)
         found = files.stat(path)
     if not stat.S_ISDIR(found.st_mode):

@@ -99,8 +99,12 @@ class Keyring:
         self._write({who: key for who, key in self._owners.items() if who != owner})
 
     def _write(self, owners: dict[int, bytes]) -> None:
+        raw = pack(self._root, self.catalogue_key, owners)
+        if len(raw) > MAX_BYTES:
+            what = f"a keyring of {len(owners):,} owners has {len(raw):,} bytes, the limit is"
+            raise StoreFault(FaultKind.NO_SPACE, f"{what} {MAX_BYTES:,}", "forget some owners")
         try:
-            self._files.write_whole(self._path, pack(self._root, self.catalogue_key, owners))
+            self._files.write_whole(self._path, raw)
         except OSError as error:
             # Unsynced or not: what is not durable is not used, and the next try writes anew.
             raise disk_fault(f"write {self._path}", error) from None

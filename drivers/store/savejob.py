@@ -18,29 +18,31 @@ from drivers.store.savefile import (
     wrap_key,
 )
 from drivers.store.scan import TEMPORARY
-from drivers.store.seal import NotAuthentic, Seal, new_key
+from drivers.store.seal import NotAuthentic, Scratch, Seal, new_key
 from drivers.store.windows import Windows
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What jobs work with. One thread, so one scratch."""
+
+    files: Files
+    windows: Windows
+    folder: str
+    scratch: Scratch
 
 
 class WriteJob:
     """A save that is being written, under a temporary name."""
 
-    def __init__(
-        self,
-        files: Files,
-        windows: Windows,
-        folder: str,
-        owner: Seal,
-        facts: Facts,
-        generation: int,
-    ) -> None:
+    def __init__(self, means: Means, owner: Seal, facts: Facts, generation: int) -> None:
         """Make the file with room for all of it; NO_SPACE, IO."""
         self.facts = facts
         self.generation = generation
         self.id = os.urandom(16).hex()
-        self._files = files
-        self._windows = windows
-        self._temporary = f"{folder}/{self.id}{TEMPORARY}"
+        self._means = means
+        self._files = means.files
+        self._temporary = f"{means.folder}/{self.id}{TEMPORARY}"
         sizes = sizes_of(self.id, facts)
         key = new_key()
         self._sealer = Sealer(Seal(key), facts.owner, generation, sizes)
@@ -48,17 +50,17 @@ class WriteJob:
         self._ids = array("i")
         self._missing = set(range(sizes.num_blocks))
         try:
-            self._fd = files.create(self._temporary)
+            self._fd = self._files.create(self._temporary)
         except OSError as error:
             raise disk_fault("begin a save", error) from None
         try:
-            files.allocate(self._fd, self.file_bytes)
+            self._files.allocate(self._fd, self.file_bytes)
             wrapped = wrap_key(owner, facts.owner, key, generation, sizes)
             meta = self._sealer.close("meta", 0, pack_facts(facts))
-            files.write(self._fd, sizes.header + wrapped + meta, 0)
+            self._files.write(self._fd, sizes.header + wrapped + meta, 0)
         except OSError as error:
             self.abandon()
-            raise no_space(files, folder, "a save", self.file_bytes, error) from None
+            raise no_space(self._files, means.folder, "a save", self.file_bytes, error) from None
 
     @property
     def named(self) -> tuple[int, str]:
@@ -85,14 +87,18 @@ class WriteJob:
             total = self.facts.meta.num_blocks
             raise invalid(f"blocks {first} to {numbers.stop} of {total}, or one of them twice")
         size = self.facts.meta.block_bytes
-        views = [self._windows.view(window, offset, size) for offset in offsets]
+        views = [self._means.windows.view(window, offset, size) for offset in offsets]
         try:
             for number, view in zip(numbers, views, strict=True):
-                sealed = self._sealer.close("block", number, view)
+                sealed, _ = self._means.scratch.take(size)
+                self._sealer.close_block(number, view, sealed)
                 self._files.write(self._fd, sealed, self._place.block(number))
         except OSError as error:
             raise disk_fault("write a save", error) from None
         self._missing.difference_update(numbers)
+        with suppress(OSError):  # a hint
+            begin, end = self._place.block(first), self._place.block(numbers.stop)
+            self._files.start_writing(self._fd, begin, end - begin)
 
     def finish(self) -> str:
         """Write what is missing and make it durable; return the temporary name; INVALID, IO."""
@@ -135,14 +141,14 @@ class Loaded:
 class ReadJob:
     """A save that is being read. Its ids were all read, and are authentic, before it is one."""
 
-    def __init__(self, files: Files, windows: Windows, fd: int, loaded: Loaded) -> None:
+    def __init__(self, means: Means, fd: int, loaded: Loaded) -> None:
         """Take over `fd`; NotAuthentic, OSError."""
-        self._files = files
-        self._windows = windows
+        self._means = means
+        self._files = means.files
         self._fd = fd
         self._loaded = loaded
         place = loaded.place
-        sealed = files.read(fd, place.sizes.ids_bytes, place.ids)
+        sealed = self._files.read(fd, place.sizes.ids_bytes, place.ids)
         self._ids = loaded.sealer.open("ids", 0, sealed)
 
     def ids(self, start: int, count: int) -> bytes:
@@ -158,7 +164,7 @@ class ReadJob:
         meta = self._loaded.meta
         if not 0 <= first <= meta.num_blocks - len(offsets):
             raise invalid(f"blocks {first} to {first + len(offsets)}, there are {meta.num_blocks}")
-        views = [self._windows.view(window, offset, meta.block_bytes) for offset in offsets]
+        views = [self._means.windows.view(window, offset, meta.block_bytes) for offset in offsets]
         why = ""
         states = bytearray()
         for number, view in enumerate(views, first):
@@ -173,11 +179,14 @@ class ReadJob:
         if not self._loaded.with_blocks:
             return BlockState.CORRUPT
         place = self._loaded.place
-        sealed = self._files.read(self._fd, place.sizes.block_bytes, place.block(number))
+        sealed, plain = self._means.scratch.take(len(view))
+        if self._files.read_into(self._fd, sealed, place.block(number)) != len(sealed):
+            return BlockState.CORRUPT
         try:
-            view[:] = self._loaded.sealer.open("block", number, sealed)
+            self._loaded.sealer.open_block(number, sealed, plain)
         except NotAuthentic:
             return BlockState.CORRUPT
+        view[:] = plain
         return BlockState.OK
 
     def close(self) -> None:

@@ -10,15 +10,23 @@ from contextlib import suppress
 from dataclasses import replace
 
 from drivers.store import base
-from drivers.store.base import MAX_ROWS, FaultKind, SaveRow, SaveState, StoreFault, invalid
+from drivers.store.base import (
+    MAX_ROWS,
+    MAX_SAVES,
+    FaultKind,
+    SaveRow,
+    SaveState,
+    StoreFault,
+    invalid,
+)
 from drivers.store.catalogue import Catalogue, Entry, Named, Table
 from drivers.store.faults import disk_errors, disk_fault
 from drivers.store.files import Files, Unsynced
 from drivers.store.keyring import Keyring
 from drivers.store.savefile import SUFFIX, Facts, NotSound, check_words
-from drivers.store.savejob import Loaded, ReadJob, WriteJob, corrupt
+from drivers.store.savejob import Loaded, Means, ReadJob, WriteJob, corrupt
 from drivers.store.scan import Record, Scan, open_file, read_head, scan
-from drivers.store.seal import NotAuthentic
+from drivers.store.seal import NotAuthentic, Scratch
 from drivers.store.windows import Windows
 
 LIST_BYTES = 128 * 1024
@@ -34,7 +42,7 @@ class Saves:
     ) -> None:  # fmt: skip
         """Read what is there, and finish what a crash has cut short; IO."""
         self._files = files
-        self._windows = windows
+        self._means = Means(files, windows, folder, Scratch())
         self._folder = folder
         self._keyring = keyring
         self._clock = clock
@@ -57,10 +65,15 @@ class Saves:
             if table != before or found.rewrite:
                 self._catalogue.write(self._catalogue.table)
             else:
-                self._catalogue.remove_dropped()
+                self._catalogue.removable = before.dropped
+            self._catalogue.remove_dropped()
         except OSError as error:
             # Nothing is lost: the next Open finds the same. Until then nothing is removed.
             self.notes.append(f"the catalogue could not be written: {error.strerror}")
+
+    def clean(self) -> None:
+        """Remove the files that the last message has left over; nobody waits for that."""
+        self._catalogue.remove_dropped()
 
     # --- what there is ------------------------------------------------------------------------
 
@@ -79,7 +92,7 @@ class Saves:
         rows: list[SaveRow] = []
         size = 0
         for name in names[:MAX_ROWS]:
-            row = _row(name, self._records[message.owner, name])
+            row = self._records[message.owner, name].row(name)
             size += len(name.encode()) + len(row.model.encode()) + 64
             if size > LIST_BYTES:
                 break
@@ -94,16 +107,19 @@ class Saves:
         meta = message.meta
         if wrong or not message.name:
             raise invalid(wrong or "a save needs a name")
+        named = message.owner, message.name
         numbers = (message.owner, meta.length, meta.num_blocks, meta.block_bytes, meta.block_size)
         if min(numbers) < 0 or meta.block_size * meta.num_blocks > meta.length:
             raise invalid(f"{meta.num_blocks} blocks of {meta.block_size} in {meta.length} ids")
-        if any(job.named == (message.owner, message.name) for job in self._writing()):
+        if any(job.named == named for job in self._writing()):
             raise StoreFault(FaultKind.BUSY, "a save of this name is being written")
+        full = len(self._records) + len(self._writing()) >= MAX_SAVES
+        if full and named not in self._records:
+            what = f"there are {len(self._records):,} saves, and {MAX_SAVES:,} are the limit"
+            raise StoreFault(FaultKind.NO_SPACE, what, "drop some")
         facts = Facts(message.owner, message.name, int(self._clock()), meta)
         owner = self._keyring.ensure(message.owner)
-        self._jobs[message.job] = WriteJob(
-            self._files, self._windows, self._folder, owner, facts, self._next
-        )
+        self._jobs[message.job] = WriteJob(self._means, owner, facts, self._next)
         self._next += 1
 
     def add_ids(self, message: base.AddIds) -> None:
@@ -209,11 +225,9 @@ class Saves:
             place, sealer, facts = read_head(
                 self._files, fd, record.id + SUFFIX, self._keyring, named[0]
             )
-            if facts != record.facts or sealer.generation != record.generation:
-                raise NotSound("another save was put in its place")
             current = record.state == SaveState.CURRENT
             loaded = Loaded(place, sealer, facts.meta, with_blocks=current)
-            return ReadJob(self._files, self._windows, fd, loaded)
+            return ReadJob(self._means, fd, loaded)
         except (NotSound, NotAuthentic, OSError):
             with suppress(OSError):
                 self._files.close(fd)
@@ -278,14 +292,3 @@ class Saves:
         if record is None:
             raise StoreFault(FaultKind.NOT_FOUND, "there is no save of this name")
         return record
-
-
-def _row(name: str, record: Record) -> SaveRow:
-    row = SaveRow(name, record.generation, record.state, "", 0, 0, record.file_bytes, 0)
-    if record.facts is None:
-        return row
-    meta = record.facts.meta
-    return row._replace(
-        model=meta.model, length=meta.length, num_blocks=meta.num_blocks,
-        saved_unix=record.facts.saved_unix,
-    )  # fmt: skip

@@ -14,7 +14,7 @@ dropped. What else cannot be used is left alone and told of, by the name of the 
 
 from dataclasses import dataclass
 
-from drivers.store.base import SaveState
+from drivers.store.base import SaveRow, SaveState
 from drivers.store.catalogue import Catalogue, Entry, Named, Table
 from drivers.store.files import Files
 from drivers.store.keyring import Keyring
@@ -44,6 +44,17 @@ class Record:
     file_bytes: int
     facts: Facts | None = None
     why: str = ""
+
+    def row(self, name: str) -> SaveRow:
+        """Return it as it is listed."""
+        row = SaveRow(name, self.generation, self.state, "", 0, 0, self.file_bytes, 0)
+        if self.facts is None:
+            return row
+        meta = self.facts.meta
+        return row._replace(
+            model=meta.model, length=meta.length, num_blocks=meta.num_blocks,
+            saved_unix=self.facts.saved_unix,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +170,8 @@ def _remove_unfinished(files: Files, folder: str, names: list[str], found: Scan)
     for name in unfinished:
         files.remove(f"{folder}/{name}")
     if unfinished:
-        found.notes.append(f"{len(unfinished)} files that were not finished were removed")
+        many = f"{len(unfinished)} files that were" if len(unfinished) > 1 else "a file that was"
+        found.notes.append(f"{many} not finished: removed")
 
 
 def _adopted(table: Table, sound: dict[str, Seen]) -> Table:

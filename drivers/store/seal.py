@@ -56,20 +56,32 @@ class Seal:
         except InvalidTag:
             raise NotAuthentic from None
 
-    # --- apart: the ciphertext here, nonce and tag there --------------------------------------
+    def close_into(self, plain: Buffer, bound: bytes, sealed: memoryview) -> None:
+        """Write nonce, ciphertext and tag, OVERHEAD bytes more than `plain`, into a buffer."""
+        sealed[:NONCE_BYTES] = nonce = os.urandom(NONCE_BYTES)
+        self._gcm.encrypt_into(nonce, plain, bound, sealed[NONCE_BYTES:])
 
-    def close_into(self, plain: Buffer, bound: bytes, buffer: memoryview) -> bytes:
-        """Write ciphertext and tag, len(plain) + TAG_BYTES, into `buffer`; return the nonce."""
-        nonce = os.urandom(NONCE_BYTES)
-        self._gcm.encrypt_into(nonce, plain, bound, buffer)
-        return nonce
-
-    def open_apart(self, nonce: bytes, sealed: Buffer, bound: bytes) -> bytes:
-        """Return the plain text of ciphertext and tag; NotAuthentic."""
+    def open_into(self, sealed: memoryview, bound: bytes, plain: memoryview) -> None:
+        """Write what was sealed into a buffer; NotAuthentic, and then it holds rubbish."""
         try:
-            return self._gcm.decrypt(nonce, sealed, bound)
+            self._gcm.decrypt_into(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound, plain)
         except InvalidTag:
             raise NotAuthentic from None
+
+
+class Scratch:
+    """Two buffers for blocks, kept: new memory for each of them would cost as much as sealing."""
+
+    def __init__(self) -> None:
+        self._sealed = memoryview(bytearray())
+        self._plain = memoryview(bytearray())
+
+    def take(self, plain_bytes: int) -> tuple[memoryview, memoryview]:
+        """Return buffers for a sealed block and for a plain one; those taken before are void."""
+        if len(self._plain) < plain_bytes:
+            self._sealed = memoryview(bytearray(plain_bytes + OVERHEAD))
+            self._plain = memoryview(bytearray(plain_bytes))
+        return self._sealed[: plain_bytes + OVERHEAD], self._plain[:plain_bytes]
 
 
 def seal_rows(magic: bytes, key: bytes, rows: Any) -> bytes:

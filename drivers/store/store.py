@@ -68,6 +68,8 @@ class Store:
                 fault.available,
             )  # fmt: skip
         self._emit(answer)
+        if self._saves and isinstance(message, base.CommitSave | base.DropSave):
+            self._saves.clean()
 
     def _answer(self, message: Any) -> Any:
         if isinstance(message, base.Open):
@@ -138,6 +140,9 @@ class Store:
 
     def _open_keys(self, state_dir: str, keys_dir: str) -> tuple[Keyring, list[str]]:
         """Return the keyring; make the keys only where nothing is kept that needs others."""
+        with disk_errors(f"use {keys_dir}"):
+            for name in (ROOT_KEY, KEYRING):
+                self._files.remove(f"{keys_dir}/{name}.tmp")  # of a process that was killed
         root = find_root(self._files, keys_dir, self._credentials)
         ring = Keyring.exists(self._files, keys_dir)
         with disk_errors(f"read {state_dir}/saves"):

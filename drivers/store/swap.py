@@ -3,8 +3,8 @@
 A slot holds the ciphertext of a block, as many bytes as the block has, so slots are as aligned as
 areas are. Nonce and tag stay in memory, with the key: what is put back into the file from another
 time, place or owner does not open, and when this process is gone nothing opens. A key is its
-owner's, and gives way to a new one after REKEY_BLOCKS or REKEY_BYTES; blocks keep the key that they
-went out under.
+owner's. It gives way to a new one after REKEY_BLOCKS or REKEY_BYTES, while blocks keep the key that
+they went out under, and goes with the last of them.
 """
 
 from contextlib import suppress
@@ -22,7 +22,15 @@ from drivers.store.base import (
 )
 from drivers.store.faults import disk_errors, no_space
 from drivers.store.files import Files
-from drivers.store.seal import TAG_BYTES, NotAuthentic, Seal, bind, new_key
+from drivers.store.seal import (
+    NONCE_BYTES,
+    TAG_BYTES,
+    NotAuthentic,
+    Scratch,
+    Seal,
+    bind,
+    new_key,
+)
 from drivers.store.windows import Windows
 
 NAME = "swap"
@@ -36,9 +44,11 @@ FORMAT = "llmos.swap/1"
 class OwnerKey:
     """An owner's key, and what it has sealed so far."""
 
+    owner: int
     seal: Seal
     blocks: int = 0
     bytes: int = 0
+    held: int = 0  # slots with a block under it
 
     @property
     def spent(self) -> bool:
@@ -49,7 +59,7 @@ class OwnerKey:
 class Held:
     """What a slot holds, apart from its ciphertext."""
 
-    seal: Seal
+    key: OwnerKey
     nonce: bytes
     tag: bytes
     size: int
@@ -65,7 +75,7 @@ class Swap:
         self._size = size
         self._keys: dict[int, OwnerKey] = {}
         self._held: dict[int, Held] = {}  # by the slot's first byte in the file
-        self._buffer = bytearray()
+        self._scratch = Scratch()
         self.out_bytes = 0
         self.in_bytes = 0
         with disk_errors("make the swap file"):
@@ -119,18 +129,18 @@ class Swap:
 
     def _out(self, area: Area, block: Block, view: memoryview) -> None:
         place, size = _place(area, block.slot), area.block_bytes
-        self._held.pop(place, None)  # whatever comes, what was there is gone
+        self._forget(place)  # whatever comes, what was there is gone
         key = self._keys.get(block.owner)
         if key is None or key.spent:
-            key = self._keys[block.owner] = OwnerKey(Seal(new_key()))
-        if len(self._buffer) != size + TAG_BYTES:
-            self._buffer = bytearray(size + TAG_BYTES)
-        sealed = memoryview(self._buffer)
-        nonce = key.seal.close_into(view, _bound(area, block, place), sealed)
+            key = self._keys[block.owner] = OwnerKey(block.owner, Seal(new_key()))
+        sealed, _ = self._scratch.take(size)
+        key.seal.close_into(view, _bound(area, block, place), sealed)
         key.blocks += 1
         key.bytes += size
-        self._files.write(self._fd, sealed[:size], place)
-        self._held[place] = Held(key.seal, nonce, bytes(sealed[size:]), size)
+        self._files.write(self._fd, sealed[NONCE_BYTES:-TAG_BYTES], place)
+        nonce, tag = bytes(sealed[:NONCE_BYTES]), bytes(sealed[-TAG_BYTES:])
+        self._held[place] = Held(key, nonce, tag, size)
+        key.held += 1
         self.out_bytes += size
 
     def back(self, area: Area, window: int, blocks: tuple[Block, ...]) -> tuple[bytes, str]:
@@ -150,11 +160,15 @@ class Swap:
         held = self._held.get(place)
         if held is None or held.size != size:
             return BlockState.CORRUPT
-        sealed = self._files.read(self._fd, size, place) + held.tag
+        sealed, plain = self._scratch.take(size)
+        sealed[:NONCE_BYTES], sealed[-TAG_BYTES:] = held.nonce, held.tag
+        if self._files.read_into(self._fd, sealed[NONCE_BYTES:-TAG_BYTES], place) != size:
+            return BlockState.CORRUPT
         try:
-            view[:] = held.seal.open_apart(held.nonce, sealed, _bound(area, block, place))
+            held.key.seal.open_into(sealed, _bound(area, block, place), plain)
         except NotAuthentic:
             return BlockState.CORRUPT
+        view[:] = plain
         self.in_bytes += size
         return BlockState.OK
 
@@ -162,11 +176,20 @@ class Swap:
         """Zero slots and forget them; IO if the disk refuses, forgotten they are all the same."""
         self._check_area(area, slots)
         for slot in slots:
-            self._held.pop(_place(area, slot), None)
+            self._forget(_place(area, slot))
         with disk_errors("zero slots of the swap file"):
             for first, count in _runs(slots):
                 size = count * area.block_bytes
                 self._files.zero(self._fd, _place(area, first), size)
+
+    def _forget(self, place: int) -> None:
+        """Let a slot hold nothing; a key goes with the last block that it has sealed."""
+        held = self._held.pop(place, None)
+        if held is None:
+            return
+        held.key.held -= 1
+        if not held.key.held and self._keys.get(held.key.owner) is held.key:
+            del self._keys[held.key.owner]
 
     # --- checks -------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ _ENUMS: tuple[tuple[type[IntEnum], int], ...] = (
 """With how many members version 1.0 has."""
 _LIMITS = (
     "MAX_BLOCKS", "MAX_IDS", "MAX_ROWS", "MAX_HASH", "MAX_NAME", "MAX_WORD", "MAX_EXTRA",
-    "MAX_LENGTH", "MAX_SAVE_BLOCKS", "MAX_BLOCK_BYTES",
+    "MAX_LENGTH", "MAX_SAVE_BLOCKS", "MAX_BLOCK_BYTES", "MAX_SAVES",
 )  # fmt: skip
 _OF_1_0 = 27
 """Messages that version 1.0 has."""

@@ -65,6 +65,8 @@ ROWS = {
     "down": Row(None, kernel=False),
     "explain": Row(("EIO",), "explain", kernel=False, absent=("ENOSUCH",), sentences=True),
     "free": Row((), "free"),
+    "key backup": Row(None, kernel=False, absent=("--keys-dir", "/none", "b")),
+    "key restore": Row(None, kernel=False, absent=("/none.backup",)),
     "kill": Row(None, absent=("999999",)),
     "load": Row(None, "load", kernel=False, absent=("gpt-9",)),
     "ls": MODELS,

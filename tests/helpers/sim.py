@@ -252,7 +252,7 @@ class Sim:
         """One turn of the kernel; if it would sleep then, a second one must have nothing to do."""
         self.kernel.turn()
         waiting = self.link.outbox or (self.store is not None and self.store.outbox)
-        if not waiting and self.kernel.timeout() != 0.0:
+        if not waiting and not self.kernel.stopped and self.kernel.timeout() != 0.0:
             before = self._effects()
             self.kernel.turn()
             assert self._effects() == before, "the kernel would have slept on this"

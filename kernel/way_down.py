@@ -262,4 +262,4 @@ def say_goodbye(k: System) -> None:
     for session in k.sessions.values():
         for call in list(session.open):
             session.fail(call, ECONNRESET(STOPPED, HINT))
-        session.refuse(0, ECONNRESET(STOPPED, HINT))
+        session.refuse(0, ECONNRESET(STOPPED, HINT, {"saved": 1}))

@@ -1,7 +1,7 @@
-"""Kernels one after the other on one disk: the simulator's way down with everything saved, and back.
+"""Kernels one after the other on one disk: everything is saved on the way down, and comes back.
 
-A `Machine` has the disk, and the programs' tokens; `boot` starts the next kernel on it. Nothing
-happens but in `turn`; `slowly` lets driver and store do one message at a time.
+A `HibernatingSim` on the disk of another one is the next boot. Nothing happens but in `turn`;
+`slowly` lets driver and store do one message at a time.
 """
 
 from collections.abc import Callable, Iterator

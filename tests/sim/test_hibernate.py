@@ -1,11 +1,8 @@
-"""shutdown with save, and the next kernel: everything is back under its old names, or all goes on."""
+"""shutdown with save, and the next kernel: everything is back under its names, or all goes on."""
 
 from random import Random
 
-import pytest
-
-from syscalls.abi import Restore, Sig
-from syscalls.errors import Errno
+from syscalls.abi import Restore
 from tests.helpers.disks import MemoryFiles
 from tests.helpers.hibernating import (
     HibernatingSim,
@@ -15,7 +12,6 @@ from tests.helpers.hibernating import (
     grown,
     program,
 )
-from tests.helpers.sim import SimClient
 
 
 def ids_of(seed: int, count: int) -> list[int]:

@@ -1,6 +1,7 @@
 """The shell's task of the kernel, and its contexts by name.
 
     no task --task()--> task --the session is lost--> no task        contexts are gone with the task
+                        task --the kernel saves, stops, and is up again--> the same task
 
 A `Named` context knows where each turn (a prompt with its answer) begins, so that `undo` can trim
 it. `main` is made when it is first used; every other name has to be made by `ctx new` or `fork`.
@@ -12,9 +13,10 @@ from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
 import syscalls
-from syscalls import ECONNRESET, Context, KernelError
+from syscalls import ECONNRESET, ESRCH, Context, KernelError
 from syscalls.abi import ModelRow
 from userland.exits import USAGE, Failure
+from userland.patience import come_back
 from userland.running import loaded_as, mind_variables
 from userland.turns import say_user
 
@@ -60,7 +62,7 @@ class Contexts:
             try:
                 self._task.stat()
             except KernelError as error:
-                if not self.drop(error):
+                if not self._come_back(self._task) and not self.drop(error):
                     raise
         if self._task is None:
             self._task = syscalls.connect("llmsh", address=self._address)
@@ -72,10 +74,26 @@ class Contexts:
         """Whether there is a task already, so that asking for it connects to nothing."""
         return self._task is not None
 
+    def _come_back(self, task: syscalls.Task) -> bool:
+        """Attach to the task again if its kernel has saved it; ECONNRESET while that is not up."""
+        if not task.saved:
+            return False
+        try:
+            come_back(task, self._note)
+        except ESRCH:
+            return False
+        names = ", ".join(f"@{name}" for name in self._named)
+        self._note(f"the kernel is back{f': {names} as before' if names else ''}")
+        self._loaded = None
+        return True
+
     def drop(self, error: KernelError) -> bool:
-        """Forget a task whose session is lost, be it by this error, and say what went with it."""
+        """Forget a task whose session is lost, be it by this error, and say what went with it.
+
+        Not one that its kernel has saved: it is there when the kernel is.
+        """
         gone = isinstance(error, ECONNRESET)
-        if self._task is None or not (gone or self._task.lost):
+        if self._task is None or not (gone or self._task.lost) or self._task.saved:
             return False
         self._task.abandon()
         self._task = self._loaded = None

@@ -46,13 +46,13 @@ class Seq:
 class Bare:
     """One driver host with the model, and the sequences in it."""
 
-    def __init__(self) -> None:
-        self._link = HostLink(DEVICE, BULK)
+    def __init__(self, host_bytes: int = 0, kv_dtype: str = "") -> None:
+        self._link = HostLink(DEVICE, BULK, host_bytes)
         self._link.start()
         self._link.send(base.Hello(*base.ABI, wire.schema(), 1, DEVICE))
         self._receive(base.Ready)
-        folder = str(model_dir())
-        self._link.send(base.Load(MODEL, folder, DTYPE, BLOCK_SIZE, NUM_BLOCKS, 0, 0, False, 0))
+        load = base.Load(MODEL, str(model_dir()), DTYPE, BLOCK_SIZE, NUM_BLOCKS, 0, 0, False, 0)
+        self._link.send(load._replace(host_bytes=host_bytes, kv_dtype=kv_dtype))
         self.loaded: base.Loaded = self._receive(base.Loaded)
         self._free = deque(range(1, self.loaded.num_blocks))
         self._value = 0

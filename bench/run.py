@@ -25,6 +25,7 @@ BENCHES = {
     "cost": ("bench.kernel_cost", "a step with the kernel against one without"),
     "idle": ("bench.idle", "processor time and wake-ups of an idle kernel"),
     "driver": ("bench.driver", "prefill and decode of a driver host without kernel"),
+    "copies": ("bench.copies", "copies to and from the host tier against plain memory copies"),
     "linear": ("bench.linear", "the linear layers alone"),
     "store": ("bench.store", "saves and swap through the store host, against plain files"),
 }

@@ -1,8 +1,9 @@
 """Block: the unit in which KV is kept, shared and counted; and the states of its places.
 
 A `Block` is `block_size` token positions of a context: their ids and, where it has them, the places
-that hold their KV: a block of the device, a block of the host tier, or both. Forks share Blocks by
-reference, computed or not, so a fork copies nothing. Four facts move apart and are kept apart:
+that hold their KV: a block of the device, one of the host tier, a slot of the swap file. Forks
+share Blocks by reference, computed or not, so a fork copies nothing. Four facts move apart and are
+kept apart:
 
     ids      what the positions are; only grows while more than one table names the block
     planned  leading positions whose KV a submitted step writes; planned >= filled
@@ -13,7 +14,7 @@ A block whose positions all have ids and KV is *sealed* and never changes. Ids a
 block's `writer`, or by its only user. Anybody else continues in a new Block whose `origin` is the
 old one: at its first step the device copies the origin's positions, and drops the claim on it.
 
-Every place, of the device and of the host tier, is in one state, and goes along `EDGES` only:
+Every place of the device and of the host tier is in one state, and goes along `EDGES` only:
 
     FREE    zero, and nobody's
     USED    a table names its Block
@@ -31,7 +32,7 @@ from drivers.base import NULL_BLOCK
 NOT_RESIDENT = NULL_BLOCK
 """As a Block's `id`: its KV is not on the device."""
 NO_PLACE = -1
-"""As a Block's `host`: it has no place in the host tier."""
+"""As a Block's `host` or `disk`: it has no place in that tier."""
 
 
 class BlockState(IntEnum):
@@ -75,14 +76,16 @@ class Move(IntEnum):
     NONE = 0
     OUT = 1  # to the host tier
     IN = 2  # to the device
+    DOWN = 3  # to the disk
+    UP = 4  # from the disk to the device
 
 
 class Block:
     """Ids and, where it has places, the KV of up to `block_size` positions."""
 
     __slots__ = (
-        "chain", "filled", "heirs", "host", "id", "ids", "kept", "moving", "origin", "origin_len",
-        "owner", "planned", "readers", "refs", "target", "writer",
+        "chain", "disk", "filled", "heirs", "host", "id", "ids", "kept", "moving", "origin",
+        "origin_len", "owner", "planned", "readers", "refs", "target", "writer",
     )  # fmt: skip
 
     def __init__(self, ids: "array[int]", writer: object) -> None:
@@ -95,6 +98,7 @@ class Block:
         self.planned = 0
         self.host = NO_PLACE
         self.kept = 0
+        self.disk = NO_PLACE  # of sealed blocks only
         self.moving = Move.NONE
         self.readers = 0  # saves that read its places
         self.target = NOT_RESIDENT  # the device place that a copy brings it to
@@ -113,7 +117,14 @@ class Block:
     @property
     def have(self) -> int:
         """Leading positions whose KV is in some tier."""
-        return max(self.filled, self.kept)
+        return len(self.ids) if self.disk != NO_PLACE else max(self.filled, self.kept)
+
+    @property
+    def away(self) -> bool:
+        """Whether what it has, or begins with, lies in a lower tier or is on its way from there."""
+        if self.id != NOT_RESIDENT:
+            return False
+        return bool(self.moving) or self.disk != NO_PLACE or self.source is not None
 
     @property
     def source(self) -> "Block | None":

@@ -13,7 +13,7 @@ prefix index takes the place of one in the middle of a table.
 from collections.abc import Generator, Iterable, Sequence
 from operator import is_
 
-from kernel.block import NOT_RESIDENT, Block
+from kernel.block import NO_PLACE, NOT_RESIDENT, Block
 from kernel.context import Context
 from syscalls.abi import BlockRun, Use
 
@@ -28,7 +28,9 @@ def use_of(block: Block, block_size: int) -> Use:
     if block.refs == 0:  # given back since this began
         return Use.ABSENT
     if block.id == NOT_RESIDENT:
-        return Use.HOST if block.kept else Use.ABSENT
+        if block.kept:
+            return Use.HOST
+        return Use.DISK if block.disk != NO_PLACE else Use.ABSENT
     if block.filled < block_size:
         return Use.FILLING
     return Use.SHARED if block.refs > 1 else Use.PRIVATE
@@ -47,7 +49,7 @@ def runs(
     alike: tuple[Use, int, int] | None = None  # use, refs, device block less place
     for at, block in enumerate(table):
         use = use_of(block, block_size)
-        place = block.host if use is Use.HOST else block.id
+        place = {Use.HOST: block.host, Use.DISK: block.disk}.get(use, block.id)
         this = (use, 0, 0) if use is Use.ABSENT else (use, block.refs, place - first - at)
         if this != alike:
             if alike is not None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from kernel.block import Block
+from kernel.block import NO_PLACE, Block
 from kernel.panic import check
 from kernel.pool import BlockPool
 
@@ -85,13 +85,14 @@ class Context:
         tail = self.blocks[-1]
         if len(tail.ids) == offset and (tail.writer is self or tail.refs == 1):
             return tail
-        if tail.refs == 1 and tail.planned <= offset and tail.kept <= offset:
+        reach = max(tail.planned, tail.kept, len(tail.ids) if tail.disk != NO_PLACE else 0)
+        if tail.refs == 1 and reach <= offset:
             self.pool.index.changed(tail)
             del tail.ids[offset:]  # mine alone, and no KV of it reaches past the offset
             tail.origin_len = min(tail.origin_len, offset)
             return tail
         copy = self.pool.new_block(tail.ids[:offset], self)
-        positions = min(offset, tail.have)
+        positions = min(offset, max(tail.filled, tail.kept))
         if positions:
             self.pool.pin_origin(copy, tail, positions)
         self.blocks[-1] = copy

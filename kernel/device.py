@@ -27,6 +27,7 @@ from drivers import base, wire
 from kernel.answer import Lie, check_copied, check_fence, read_results
 from kernel.block import Move
 from kernel.context import Context
+from kernel.diskswap import SwapFile
 from kernel.link import Link, LinkDown
 from kernel.loading import MAX_NOTE, REFUSALS, Loading, News, Outcome
 from kernel.model import Means, Model, ModelState, ModelTable
@@ -80,6 +81,7 @@ class Device:
         contexts: Callable[[], Iterable[Context]],
         secret: bytes,
         burying: Callable[[], bool],
+        swap_file: SwapFile | None = None,
     ) -> None:
         self.link = link
         self.limits = limits
@@ -90,12 +92,13 @@ class Device:
         self.models = ModelTable(link.device)
         self._means = Means(
             policy, limits.prefill_chunk, limits.target_us, contexts, burying, clock, secret,
-            link.zero_host,
+            link.zero_host, swap_file,
         )  # fmt: skip
         self._loading = Loading(self.models, link.device)
         self._values = dict.fromkeys(base.Queue, 0)
         self._flights: dict[base.Queue, Flight] = {}
         self._steps_due = 0  # before the next load
+        self.again = False  # the next turn has something to do, whatever comes in between
         self._stuck: list[Outcome | News] = []  # requests that would wait for ever
         self._watch = Watch(limits.patience, clock)
         self._copy_watch = Watch(limits.patience, clock)
@@ -317,7 +320,7 @@ class Device:
         """Give the driver what it has time for: a load, a step, scrubs and copies that are due."""
         if self.state not in (DeviceState.LOADING, DeviceState.UP):
             return []
-        self._stuck = []
+        self._stuck, self.again = [], False
         try:
             if base.Queue.COMPUTE not in self._flights:
                 self._next()
@@ -386,6 +389,7 @@ class Device:
         elif resets := sched.resets():
             self._submit(model, [], [], resets)
         self._stuck += sched.make_room()
+        self.again |= sched.has_room
         if base.Queue.COMPUTE not in self._flights and model.pool.has_dirty:
             self._submit(model, [], [])
         return base.Queue.COMPUTE in self._flights

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from drivers.store import base
 from kernel.block import Move
 from kernel.handler import Done
-from kernel.model import Model
 from kernel.panic import check
 from kernel.session import Session
 from kernel.storehost import StoreHost, error_of
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 class DeviceOp(NamedTuple):
     """An op on blocks of a model, for the queue that copies that way."""
 
-    model: Model
+    model: Any  # a Model (kernel/model.py)
     op: Any  # Export | Import
     move: Move
 
@@ -46,22 +45,25 @@ class Pause(Enum):
 
 
 PAUSE = Pause.PAUSE
-Errand = Generator[Any, Any, Done]
+Errand = Generator[Any, Any, Any]
+"""Ends with the Done of its call, or with anything if it has none."""
 
 
 class Job(NamedTuple):
     """An errand, and the call that it is of."""
 
     errand: Errand
-    session: Session | None
+    session: Session | None  # None: it is the kernel's own
     call: int
 
 
 class Errands:
     """What is being saved and loaded."""
 
-    def __init__(self, store: StoreHost) -> None:
+    def __init__(self, store: StoreHost, idle: Callable[[], None] = lambda: None) -> None:
+        """`idle` is called when the last errand has ended."""
         self._store = store
+        self._idle = idle
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._paused: list[Job] = []
@@ -87,6 +89,12 @@ class Errands:
         self._waiting.append(Job(errand, session, call))
         if self._running is None:
             self._next()
+
+    def run(self, errand: "Generator[Any, Any, Any]") -> None:
+        """Begin an errand of the kernel's own; none may be running."""
+        check(self._running is None, "an errand runs")
+        self._running = Job(errand, None, 0)
+        self._resume(self._running, None)
 
     def beside(self, errand: Errand, session: Session | None = None, call: int = 0) -> None:
         """Begin an errand that asks the store only."""
@@ -146,6 +154,8 @@ class Errands:
         if self._running is job:
             self._running = None
             self._next()
+            if self._running is None:
+                self._idle()
 
     def check(self) -> None:
         """Panic if something waits for nothing."""

@@ -58,8 +58,11 @@ class Link(Protocol):
         """The host memory, which is the same for all epochs; -1 if there is none."""
         ...
 
-    def zero_host(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Zero (offset, length) of the host memory; nothing submitted may name what is there."""
+    def zero_host(self, ranges: Iterable[tuple[int, int]], keep: bool = False) -> None:
+        """Zero (offset, length) of the host memory; nothing submitted may name what is there.
+
+        `keep`: without giving the pages back.
+        """
         ...
 
 
@@ -94,8 +97,8 @@ class HostLink(ProcessLink):
     def host_fd(self) -> int:
         return self._host.fd
 
-    def zero_host(self, ranges: Iterable[tuple[int, int]]) -> None:
-        self._host.zero(ranges)
+    def zero_host(self, ranges: Iterable[tuple[int, int]], keep: bool = False) -> None:
+        self._host.zero(ranges, keep)
 
     def close(self) -> None:
         """Kill the host, and give the bulk window and the host memory back."""

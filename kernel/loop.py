@@ -224,6 +224,8 @@ class Kernel:
         """Give the device its next step, if it has none; what it cannot take has failed now."""
         for outcome in self.system.device.step():
             self._deliver(outcome)
+            self._more = True  # what has ended was in the way of others
+        self._more |= self.system.device.again
         run_queued(self.system)
         self._note_evictions()
 

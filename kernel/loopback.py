@@ -59,8 +59,8 @@ class LoopbackLink:
     def host_fd(self) -> int:
         return self._host.fd
 
-    def zero_host(self, ranges: Iterable[tuple[int, int]]) -> None:
-        self._host.zero(ranges)
+    def zero_host(self, ranges: Iterable[tuple[int, int]], keep: bool = False) -> None:
+        self._host.zero(ranges, keep)
 
     def _take(self, message: Any) -> None:
         self._emit(message)

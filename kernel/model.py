@@ -18,6 +18,7 @@ from drivers import base
 from kernel.answer import ModelSpec, check_loaded
 from kernel.block import Move
 from kernel.context import Context
+from kernel.diskswap import DiskSwap, SwapFile
 from kernel.hosttier import HostTier
 from kernel.pager import Pager
 from kernel.policy import Policy
@@ -56,6 +57,7 @@ class Model:
         self._pool: BlockPool | None = None
         self._sched: Scheduler | None = None
         self._swap: Swap | None = None
+        self.disk_swap = DiskSwap(None, self, 1)  # until it has a pool
 
     @property
     def name(self) -> str:
@@ -105,6 +107,7 @@ class Model:
             sched.prefill_tokens, sched.decode_tokens, sched.seqs, sched.step_us,
             out, back, out * swap.block_bytes, back * swap.block_bytes, swap.copy_us,
             sched.reuse.hit_tokens, sched.pager.lost_tokens,
+            self.disk_swap.moved[Move.DOWN], self.disk_swap.moved[Move.UP],
         )  # fmt: skip
 
     @property
@@ -178,7 +181,11 @@ class Model:
             return (ctx for ctx in means.contexts() if ctx.pool is pool)
 
         self._pool, self._swap = pool, Swap(pool, size)
-        pager = Pager(pool, self._swap, means.policy, mine, means.burying, means.clock)
+        self.disk_swap = DiskSwap(means.swap_file, self, size)
+        pool.disk = self.disk_swap.tier
+        pager = Pager(
+            pool, self._swap, self.disk_swap, means.policy, mine, means.burying, means.clock
+        )
         self._sched = Scheduler(pool, means.policy, limits, pager)
 
     def lose_device(self) -> list[Request]:
@@ -207,6 +214,7 @@ class Model:
         if self._pool and state is ModelState.GONE:
             self.lose_device()
             self._pool.lose_all()
+            self.disk_swap.leave()
         elif self._swap:
             self._swap.lose_ops()
         return [request for request in self.requests if not request.background]
@@ -223,6 +231,7 @@ class Means(NamedTuple):
     clock: Callable[[], float]
     secret: bytes  # of the prefix index
     zero_host: Callable[[list[tuple[int, int]]], None]
+    swap_file: SwapFile | None
 
 
 class ModelTable:

@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
-from kernel.block import NOT_RESIDENT, Block, Move
+from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context, Loss
+from kernel.diskswap import DiskSwap
 from kernel.policy import Policy
 from kernel.pool import BlockPool
 from kernel.request import Request
@@ -31,6 +32,7 @@ class Pager:
         self,
         pool: BlockPool,
         swap: Swap,
+        disk: DiskSwap,
         policy: Policy,
         contexts: Callable[[], Iterable[Context]],
         burying: Callable[[], bool],
@@ -38,6 +40,7 @@ class Pager:
     ) -> None:
         self.pool = pool
         self.swap = swap
+        self.disk = disk
         self.policy = policy
         self.lost_tokens = 0
         self.us_per_token = 0.0  # that computing takes, as measured
@@ -55,14 +58,16 @@ class Pager:
     @property
     def expects_room(self) -> bool:
         """Whether places become free without anything more being done."""
-        return bool(self.pool.num_coming or self.swap.busy or self._burying())
+        moving = self.swap.busy or self.disk.busy
+        return bool(self.pool.num_coming or moving or self._burying())
 
     def make_room(self, needed: int, by: Request, active: Sequence[Request]) -> bool:
         """Let `needed` places become free; False if what holds the rest may not go."""
         pool = self.pool
         if self._burying():
             return True  # what contexts leave that have gone is free in a few turns
-        missing = needed - pool.num_free - pool.num_coming - self.swap.leaving
+        leaving = self.swap.leaving + self.disk.leaving
+        missing = needed - pool.num_free - pool.num_coming - leaving
         if missing <= 0:
             return True
         missing -= pool.reclaim(missing, by.ctx.pid)
@@ -122,10 +127,10 @@ class Pager:
         swaps = self._swaps(len(blocks), tokens)
         swapped = dropped = lost = 0
         for _, block in blocks:
-            if block.planned == block.kept == block.filled > 0:
+            if _below(block):
                 self.pool.release(block)
                 swapped += 1
-            elif swaps and block.planned and self.swap.out(block):
+            elif swaps and block.planned and (self.swap.out(block) or self.disk.out(block)):
                 swapped += 1
             else:
                 lost += block.planned
@@ -157,12 +162,12 @@ class Pager:
         origin = block.origin
         if origin is None or origin.id == NOT_RESIDENT:
             return 0
-        coming = self.pool.num_coming
+        before = self.pool.num_coming + self.pool.num_cached
         self.pool.drop_origin(block)
-        return self.pool.num_coming - coming
+        return self.pool.num_coming + self.pool.num_cached - before
 
     def _swaps(self, blocks: int, tokens: int) -> bool:
-        if not self.pool.host.num_blocks:
+        if not (self.pool.host.num_blocks or self.disk.takes):
             return False
         copy_us = 2 * blocks * self.swap.us_per_block  # there and back
         return self.policy.swaps(tokens, copy_us, tokens * self.us_per_token)
@@ -185,12 +190,19 @@ class Pager:
 
     def absent(self, ctx: Context, at: int) -> Sequence[Block]:
         """Return the blocks from place `at` on that a copy can bring to the device."""
-        return [b for b in ctx.blocks[at:] if b.moving is Move.NONE and b.source is not None]
+        return [b for b in ctx.blocks[at:] if b.away and b.moving is Move.NONE]
 
     def bring(self, blocks: Sequence[Block]) -> bool:
         """Ask for copies of all of them, or of none if there are not enough free places."""
         if len(blocks) > self.pool.num_free:
             return False
         for block in blocks:
-            self.swap.bring(block)
+            (self.disk if block.source is None else self.swap).bring(block)
         return True
+
+
+def _below(block: Block) -> bool:
+    """Whether a lower tier has all that is on the device."""
+    if not block.planned == block.filled > 0:
+        return False
+    return block.kept == block.filled or block.disk != NO_PLACE

@@ -1,4 +1,4 @@
-"""Pool: the device places of one model, its host tier and its prefix index, kept in step.
+"""Pool: the device places of one model, its lower tiers and its prefix index, kept in step.
 
 The states of a place and their edges are in kernel/block.py. The limbo rule: a place that anything
 submitted may still touch is not free. A freed place is scrubbed by a later message on the COMPUTE
@@ -19,6 +19,7 @@ from itertools import chain
 
 from drivers.base import NULL_BLOCK
 from kernel.block import EDGES, NO_PLACE, NOT_RESIDENT, Block, BlockState, Counts, Move
+from kernel.disktier import DiskTier
 from kernel.hosttier import HostTier
 from kernel.panic import KernelPanic, check
 from kernel.prefix import PrefixIndex
@@ -41,6 +42,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.host = host or HostTier()
+        self.disk = DiskTier()  # until it gets another one
         self.index = PrefixIndex(secret)
         self.generation = 0  # rises whenever KV leaves the device: cursors into tables expire
         self.named = 0  # Blocks that tables name
@@ -114,7 +116,7 @@ class BlockPool:
 
     def leave(self, block: Block) -> None:
         """Keep a Block that no table names as a cached one, if it is worth it; else vacate it."""
-        keep = block in self.index and block.have == self.block_size
+        keep = block in self.index and max(block.filled, block.kept) == self.block_size
         if block.id != NOT_RESIDENT:
             state = BlockState.CACHED if keep else BlockState.LIMBO
             if self._state[block.id] != state:
@@ -122,6 +124,7 @@ class BlockPool:
         self.host.renamed(block)
         if block.held:
             return
+        self.disk.drop(block)  # it would cost more to find it than to compute it
         if not keep:
             self._vacate(block)
         elif block.id != NOT_RESIDENT:
@@ -157,6 +160,8 @@ class BlockPool:
             for heir in block.heirs:
                 heir.origin = None
             block.heirs = None
+        if block.refs == 0 and not block.held:
+            self.disk.drop(block)
 
     # --- residency ----------------------------------------------------------------------------
 
@@ -264,7 +269,8 @@ class BlockPool:
 
     def release(self, block: Block) -> None:
         """Let a Block's device place go: the host tier has what is in it."""
-        check(block.kept == block.filled > 0, "release of what the host tier does not have")
+        below = block.kept == block.filled or block.disk != NO_PLACE
+        check(below and block.filled > 0, "release of what no lower tier has")
         self._leave_device(block)
         self.generation += 1
 
@@ -361,6 +367,7 @@ class BlockPool:
         loose = sum(not block.held for block in self._resident.values() if block.refs == 0)
         check(loose == len(self._cached), f"{loose} could go, {len(self._cached)} are listed")
         self.host.check()
+        self.disk.check()
 
     def _check_block(self, block: Block, state: BlockState) -> None:
         place = block.id

@@ -55,10 +55,10 @@ class PrefixIndex:
         """Enter blocks[at], whose ids are final, unless one that has KV is there."""
         block = blocks[at]
         chain = self._chain(blocks, at, owner)
+        block.owner = owner
         there = self._blocks.get(chain)
-        if there is None or (there is not block and not there.planned and not there.kept):
+        if there is None or (there is not block and not there.planned and not there.have):
             self._blocks[chain] = block
-            block.owner = owner
             self._evicted.pop(chain, None)
 
     def discard(self, block: Block) -> None:

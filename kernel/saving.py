@@ -114,7 +114,7 @@ def _write_blocks(ctx: Context, number: int, first: int, count: int, bulk_bytes:
     most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
     at = first
     while at < count:
-        run = _run_of_one_tier(ctx.blocks[at : min(count, at + most)])
+        run = _run_of_one_tier(ctx.model, ctx.blocks[at : min(count, at + most)])
         if not run:
             raise Lost("KV was lost in the middle of the save")
         with _reading(run):
@@ -122,12 +122,19 @@ def _write_blocks(ctx: Context, number: int, first: int, count: int, bulk_bytes:
         at += len(run)
 
 
-def _run_of_one_tier(blocks: Sequence[Block]) -> Sequence[Block]:
-    resident = blocks[0].id != NOT_RESIDENT
+def _run_of_one_tier(model: Model, blocks: Sequence[Block]) -> Sequence[Block]:
+    first = _place(model, blocks[0])
     for at, block in enumerate(blocks):
-        if not block.have or (block.id != NOT_RESIDENT) != resident:
+        if not block.have or _place(model, block) != first:
             return blocks[:at]
     return blocks
+
+
+def _place(model: Model, block: Block) -> tuple[str, int]:
+    """Return the tier that a block is read from, and which part of it one message reads."""
+    if block.id != NOT_RESIDENT:
+        return "device", 0
+    return ("host", 0) if block.kept else ("disk", model.disk_swap.extent(block))
 
 
 @contextmanager
@@ -144,13 +151,22 @@ def _reading(blocks: Sequence[Block]) -> Generator[None, None, None]:
 
 def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> Steps:
     size = model.desc.block_bytes
-    if run[0].id == NOT_RESIDENT:
+    tier, _ = _place(model, run[0])
+    if tier == "host":
         offsets = tuple(model.host_offset + block.host * size for block in run)
         yield base.AddBlocks(number, first, HOST, offsets)
         return
-    ids = driver.ints(block.id for block in run)
-    yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
     offsets = tuple(range(0, len(run) * size, size))
+    if tier == "device":
+        ids = driver.ints(block.id for block in run)
+        yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
+    else:
+        answer: base.Blocks = yield model.disk_swap.reading(run, offsets)
+        damaged = [b for b, s in zip(run, answer.states, strict=True) if s != base.BlockState.OK]
+        for block in damaged:
+            model.disk_swap.damaged(block)
+        if damaged:
+            raise Lost(f"{len(damaged)} blocks of the swap file could not be read")
     yield base.AddBlocks(number, first, BULK, offsets)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from drivers import base
-from kernel.block import NOT_RESIDENT, Block, Move
+from kernel.block import NOT_RESIDENT, Block
 from kernel.pager import Pager
 from kernel.policy import Policy
 from kernel.pool import BlockPool
@@ -49,6 +49,7 @@ class Scheduler:
         self.seqs = 0
         self.step_us = 0
         self.pager = pager
+        self.has_room = False  # the pager has found some that is there already
         self.reuse = Reuse(pool, pager)
         self._slots = Slots(limits.max_seqs)
         self._adjusted = 0  # requests whose logits are
@@ -192,8 +193,7 @@ class Scheduler:
         """Whether what comes next lies in a lower tier, or is on its way from there."""
         if start == end:
             return False
-        block = request.ctx.blocks[start // self.pool.block_size]
-        return block.moving is Move.IN or block.source is not None
+        return request.ctx.blocks[start // self.pool.block_size].away
 
     def _bring(self, request: Request, start: int, dry: bool) -> bool:
         """Let a request wait for copies; True if there are no places for them."""
@@ -230,7 +230,7 @@ class Scheduler:
         end = min(target, start + budget)
         for index in range(start // size + 1, -(-end // size)):
             block = ctx.blocks[index]
-            if block.reach or block.moving is Move.IN or block.source is not None:
+            if block.reach or block.away:
                 return start, index * size
         return start, end
 
@@ -282,11 +282,13 @@ class Scheduler:
         queued behind it, and copies of them wait for it. Returns that request with an error if it
         would wait for ever: it is the oldest, and only what is pinned is in its way.
         """
+        self.has_room = False
         if self._starved is None:
             return []
         (request, wanted), self._starved = self._starved, None
         active = [other for other in self.requests.values() if not other.held]
         if self.pager.make_room(len(wanted), request, active):
+            self.has_room = self.pool.num_free + self.pool.num_cached >= len(wanted)
             return []
         for block in wanted:
             if block.origin is not None and block.origin.id != NOT_RESIDENT:

@@ -40,6 +40,8 @@ class Totals(NamedTuple):
     copy_us: int = 0
     hit_tokens: int = 0  # found in the prefix index
     lost_tokens: int = 0  # dropped
+    disk_out_blocks: int = 0  # written to the swap file
+    disk_in_blocks: int = 0  # and read
 
     def plus(self, other: "Totals") -> "Totals":
         """Return the sums."""

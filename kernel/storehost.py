@@ -81,6 +81,8 @@ class StoreHost:
         self.note = ""
         self.epoch = 0
         self.opened: base.Opened | None = None
+        self.on_death: Callable[[], None] = lambda: None  # what was in the swap file is gone
+        self.on_up: Callable[[], None] = lambda: None
         self.fallen = ""  # why the epoch is to end as soon as the loop comes to it
         self._jobs = count(1)
         self._asked: dict[int, deque[Answered]] = {}
@@ -130,23 +132,15 @@ class StoreHost:
         self._watch.loading()
         try:
             self.link.start()
-            disk = self.disk
-            self.link.send(
-                base.Open(
-                    *base.ABI,
-                    wire.schema(),
-                    self.epoch,
-                    disk.state_dir,
-                    disk.keys_dir,
-                    disk.swap_bytes,
-                )  # fmt: skip
-            )
+            disk, abi = self.disk, (*base.ABI, wire.schema(), self.epoch)
+            self.link.send(base.Open(*abi, disk.state_dir, disk.keys_dir, disk.swap_bytes))
         except LinkDown as down:
             self._end_epoch(str(down))
 
     def _end_epoch(self, why: str) -> None:
         log.error("store: epoch %d ended: %s", self.epoch, why)
         self.note, self.fallen = why, ""
+        self.on_death()
         asked, self._asked = self._asked, {}
         again = self._watch.died()
         self._watch.done()
@@ -231,6 +225,7 @@ class StoreHost:
             "store: up in epoch %d, %d saves, %d damaged, %d bytes of swap",
             self.epoch, opened.num_saves, opened.num_damaged, opened.swap_bytes,
         )  # fmt: skip
+        self.on_up()
         for note in opened.notes:
             log.warning("store: %s", note)
 

@@ -196,7 +196,7 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
         state,
         sums.share * ctx.model.desc.block_bytes,
         sums.host,
-        0,
+        sums.disk,
         ctx.pinned,
         lacks,
     )

@@ -93,10 +93,11 @@ def _config_row(k: System, item: tuple[str, Any]) -> Row:
 def _pool_row(k: System, pair: tuple[Model, str]) -> Row:
     model, tier = pair
     pool, size = model.pool, model.pool.block_size
-    if tier == "host":
-        yield pool.host.num_blocks // CHUNK + 1
+    if tier != "device":
+        counts = pool.host.counts if tier == "host" else pool.disk.counts
+        yield counts.total // CHUNK + 1
         return PoolRow(
-            model.device, model.name, tier, size, model.desc.block_bytes, *pool.host.counts, 0, 0, 0
+            model.device, model.name, tier, size, model.desc.block_bytes, *counts, 0, 0, 0
         )
     blocks = list(pool.resident())
     parts = [blocks[start : start + CHUNK] for start in range(0, len(blocks), CHUNK)]

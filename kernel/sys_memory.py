@@ -99,7 +99,9 @@ def sys_explain(k: System, caller: Caller, args: Explain) -> Work:
     ctx = k.context(task, args.ctx)
     computed, pool = ctx.computed, ctx.pool
     device = sum(block.filled for block in ctx.blocks)
-    host = sum(block.kept for block in ctx.blocks if block.id == NOT_RESIDENT)
+    away = [block for block in ctx.blocks if block.id == NOT_RESIDENT]
+    host = sum(block.kept for block in away)
+    disk = sum(block.have for block in away if not block.kept)
     yield 1 + len(ctx.blocks)
     state, why, needed = _waits(ctx, task.state is TaskState.STOPPED)
     free = pool.num_free + pool.num_cached
@@ -107,7 +109,7 @@ def sys_explain(k: System, caller: Caller, args: Explain) -> Work:
     return Done(
         ExplainResult(
             ctx.pid, ctx.handle, state, why, needed, free, computed,
-            min(device, ctx.length), min(host, ctx.length), 0, rows,
+            min(device, ctx.length), min(host, ctx.length), disk, rows,
         )
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ def sys_save_ctx(k: System, caller: Caller, args: SaveCtx) -> Pending:
 def _save(k: System, frozen: Context, owner: int, name: str, extra: bytes) -> Errand:
     try:
         saved, count = yield from saving.save(
-            frozen, k.store.new_job, owner, name, extra, k.config.bulk_bytes
+            frozen, k.store.new_job, owner, name, extra, k.config.bulk_bytes // 2
         )
     finally:
         k.floating.remove(frozen)
@@ -80,7 +80,7 @@ def _load(k: System, caller: Caller, args: LoadCtx) -> Errand:
     k.floating.append(ctx)
     model.loads += 1
     try:
-        why = yield from saving.bring(ctx, number, found.save, first, k.config.bulk_bytes)
+        why = yield from saving.bring(ctx, number, found.save, first, k.config.bulk_bytes // 2)
     except KernelError:
         ctx.free()
         raise

@@ -255,7 +255,7 @@ def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
         sums = yield from tally([ctx.blocks], ctx.pool.block_size)
         share += sums.share
         shared += sums.shared
-        swapped += sums.host_share
+        swapped += sums.host_share + sums.disk_share
         kv_bytes += sums.share * ctx.model.desc.block_bytes
     letter, wait = task.letter()
     host = task.session.host_pid if task.session else 0

@@ -15,6 +15,7 @@ from kernel.burst import Bursts
 from kernel.config import Config
 from kernel.context import Context
 from kernel.device import Device, DeviceState, Limits
+from kernel.diskswap import SwapFile
 from kernel.errand import Errands
 from kernel.hibernation import Comeback, Hibernation
 from kernel.job import Jobs
@@ -78,12 +79,25 @@ class System:
             store, Disk(config.state_dir, config.keys_dir, config.swap_bytes), patience, clock
         )
         self.errands = Errands(self.store)
+        half = host_part(
+            config.bulk_bytes // 2
+        )  # saves have one half of the window, swap the other
+        self.swap_file = SwapFile(self.store, config.swap_bytes, half, half)
         kept = store is not None and bool(config.state_dir and config.keys_dir)
         self.comeback = Comeback(kept, config.attach_s)
         self.hibernation: Hibernation | None = None  # going down with everything saved
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
-        self.device = Device(link, limits, policy, clock, self.contexts, secret, self._burying)
+        self.device = Device(
+            link,
+            limits,
+            policy,
+            clock,
+            self.contexts,
+            secret,
+            self._burying,
+            self.swap_file,
+        )
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
 

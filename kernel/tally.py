@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple
 
-from kernel.block import NOT_RESIDENT, Block
+from kernel.block import NO_PLACE, NOT_RESIDENT, Block
 
 
 class Tally(NamedTuple):
@@ -16,11 +16,14 @@ class Tally(NamedTuple):
     waste: int = 0  # empty positions
     host: int = 0  # in the host tier only
     host_share: float = 0.0
+    disk: int = 0  # in the swap file only
+    disk_share: float = 0.0
 
 
 def tally(tables: Iterable[Sequence[Block]], block_size: int) -> Generator[int, None, Tally]:
     """Count the resident blocks of tables, a block as often as it is named."""
-    count, share, shared, saved, waste, host, host_share = 0, 0.0, 0, 0, 0, 0, 0.0
+    count, share, shared, saved, waste = 0, 0.0, 0, 0, 0
+    host, host_share, disk, disk_share = 0, 0.0, 0, 0.0
     for table in tables:
         for block in table:
             refs = block.refs
@@ -30,6 +33,9 @@ def tally(tables: Iterable[Sequence[Block]], block_size: int) -> Generator[int, 
                 if block.kept:
                     host += 1
                     host_share += 1 / refs
+                elif block.disk != NO_PLACE:
+                    disk += 1
+                    disk_share += 1 / refs
                 continue
             count += 1
             share += 1 / refs
@@ -37,4 +43,4 @@ def tally(tables: Iterable[Sequence[Block]], block_size: int) -> Generator[int, 
             saved += refs - 1
             waste += block_size - len(block.ids)
         yield 1 + len(table)  # a table costs something even when it is empty
-    return Tally(count, share, shared, saved, waste, host, host_share)
+    return Tally(count, share, shared, saved, waste, host, host_share, disk, disk_share)

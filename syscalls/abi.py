@@ -656,6 +656,8 @@ class KernelRow(NamedTuple):
     copy_us: int = 0  # that drivers were at work on these copies
     hit_tokens: int = 0  # taken over from other contexts of the same owner, without a fork
     lost_tokens: int = 0  # positions whose KV was dropped, and no tier had it
+    disk_out_blocks: int = 0  # written to the swap file
+    disk_in_blocks: int = 0  # and read back
     restore: str = ""  # Restore: how far the way back from a save of everything is
     restored: int = 0  # contexts that are back
     unrestored: int = 0  # contexts that are not, or not yet

@@ -1,9 +1,9 @@
-"""The CPU driver: one device `cpu0`, torch underneath, a thread for each queue (`drivers.lanes`).
+"""The CPU driver: one device `cpu0`, torch underneath, queues that run beside each other.
 
 A Submit is checked whole (`drivers.plan`) when its turn comes, and run op by op. Copies to and from
-the host tier are memory copies in the threads of their queues, beside the forward passes of COMPUTE
-(`drivers.host_tier`). The host tier of a CPU device is memory of the same kind as its pool; but it
-outlives the driver, and what goes to the disk goes by it.
+the host tier are memory copies (`drivers.host_tier`) in the threads of their queues, beside the
+forward passes of COMPUTE (`drivers.lanes`). The host tier of a CPU device is memory of the same
+kind as its pool; but it outlives the driver, and what goes to the disk goes by it.
 
 Loading: an Estimate comes first, made without allocating; then the weights, then the pool, then a
 warm-up that touches the memory of the largest steps. From there on memory does not grow. Each model
@@ -62,6 +62,7 @@ class CpuDriver:
                 f"the kernel speaks driver ABI {hello.major}.{hello.minor} {hello.schema}, "
                 f"this driver {base.ABI[0]}.{base.ABI[1]} {schema}",
             )
+        self._lanes.drain()
         self._lanes = Lanes(hello.epoch, self._run, self._emit)
         threads = machine.set_threads(0, False)
         return base.Ready(
@@ -80,13 +81,8 @@ class CpuDriver:
             what = f"KV in {load.kv_dtype}: here it has the weights' dtype, {load.dtype}"
             raise DriverFault(FaultKind.UNSUPPORTED, what)
         promised = sum(model.host_range.untouched() for model in self._models.values())
-
-        def make() -> CpuModel:
-            return CpuModel(load, self._emit, self._host, promised)
-
         try:
-            # by the thread that will run its steps, unless that has other ones to run
-            model = make() if self._models else self._lanes.call(make)
+            model = CpuModel(load, self._emit, self._host, promised)
         except ModelError as error:
             what = f"{error}; {error.hint}" if error.hint else str(error)
             raise DriverFault(FaultKind.MODEL_LOAD, what) from None
@@ -94,6 +90,7 @@ class CpuDriver:
             what = f"cannot read {load.path}: {error.strerror}"
             raise DriverFault(FaultKind.MODEL_LOAD, what) from None
         self._models[load.model] = model
+        self._lanes.beside |= model.tier is not None
         return model.answer
 
     def unload(self, unload: base.Unload) -> None:

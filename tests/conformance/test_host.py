@@ -171,6 +171,32 @@ def test_an_unknown_exception_is_device_lost_without_its_text(start: Start) -> N
     assert host.exit_code(SOON_S) == os.EX_SOFTWARE
 
 
+BROKEN_BESIDE = """
+from drivers import host, lanes, null, registry
+
+class Broken(null.NullDriver):
+    def submit(self, submit):
+        if not hasattr(self, "lanes"):
+            self.lanes = lanes.Lanes(submit.epoch, self.fail, self._emit)
+        self.lanes.submit(submit)
+
+    def fail(self, submit):
+        raise RuntimeError("the user wrote: my secret")
+
+registry.open_driver = lambda device, emit, bulk, host: Broken(emit, bulk, host)
+host.main()
+"""
+
+
+def test_so_is_one_in_a_thread_of_the_driver(start: Start) -> None:
+    host = start(path="null", command=(sys.executable, "-c", BROKEN_BESIDE))
+    host.send(base.Submit(EPOCH, base.Queue.COPY_OUT, 1, (), 0, (base.Scrub(ints([1])),)))
+    fault = host.receive()
+    assert fault[:4] == (EPOCH, base.Queue.COPY_OUT, 1, FaultKind.DEVICE_LOST)
+    assert "RuntimeError" in fault.message and "secret" not in fault.message
+    assert host.exit_code(SOON_S) == os.EX_SOFTWARE
+
+
 HALF = """
 from drivers import base, host, null, registry
 

@@ -11,7 +11,7 @@ from drivers import base
 from drivers.base import Direction, FaultKind, Queue, ints
 from kernel.host_memory import HostMemory
 from tests.helpers.device import Bench, Device, load_of, open_rig
-from tests.helpers.plans import Part
+from tests.helpers.plans import Part, step_ops
 
 BOTH = pytest.mark.parametrize("transport", ["loopback", "host"], indirect=True)
 LENGTH, HOST_BLOCKS = 48, 9
@@ -215,6 +215,108 @@ def test_two_models_have_a_range_each(tier: Tier, fresh: Device) -> None:
     fresh.rig.send(base.Unload(1))
     fresh.stats()
     assert any(tier.held(OFFSET, size)), "an Unload leaves the bytes where they are"
+
+
+# --- queues ------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_copies_beside_steps_disturb_nothing(fresh: Device) -> None:
+    """A sequence decodes while another one's blocks go out and come in, scrubbed in between."""
+    blocks, count = filled(fresh), 24
+    sums = fresh.checksums(blocks)
+    prompt = fresh.prompt(20, seed=3)
+    want = fresh.generate(prompt, count)
+    table = fresh.blocks_for(len(prompt) + count)
+    ids = [fresh.prefill(prompt, table).id]
+    for number in range(count - 1):
+        part = Part([base.LAST_SAMPLE], len(prompt) + number, table)
+        submits = [fresh.next_submit(*step_ops([part], fresh.block_size))]
+        if number % 2 == 0:
+            host = ints([(number + at) % HOST_BLOCKS for at in range(3)])
+            copy = base.Copy(Direction.D2H, ints(blocks), host)
+            gone = fresh.next_submit(copy, queue=Queue.COPY_OUT)
+            zero = fresh.next_submit(base.Scrub(ints(blocks)), queue=Queue.COPY_OUT)
+            copy = base.Copy(Direction.H2D, host, ints(blocks))
+            here = fresh.next_submit(copy, queue=Queue.COPY_IN, waits=[fence_of(zero)])
+            submits = [gone, *submits, zero, here]
+        for submit in submits:
+            fresh.rig.send(submit)
+        answers = {answer.queue: answer for answer in (fresh.rig.receive() for _ in submits)}
+        assert all(isinstance(answer, base.Complete) for answer in answers.values()), answers
+        ids += base.read_ints(answers[Queue.COMPUTE].results[0].ids)
+        assert fresh.checksums(blocks) == sums
+    assert ids == [drawn.id for drawn in want]
+
+
+def fence_of(submit: base.Submit) -> base.Fence:
+    return base.Fence(*submit[:3])
+
+
+@BOTH
+def test_waits_order_what_queues_do_to_one_block(fresh: Device) -> None:
+    """Sent at once, in rounds: filled, out, zeroed, in again. Any overtaking changes a sum."""
+    blocks, rounds = filled(fresh), 12
+    (spare,) = fresh.take(1)
+    want = fresh.checksums(blocks)
+    submits: list[base.Submit] = []
+
+    def add(queue: Queue, op: Any) -> None:
+        waits = [fence_of(last) for last in submits[-1:] if last.queue != queue]
+        submits.append(fresh.next_submit(op, queue=queue, waits=waits))
+
+    for number in range(rounds):
+        source, host = blocks[number % 3], number % HOST_BLOCKS
+        add(Queue.COMPUTE, base.Copy(Direction.D2D, ints([source]), ints([spare])))
+        add(Queue.COPY_OUT, base.Copy(Direction.D2H, ints([spare]), ints([host])))
+        add(Queue.COMPUTE, base.Scrub(ints([spare])))
+        add(Queue.COPY_IN, base.Copy(Direction.H2D, ints([host]), ints([spare])))
+        add(Queue.COMPUTE, base.Checksum(ints([spare])))
+    for submit in submits:
+        fresh.rig.send(submit)
+    answers = [fresh.rig.receive() for _ in submits]
+    assert all(isinstance(answer, base.Complete) for answer in answers), answers
+    sums = [answer.results[0][0] for answer in answers if answer.results]
+    assert sums == [want[number % 3] for number in range(rounds)]
+
+
+def test_an_unload_waits_for_the_copies_of_its_model(tier: Tier, fresh: Device) -> None:
+    fields = {"host_offset": 0, "host_bytes": OFFSET, "num_host_blocks": 0}
+    for _ in range(3):
+        fresh.rig.send(load_of(fresh.bench, tier.path, model=1, **fields))
+        while not isinstance(answer := fresh.rig.receive(), base.Loaded):
+            assert isinstance(answer, base.Estimate | base.Progress), answer
+        many = ints(range(1, fresh.loaded.num_blocks))
+        copies = [
+            fresh.next_submit(base.Copy(Direction.D2D, many, many), queue=queue)
+            for queue in (Queue.COPY_OUT, Queue.COPY_IN) * 10
+        ]
+        for submit in copies:
+            fresh.rig.send(submit._replace(model=1))
+        fresh.rig.send(base.Unload(1))
+        answers = [fresh.rig.receive() for _ in copies]
+        assert all(isinstance(answer, base.Complete) for answer in answers), answers
+    out(fresh, filled(fresh), [0, 1, 2])
+
+
+def test_copies_that_fail_name_the_blocks(tier: Tier) -> None:
+    """Where the driver can tell: the host memory has been cut off behind its back."""
+    if tier.bench.name == "null":
+        pytest.skip("it has the memory mapped, and would die of it")
+    device = tier.device
+    blocks, others = filled(device), device.take(3)
+    out(device, blocks, [0, 1, 8])
+    os.ftruncate(tier.memory.fd, OFFSET + 7 * tier.block_bytes)
+    for copy, queue, lost in (
+        (base.Copy(Direction.D2H, ints(blocks), ints([0, 8, 1])), Queue.COPY_OUT, (8, 1)),
+        (base.Copy(Direction.H2D, ints([1, 0, 8]), ints(others)), Queue.COPY_IN, (others[2],)),
+    ):
+        fault = device.refuse(copy, queue=queue)
+        assert (fault.kind, fault.items) == (FaultKind.COPY_FAILED, lost)
+        assert str(len(lost)) in fault.message
+    back(device, [0], others[:1])
+    os.ftruncate(tier.memory.fd, tier.memory.num_bytes)
+    out(device, blocks, [7, 8, 0])
 
 
 # --- what is refused --------------------------------------------------------------------------

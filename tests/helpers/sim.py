@@ -197,7 +197,7 @@ class Sim:
     ) -> None:
         defaults: dict[str, Any] = {
             "device": "null0", "model": "null", "num_blocks": 64, "block_size": 16,
-            "prefill_chunk": 32, "target_us": 0, "max_restarts": 1 << 30,
+            "prefill_chunk": 32, "bulk_bytes": 1 << 20, "target_us": 0, "max_restarts": 1 << 30,
         }  # fmt: skip
         self.random = Random(seed)
         self.clock = Clock()

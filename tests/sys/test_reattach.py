@@ -1,4 +1,4 @@
-"""Real processes: a kernel that saves everything and stops, the next one, and programs that stay."""
+"""A kernel that saves everything and stops, the next one, and programs that stay: real processes."""
 
 import asyncio
 from collections.abc import Iterator

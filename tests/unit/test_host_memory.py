@@ -45,7 +45,8 @@ def test_it_takes_nothing_until_it_is_touched(memory: HostMemory) -> None:
     mapped.close()
 
 
-def test_zeroed_is_what_was_told_to_the_byte(memory: HostMemory) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_zeroed_is_what_was_told_to_the_byte(memory: HostMemory, keep: bool) -> None:
     """Whatever ranges: empty ones, torn pages, overlaps, neighbours, any order."""
     random = Random(7)
     for _ in range(200):
@@ -59,7 +60,8 @@ def test_zeroed_is_what_was_told_to_the_byte(memory: HostMemory) -> None:
             )
             ranges.append((offset, length))
             want[offset : offset + length] = bytes(length)
-        memory.zero(iter(ranges))
+        memory.zero(iter(ranges), keep)
+        assert not keep or held(memory) == PAGES
         assert mapped[:] == want, ranges
         mapped.close()
 
@@ -78,6 +80,14 @@ def test_neighbours_give_back_the_page_that_they_share(memory: HostMemory) -> No
     mapped[:PAGE] = b"\xbb" * PAGE
     assert held(memory) == PAGES - 2, "it can be used again"
     mapped.close()
+
+
+def test_kept_pages_are_those_that_were_there(memory: HostMemory) -> None:
+    for page in (1, 4, 5, 11):
+        os.pwrite(memory.fd, b"\xaa" * PAGE, page * PAGE)
+    memory.zero([(PAGE // 2, 6 * PAGE), (10 * PAGE, 6 * PAGE)], keep=True)
+    assert held(memory) == 4
+    assert os.pread(memory.fd, PAGES * PAGE, 0) == bytes(PAGES * PAGE)
 
 
 @pytest.mark.parametrize("where", [(PAGES * PAGE - 1, 2), (-1, 2), (PAGES * PAGE, 1)])

@@ -46,7 +46,7 @@ class Hibernation:
     tasks: list[Task] = field(default_factory=list)
     saved: dict[Context, Task] = field(default_factory=dict)  # also empty ones, which need no save
     elsewhere: dict[int, set[Block]] = field(default_factory=dict)  # by owner: KV that is saved
-    names: list[tuple[int, str]] = field(default_factory=list)  # of saves: owner, name
+    names: dict[Context, tuple[int, str]] = field(default_factory=dict)  # of saves: owner, name
     committing: bool = False  # the record may be there
     result: ShutdownResult = field(default_factory=ShutdownResult)
 

@@ -134,7 +134,9 @@ def _place(model: Model, block: Block) -> tuple[str, int]:
     """Return the tier that a block is read from, and which part of it one message reads."""
     if block.id != NOT_RESIDENT:
         return "device", 0
-    return ("host", 0) if block.kept else ("disk", model.disk_swap.extent(block))
+    if block.kept or block.disk == NO_PLACE:
+        return "host", 0
+    return "disk", model.disk_swap.extent(block)
 
 
 @contextmanager

@@ -77,6 +77,7 @@ def _hibernate(k: System, h: Hibernation) -> Errand:
     try:
         yield from _save_all(k, h)
         yield from _write_record(k, h)
+        yield from _drop_given_up(k, h)
     except KernelError as error:
         log.error("not stopped: %s", error.message)
         yield from _undo(k, h)
@@ -122,7 +123,7 @@ def _save(k: System, h: Hibernation, task: Task, ctx: Context) -> Steps:
     name = journal.save_name(h.mark, task.pid, ctx.handle)
     frozen = ctx.fork(0, ctx.pid, "")
     k.floating.append(frozen)
-    h.names.append((task.uid, name))
+    h.names[ctx] = task.uid, name
     elsewhere = h.elsewhere.setdefault(task.uid, set())
     try:
         saved, count = yield from saving.save(
@@ -240,13 +241,26 @@ def _undo(k: System, h: Hibernation) -> Steps:
     try:
         if h.committing:
             yield from drop(k, k.uid, journal.RECORD)
-        while h.names:
-            yield from drop(k, *h.names[-1])
-            h.names.pop()
+        yield from _drop_saves(k, h, list(h.names))
     except KernelError as error:
         log.error(
             "%d saves of contexts stay, llmos ctx saves shows them: %s", len(h.names), error.message
         )
+
+
+def _drop_saves(k: System, h: Hibernation, contexts: Iterable[Context]) -> Steps:
+    for ctx in contexts:
+        yield from drop(k, *h.names[ctx])
+        del h.names[ctx]
+
+
+def _drop_given_up(k: System, h: Hibernation) -> Steps:
+    """Remove the saves of contexts that the record does not have: they went after their save."""
+    gone = [ctx for ctx in h.names if not _there(h.saved[ctx], ctx)]
+    try:
+        yield from _drop_saves(k, h, gone)
+    except KernelError as error:
+        log.warning("saves of contexts that are gone stay: %s", error.message)
 
 
 def drop(k: System, owner: int, name: str) -> Steps:

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 SLICE = 128
 """Rows of the record that one turn takes in."""
 MAX_TRIES = 3
-"""Stores that may die in the middle of one context."""
+"""Stores that may die over one context, or over what is to be removed."""
 STEPS = 64
 """Contexts that one turn is done with if nothing has to be read for them."""
 BY_HAND = "llmos ctx saves shows them"
@@ -441,7 +441,7 @@ def _load_models(k: System, entries: list[ModelEntry]) -> None:
 
 def _finish(k: System) -> Steps:
     """Remove the saves of what is back, and the record."""
-    c = k.comeback
+    c, epoch = k.comeback, k.store.epoch
     assert c.head is not None
     try:
         if not c.head.restored:
@@ -450,6 +450,9 @@ def _finish(k: System) -> Steps:
             yield from _drop_all(k, c.head, entry)
         yield from drop(k, k.uid, journal.RECORD)
     except KernelError as error:
+        c.tries += 1
+        if k.store.epoch != epoch and c.tries < MAX_TRIES:
+            return  # the store has died: once more, from the beginning
         log.error("saves of contexts that are back stay until the next start: %s", error.message)
     if c.left:
         log.error("%d contexts are not back: %s", c.left, BY_HAND)

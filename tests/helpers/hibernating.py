@@ -13,7 +13,7 @@ from drivers.store.store import Store
 from kernel.loopback import LoopbackLink
 from kernel.store import LoopbackStore
 from kernel.system import host_part
-from syscalls.abi import Restore
+from syscalls.abi import Restore, Sig
 from tests.helpers.disks import MemoryFiles
 from tests.helpers.oracle import Knobs, next_id
 from tests.helpers.sim import Reply, Sim, SimClient
@@ -27,8 +27,10 @@ class HibernatingSim(Sim):
     """A kernel with a store; `up` waits until it has brought everything back."""
 
     def __init__(
-        self, files: Files, host_blocks: int = 0, wait: bool = True, seed: int = 0, **config: Any
-    ) -> None:
+        self, files: Files, host_blocks: int = 0, wait: bool = True, boot: bool = True,
+        seed: int = 0, **config: Any,
+    ) -> None:  # fmt: skip
+        """Boot, unless `boot` says not to, and `wait` until everything is back."""
         bulk_bytes, host_bytes = 3 * BLOCK_BYTES, host_blocks * BLOCK_BYTES
         max_models = config.setdefault("max_models", 2)
         link = LoopbackLink("null0", bulk_bytes, host_part(host_bytes) * max_models)
@@ -45,7 +47,7 @@ class HibernatingSim(Sim):
         where = {"state_dir": "/state", "keys_dir": "/keys"}
         super().__init__(
             seed, link=link, store=store, bulk_bytes=bulk_bytes, host_bytes=host_bytes,
-            **(where | config),
+            boot=boot, **(where | config),
         )  # fmt: skip
         if wait:
             self.settle_restore()
@@ -75,6 +77,14 @@ class HibernatingSim(Sim):
         """Connect a program as a task that came back."""
         client = self.client(hello=False)
         return client, client.ask("attach", pid, token)
+
+    def leave(self) -> None:
+        """Every program dies, and somebody ends what none has attached to."""
+        killer = self.client()
+        for task in self.system.tasks:
+            if task.lease is not None and not task.ended_already:
+                assert killer.ask("kill", task.pid, int(Sig.KILL)).errno == 0
+        super().leave()
 
     def saves(self, client: SimClient) -> list[str]:
         """Return the names of all saves that a client sees."""

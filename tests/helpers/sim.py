@@ -110,6 +110,7 @@ class SimClient:
         self.sim = sim
         self.route = b"\0client%04d" % number
         self.pid = 5000 + number
+        self.uid = UID
         self.calls: dict[int, Reply] = {}
         self.session_events: list[list[Any]] = []
         self.backlog: list[list[Any]] = []
@@ -129,7 +130,7 @@ class SimClient:
         return reply
 
     def send_raw(self, frames: list[bytes]) -> None:
-        self.sim.front.arrivals.append(Arrival(self.route, UID, self.pid, frames))
+        self.sim.front.arrivals.append(Arrival(self.route, self.uid, self.pid, frames))
 
     def ask(self, name: str, *args: Any, ids: Any = None, flags: int = 0) -> Reply:
         """Send a call and turn the kernel until it has ended."""
@@ -193,6 +194,7 @@ class Sim:
         path: str = "null:vocab=251",
         link: LoopbackLink | None = None,
         store: LoopbackStore | None = None,
+        boot: bool = True,
         **config: Any,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -214,7 +216,8 @@ class Sim:
         self.system.store.start()
         self.system.device.start()
         ended = (DeviceState.UP, DeviceState.FAILED)
-        self.until(lambda: self.system.device.state in ended)
+        if boot:
+            self.until(lambda: self.system.device.state in ended)
 
     @property
     def model(self) -> Any:

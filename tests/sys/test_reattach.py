@@ -1,4 +1,4 @@
-"""A kernel that saves everything and stops, the next one, and programs that stay: real processes."""
+"""Kernels that save everything and stop, and programs that stay: with real processes."""
 
 import asyncio
 from collections.abc import Iterator

@@ -10,25 +10,22 @@ the host) are not asked for.
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
 
 import pexpect
 import pyte
-from rich._export_format import CONSOLE_SVG_FORMAT
-from rich.console import Console
 from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from drivers.models.store import ModelStore, default_root
+from userland.svg import picture_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "run.svg"
@@ -138,17 +135,6 @@ def _colour(name: str) -> str:
     return name.replace("bright", "bright_")
 
 
-def draw(lines: list[Text]) -> str:
-    """Return lines as an SVG."""
-    console = Console(record=True, width=COLUMNS, file=StringIO(), color_system="truecolor")
-    for line in lines:
-        console.print(line, soft_wrap=True)
-    # without fonts: whoever looks at a page of ours fetches nothing from elsewhere
-    form = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-    form = form.replace("Fira Code, monospace", "monospace")
-    return console.export_svg(title="llmsh", code_format=form, unique_id="run")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", action="store_true", help="print it, and write nothing")
@@ -162,7 +148,7 @@ def main() -> None:
     if arguments.text:
         print("\n".join(line.plain for line in lines))
     else:
-        PICTURE.write_text(draw(lines))
+        PICTURE.write_text(picture_of(lines, COLUMNS, "llmsh", "run"))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,10 @@ DATA: dict[str, Any] = {
         "code": str, "number": int, "exit_code": int, "meaning": str,
         "causes": list[str], "steps": list[str],
     }],
+    "explain.task": [
+        get_type_hints(abi.ExplainResult)
+        | {"name": str, "model": str, "length": int, "losses": [abi.LossRow]}
+    ],
     "load": abi.ModelRow,
     "models": list[models.Row],
     "models.du": {
@@ -66,7 +70,7 @@ DATA: dict[str, Any] = {
     "ping": {"kernel_pid": int, "count": int, "best_us": float, "mean_us": float},
     "status": {
         "address": str, "kernel": abi.KernelRow, "devices": list[abi.DeviceRow],
-        "models": list[abi.ModelRow], "pools": list[abi.PoolRow],
+        "models": list[abi.ModelRow], "pools": list[abi.PoolRow], "store": abi.StoreRow | None,
     },
 }  # fmt: skip
 ERROR = {"error": {"code": str, "message": str, "hint": str}}

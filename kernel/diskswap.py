@@ -216,7 +216,8 @@ class DiskSwap:
         offsets = range(first, first + len(blocks) * self._size, self._size)
         self._moving = len(blocks)
         try:
-            answer = yield self.reading(blocks, offsets)
+            area, named = self._area(blocks[0].disk), self._named(blocks, offsets)
+            answer = yield base.SwapIn(self._number(), area, BULK, named)
             states = answer.states
             yield from self._import(
                 [
@@ -227,7 +228,7 @@ class DiskSwap:
             )
             for block, state in zip(blocks, states, strict=True):
                 if state != base.BlockState.OK:
-                    self.damaged(block)
+                    self._damaged(block)
         except KernelError:
             pass  # the store or the driver has died: the books say what is left
         finally:
@@ -254,7 +255,7 @@ class DiskSwap:
                 self._pool.arrived(block, self._pool.block_size)
                 self.moved[Move.UP] += 1
 
-    def damaged(self, block: Block) -> None:
+    def _damaged(self, block: Block) -> None:
         """Forget a slot whose content is not what was written there."""
         block.moving = Move.NONE
         self.tier.lost += 1
@@ -279,15 +280,6 @@ class DiskSwap:
 
     # --- messages -----------------------------------------------------------------------------
 
-    def reading(self, blocks: Sequence[Block], offsets: Sequence[int]) -> base.SwapIn:
-        """Return what has the store read blocks of one extent to offsets of the bulk window."""
-        area, named = self._area(blocks[0].disk), self._named(blocks, offsets)
-        return base.SwapIn(self._number(), area, BULK, named)
-
-    def extent(self, block: Block) -> int:
-        """Return in which of the extents a slot of a Block is."""
-        return block.disk // self.tier.per_extent
-
     def _number(self) -> int:
         assert self._file is not None
         return self._file.store.new_job()
@@ -307,6 +299,25 @@ class DiskSwap:
         """Say what is at an offset of the window, and what binds it to its slot."""
         slot, counter = block.disk % self.tier.per_extent, self.tier.counters[block.disk]
         return base.Block(slot, offset, block.owner, block.chain, counter)
+
+    # --- for saves ----------------------------------------------------------------------------
+
+    def extent_of(self, block: Block) -> int:
+        """Return in which extent a Block's slot is: one message reads those of one."""
+        return block.disk // self.tier.per_extent
+
+    def reading(self, blocks: Sequence[Block], first: int) -> base.SwapIn:
+        """Return what reads the slots of one extent into the bulk window, from `first` on."""
+        offsets = range(first, first + len(blocks) * self._size, self._size)
+        area, named = self._area(blocks[0].disk), self._named(blocks, offsets)
+        return base.SwapIn(self._number(), area, BULK, named)
+
+    def damaged(self, blocks: Sequence[Block], states: bytes) -> None:
+        """Forget the slots that could not be read."""
+        for block, state in zip(blocks, states, strict=True):
+            if state != base.BlockState.OK and block.disk != NO_PLACE and not block.moving:
+                self.tier.lost += 1
+                self.tier.drop(block)
 
     # --- ending -------------------------------------------------------------------------------
 

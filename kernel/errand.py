@@ -20,7 +20,7 @@ from kernel.block import Move
 from kernel.handler import Done
 from kernel.panic import check
 from kernel.session import Session
-from kernel.storehost import StoreHost, error_of
+from kernel.storehost import StoreHost, StoreState, error_of
 from syscalls.errors import EIO, KernelError
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,10 @@ class Errands:
                 self._resume(job, asked.model.unavailable())
                 return
             asked.model.swap.run(asked.move, asked.op, self._on_device(job))
+            return
+
+        if self._store.state is StoreState.FAILED:
+            self._resume(job, self._store.failure())
             return
 
         def answered(message: Any) -> None:

@@ -2,8 +2,8 @@
 
 A save is of a fork, made when the call was accepted: what happens to the context meanwhile does not
 matter to it. It has all ids, and the KV of the leading full blocks that some tier has; a block of
-the device goes through the bulk window, one of the host tier is read where it lies. If the driver
-dies in between, the save begins anew with what is left.
+the device or of the swap file goes through the bulk window, one of the host tier is read where it
+lies. If the driver dies in between, the save begins anew with what is left.
 
 A load makes the context from the ids; KV is taken from the prefix index where it is there, and from
 the file where model, dtype and layout are those of the save. What is damaged, or finds no place, is
@@ -17,7 +17,9 @@ blocks are there; without them its KV is of no use. How many they are is in its 
 import struct
 from array import array
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from enum import Enum
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from drivers import base as driver
@@ -26,7 +28,7 @@ from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context
 from kernel.errand import DeviceOp, Lost
 from kernel.model import Model
-from syscalls.errors import EIO
+from syscalls.errors import EIO, KernelError
 
 MAX_TRIES = 3
 """Drivers that may die in the middle of one save."""
@@ -72,7 +74,7 @@ def save(
     ones of these are left out, and what this save has is added.
     """
     for _ in range(MAX_TRIES):
-        number, first, count = new_job(), 0, _computed_blocks(ctx)
+        number, first, count = new_job(), 0, _computed_blocks(ctx, bulk_bytes)
         if elsewhere is not None:
             first = next((at for at in range(count) if ctx.blocks[at] not in elsewhere), count)
             extra = _LEFT_OUT.pack(first)
@@ -82,9 +84,12 @@ def save(
             yield base.AddIds(number, start, ids.tobytes())
         try:
             yield from _write_blocks(ctx, number, first, count, bulk_bytes)
-        except Lost:
-            yield base.AbortSave(number)
-            continue
+        except KernelError as error:
+            with suppress(KernelError):  # the store has ended it by itself
+                yield base.AbortSave(number)
+            if isinstance(error, Lost):
+                continue
+            raise
         saved = yield base.CommitSave(number)
         if elsewhere is not None:
             elsewhere.update(ctx.blocks[first:count])
@@ -97,10 +102,10 @@ def left_out(meta: base.SaveMeta) -> int:
     return int(_LEFT_OUT.unpack(meta.extra)[0]) if len(meta.extra) == _LEFT_OUT.size else 0
 
 
-def _computed_blocks(ctx: Context) -> int:
-    """Return how many leading blocks are full, and have all their KV."""
+def _computed_blocks(ctx: Context, bulk_bytes: int) -> int:
+    """Return how many leading blocks are full, have all their KV, and fit through the window."""
     size, count = ctx.pool.block_size, 0
-    if not ctx.model.desc.digest:
+    if not ctx.model.desc.digest or ctx.model.desc.block_bytes > bulk_bytes:
         return 0
     for block in ctx.blocks:
         if block.have < size or len(block.ids) < size:
@@ -122,21 +127,31 @@ def _write_blocks(ctx: Context, number: int, first: int, count: int, bulk_bytes:
         at += len(run)
 
 
+class Tier(Enum):
+    DEVICE = 0
+    HOST = 1
+    DISK = 2
+    NONE = 3
+
+
 def _run_of_one_tier(model: Model, blocks: Sequence[Block]) -> Sequence[Block]:
+    """Return the leading blocks that are read in one way; none if the first has no KV any more."""
     first = _place(model, blocks[0])
-    for at, block in enumerate(blocks):
-        if not block.have or _place(model, block) != first:
-            return blocks[:at]
-    return blocks
+    if first[0] is Tier.NONE:
+        return []
+    return list(takewhile(lambda block: _place(model, block) == first, blocks))
 
 
-def _place(model: Model, block: Block) -> tuple[str, int]:
-    """Return the tier that a block is read from, and which part of it one message reads."""
-    if block.id != NOT_RESIDENT:
-        return "device", 0
-    if block.kept or block.disk == NO_PLACE:
-        return "host", 0
-    return "disk", model.disk_swap.extent(block)
+def _place(model: Model, block: Block) -> tuple[Tier, int]:
+    """Return where all KV of a full block is, and in which part of the swap file."""
+    size = len(block.ids)
+    if block.filled == size:
+        return Tier.DEVICE, 0
+    if block.kept == size:
+        return Tier.HOST, 0
+    if block.disk != NO_PLACE:
+        return Tier.DISK, model.disk_swap.extent_of(block)
+    return Tier.NONE, 0
 
 
 @contextmanager
@@ -154,21 +169,19 @@ def _reading(blocks: Sequence[Block]) -> Generator[None, None, None]:
 def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> Steps:
     size = model.desc.block_bytes
     tier, _ = _place(model, run[0])
-    if tier == "host":
+    if tier is Tier.HOST:
         offsets = tuple(model.host_offset + block.host * size for block in run)
         yield base.AddBlocks(number, first, HOST, offsets)
         return
-    offsets = tuple(range(0, len(run) * size, size))
-    if tier == "device":
+    if tier is Tier.DISK:
+        answer: base.Blocks = yield model.disk_swap.reading(run, 0)
+        if any(answer.states):
+            model.disk_swap.damaged(run, answer.states)
+            raise Lost("KV was lost in the middle of the save")
+    else:
         ids = driver.ints(block.id for block in run)
         yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
-    else:
-        answer: base.Blocks = yield model.disk_swap.reading(run, offsets)
-        damaged = [b for b, s in zip(run, answer.states, strict=True) if s != base.BlockState.OK]
-        for block in damaged:
-            model.disk_swap.damaged(block)
-        if damaged:
-            raise Lost(f"{len(damaged)} blocks of the swap file could not be read")
+    offsets = tuple(range(0, len(run) * size, size))
     yield base.AddBlocks(number, first, BULK, offsets)
 
 
@@ -223,7 +236,10 @@ def read_blocks(
 
     Those before `first` are not in the save: they are there already, or it is of no use.
     """
-    most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
+    size = ctx.model.desc.block_bytes
+    if size > bulk_bytes:
+        return f"a block has {size} bytes, the window to the device {bulk_bytes} (--bulk-bytes)"
+    most = min(base.MAX_BLOCKS, bulk_bytes // size)
     for start in range(0, count, most):
         wanted = [at for at in range(start, min(count, start + most)) if not _found(ctx, at)]
         if wanted and wanted[0] < first:

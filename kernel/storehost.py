@@ -78,9 +78,11 @@ class StoreHost:
         self.link = link
         self.disk = disk
         self.state = StoreState.OFF
-        self.note = ""
+        self.note = ""  # why it failed, or died the last time; what it found
+        self.hint = ""  # what a person can do about it
         self.epoch = 0
         self.opened: base.Opened | None = None
+        self.num_saves = self.saves_bytes = 0  # of all users
         self.on_death: Callable[[], None] = lambda: None  # what was in the swap file is gone
         self.on_up: Callable[[], None] = lambda: None
         self.fallen = ""  # why the epoch is to end as soon as the loop comes to it
@@ -104,7 +106,11 @@ class StoreHost:
         if self.state is StoreState.OPENING:
             raise EAGAIN("the store is being opened", "ask again in a moment")
         if self.state is StoreState.FAILED:
-            raise EIO(f"the store has failed: {self.note}", "llmos dmesg has more")
+            raise self.failure()
+
+    def failure(self) -> KernelError:
+        """Return what whoever needs a FAILED store is told."""
+        return EIO(f"the store has failed: {self.note}", self.hint or "llmos dmesg has more")
 
     def ask(self, message: Any, answered: Answered) -> None:
         """Send a message; `answered` gets its answer or a Fault, never before this returns."""
@@ -115,6 +121,20 @@ class StoreHost:
         except LinkDown as down:
             self.fallen = str(down)
         self._watch.stepping()
+
+    def recount(self) -> None:
+        """Ask how many saves there are: one has come or gone."""
+        self.ask(base.Stats(self.new_job()), self._counted)
+
+    def _counted(self, answer: Any) -> None:
+        if isinstance(answer, base.StatsReply):
+            self.num_saves, self.saves_bytes = answer.num_saves, answer.saves_bytes
+
+    @property
+    def host_pid(self) -> int:
+        """The process, 0 if there is none."""
+        runs = self.state in (StoreState.OPENING, StoreState.UP)
+        return self.link.host_pid if self.link is not None and runs else 0
 
     @property
     def busy(self) -> bool:
@@ -148,16 +168,17 @@ class StoreHost:
             self.start()
         else:
             self._give_up(why)
-        for job, waiting in asked.items():
-            for answered in waiting:
-                answered(base.Fault(job, base.FaultKind.IO, f"the store host died: {why}", ""))
+        _tell_all(asked, f"the store host died: {why}")
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, hint: str = "") -> None:
+        """Try no more: FAILED until the kernel is started again."""
         assert self.link is not None
         self.link.kill()
         self._watch.done()
-        self.state, self.note = StoreState.FAILED, why
-        log.error("store failed: %s", why)
+        self.state, self.note, self.hint = StoreState.FAILED, why, hint
+        log.error("store failed: %s%s", why, f"; {hint}" if hint else "")
+        asked, self._asked = self._asked, {}
+        _tell_all(asked, f"the store has failed: {why}", hint)
 
     def deadline(self) -> float | None:
         """When to look at `expire` again; None while nothing is owed."""
@@ -197,8 +218,7 @@ class StoreHost:
             self._open(message)
             return
         if isinstance(message, base.Fault) and message.job == 0:
-            hint = f"; {message.hint}" if message.hint else ""
-            self._give_up(f"{message.message}{hint}")
+            self._give_up(message.message, message.hint)
             return
         waiting = self._asked.get(getattr(message, "job", 0))
         if not waiting:
@@ -217,9 +237,11 @@ class StoreHost:
 
     def _open(self, opened: base.Opened) -> None:
         if (opened.major, opened.schema) != (base.ABI[0], wire.schema()):
-            self._give_up("the store speaks another ABI; reinstall llmos-kernel")
+            self._give_up("the store speaks another ABI", "reinstall llmos-kernel")
             return
         self.state, self.opened = StoreState.UP, opened
+        self.num_saves, self.saves_bytes = opened.num_saves, opened.saves_bytes
+        self.note = next(iter(opened.notes), self.note)
         self._watch.done()
         log.info(
             "store: up in epoch %d, %d saves, %d damaged, %d bytes of swap",
@@ -228,6 +250,13 @@ class StoreHost:
         self.on_up()
         for note in opened.notes:
             log.warning("store: %s", note)
+
+
+def _tell_all(asked: dict[int, deque[Answered]], why: str, hint: str = "") -> None:
+    """Answer what was asked with faults: no answer will come."""
+    for job, waiting in asked.items():
+        for answered in waiting:
+            answered(base.Fault(job, base.FaultKind.IO, why, hint))
 
 
 def error_of(fault: base.Fault) -> KernelError:

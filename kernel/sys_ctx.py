@@ -114,7 +114,10 @@ def sys_trim_ctx(k: System, caller: Caller, args: TrimCtx) -> Done:
 
 
 def sys_free_ctx(k: System, caller: Caller, args: FreeCtx) -> Done:
-    """Give a context back; what runs on it ends with ECANCELED."""
+    """Give a context back; what runs on it ends with ECANCELED, its load included."""
+    if args.ctx in caller.task.loading:
+        caller.task.loading.discard(args.ctx)
+        return Done(Nothing())
     ctx = k.context(caller.task, args.ctx)
     free_context(k, caller.task, ctx, f"context {ctx.handle} was freed")
     return Done(Nothing())

@@ -11,6 +11,7 @@ from kernel.context import Context
 from kernel.handler import Caller, Done
 from kernel.job import Work
 from kernel.model import Model
+from kernel.storehost import StoreHost
 from kernel.sys_ctx import ctx_row
 from kernel.sys_task import VERSION, task_row
 from kernel.system import System
@@ -25,6 +26,7 @@ from syscalls.abi import (
     SharerRow,
     Snapshot,
     SnapshotResult,
+    StoreRow,
 )  # fmt: skip
 from syscalls.errors import EINVAL, EPERM, ESRCH
 
@@ -46,7 +48,7 @@ def sys_snapshot(k: System, caller: Caller, args: Snapshot) -> Work:
     """Return a page of rows."""
     tables = {
         "tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel,
-        "config": _config,
+        "config": _config, "store": _store,
     }  # fmt: skip
     table = tables.get(args.what)
     if table is None:
@@ -88,6 +90,20 @@ def _config(k: System) -> Table:
 def _config_row(k: System, item: tuple[str, Any]) -> Row:
     yield 1
     return ConfigRow(*item)
+
+
+def _store(k: System) -> Table:
+    return [k.store], _store_row
+
+
+def _store_row(k: System, store: StoreHost) -> Row:
+    yield 1
+    opened = store.opened
+    return StoreRow(
+        store.state.value, store.host_pid, store.note, store.hint, store.num_saves,
+        opened.num_damaged if opened else 0, store.saves_bytes,
+        opened.swap_bytes if opened else 0, store.epoch,
+    )  # fmt: skip
 
 
 def _pool_row(k: System, pair: tuple[Model, str]) -> Row:

@@ -42,12 +42,13 @@ def sys_save_ctx(k: System, caller: Caller, args: SaveCtx) -> Pending:
 def _save(k: System, frozen: Context, owner: int, name: str, extra: bytes) -> Errand:
     try:
         saved, count = yield from saving.save(
-            frozen, k.store.new_job, owner, name, extra, k.config.bulk_bytes // 2
+            frozen, k.store.new_job, owner, name, extra, k.save_part
         )
     finally:
         k.floating.remove(frozen)
         length, size = frozen.length, frozen.pool.block_size
         frozen.free()
+    k.store.recount()
     return Done(SaveCtxResult(length, count * size, saved.file_bytes, saved.generation))
 
 
@@ -58,11 +59,19 @@ def sys_load_ctx(k: System, caller: Caller, args: LoadCtx) -> Pending:
         k.model(args.model)
     take_handle(k, caller, args.ctx)
     caller.session.last_handle = args.ctx
+    caller.task.loading.add(args.ctx)
     k.errands.start(_load(k, caller, args), caller.session, caller.call)
     return PENDING
 
 
 def _load(k: System, caller: Caller, args: LoadCtx) -> Errand:
+    try:
+        return (yield from _loaded(k, caller, args))
+    finally:
+        caller.task.loading.discard(args.ctx)
+
+
+def _loaded(k: System, caller: Caller, args: LoadCtx) -> Errand:
     number, owner = k.store.new_job(), caller.task.uid
     found = yield from saving.find(number, owner, journal.stored(args.name))
     own = journal.is_kernels(args.name)
@@ -80,7 +89,7 @@ def _load(k: System, caller: Caller, args: LoadCtx) -> Errand:
     k.floating.append(ctx)
     model.loads += 1
     try:
-        why = yield from saving.bring(ctx, number, found.save, first, k.config.bulk_bytes // 2)
+        why = yield from saving.bring(ctx, number, found.save, first, k.save_part)
     except KernelError:
         ctx.free()
         raise
@@ -90,6 +99,9 @@ def _load(k: System, caller: Caller, args: LoadCtx) -> Errand:
     if caller.task.ended_already or caller.session.task is not caller.task:
         ctx.free()
         raise ECANCELED("its task has ended")
+    if args.ctx not in caller.task.loading:
+        ctx.free()
+        raise ECANCELED("its context was freed meanwhile")
     add_context(k, caller, ctx)
     save, desc = found.save, model.desc
     note = f"{why}: what lacks is computed again" if why else ""
@@ -150,4 +162,5 @@ def sys_drop_save(k: System, caller: Caller, args: DropSave) -> Pending:
 
 def _drop(k: System, owner: int, name: str) -> Errand:
     yield base.DropSave(k.store.new_job(), owner, name)
+    k.store.recount()
     return Done(Nothing())

@@ -51,7 +51,7 @@ def sys_hello(k: System, session: Session, args: Hello) -> Done:
         task = _redeem(k, session, args.ticket)
     task.become(TaskState.LIVE)
     task.session, session.task = session, task
-    token = k.random.randbytes(32)
+    token = k.attach_token(task.pid)
     task.token = hashlib.sha256(token).digest()
     return Done(welcome(k, session, task, token))
 

@@ -4,6 +4,7 @@ Handlers of system calls and the loop work on it. Clock and randomness are hande
 kernel runs in real time and in the simulator.
 """
 
+import hashlib
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -79,27 +80,25 @@ class System:
             store, Disk(config.state_dir, config.keys_dir, config.swap_bytes), patience, clock
         )
         self.errands = Errands(self.store)
-        half = host_part(
-            config.bulk_bytes // 2
-        )  # saves have one half of the window, swap the other
-        self.swap_file = SwapFile(self.store, config.swap_bytes, half, half)
+        swap_part = host_part(config.bulk_bytes // 2) if config.swap_bytes else 0
+        self.save_part = config.bulk_bytes - swap_part  # of the bulk window; swap has the rest
+        self.swap_file = SwapFile(self.store, config.swap_bytes, self.save_part, swap_part)
         kept = store is not None and bool(config.state_dir and config.keys_dir)
         self.comeback = Comeback(kept, config.attach_s)
         self.hibernation: Hibernation | None = None  # going down with everything saved
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
+        self._attach_key = hashlib.blake2b(b"attach", key=secret, digest_size=32).digest()
         self.device = Device(
-            link,
-            limits,
-            policy,
-            clock,
-            self.contexts,
-            secret,
-            self._burying,
-            self.swap_file,
+            link, limits, policy, clock, self.contexts, secret, self._burying, self.swap_file
         )
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
+
+    def attach_token(self, pid: int) -> bytes:
+        """Return what proves that a program had this pid in this boot, in which it is one task's."""
+        name = str(pid).encode()
+        return hashlib.blake2b(name, key=self._attach_key, digest_size=32).digest()
 
     @property
     def stopping(self) -> bool:

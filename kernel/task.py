@@ -49,6 +49,7 @@ class Task:
         self.born = born
         self.session: Any = None  # the Session of its program
         self.contexts: dict[int, Context] = {}
+        self.loading: set[int] = set()  # handles of contexts that come from saves
         self.waits: list[tuple[int, int]] = []  # (call, pid or 0) of pending wait calls
         self.ticket = b""  # digest of the ticket, while one is out
         self.ticket_expires = 0.0

@@ -127,7 +127,7 @@ def _save(k: System, h: Hibernation, task: Task, ctx: Context) -> Steps:
     elsewhere = h.elsewhere.setdefault(task.uid, set())
     try:
         saved, count = yield from saving.save(
-            frozen, k.store.new_job, task.uid, name, b"", k.config.bulk_bytes // 2, elsewhere
+            frozen, k.store.new_job, task.uid, name, b"", k.save_part, elsewhere
         )
     finally:
         k.floating.remove(frozen)

@@ -382,7 +382,7 @@ def _load(k: System, task: Task, entry: CtxEntry) -> Steps:
     model.loads += 1
     first = saving.left_out(found.save.meta)
     try:
-        why = yield from saving.bring(ctx, number, found.save, first, k.config.bulk_bytes // 2)
+        why = yield from saving.bring(ctx, number, found.save, first, k.save_part)
     except KernelError:
         ctx.free()
         raise

@@ -591,7 +591,7 @@ class DeviceRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    what: Name  # tasks | contexts | pools | kernel | config
+    what: Name  # tasks | contexts | pools | kernel | config | store
     cursor: U64 = 0
 
 
@@ -766,6 +766,20 @@ class ConfigRow(NamedTuple):
     value: Any  # text, a number, true or false
 
 
+class StoreRow(NamedTuple):
+    """Disk and keys, as the kernel has them. Numbers of saves are those of all users."""
+
+    state: str  # off | opening | up | failed
+    host_pid: int
+    note: str  # why it failed, or died the last time; what it found, in other cases
+    hint: str  # what to do about it
+    saves: int
+    damaged: int  # that cannot be opened, when the store was started
+    saves_bytes: int  # on the disk
+    swap_bytes: int  # of the swap file
+    epoch: int  # how often the store host was started
+
+
 class Shutdown(NamedTuple):
     """With `save` every task and every context is kept for the next kernel, which has them again
     under the same pids and handles. If anything cannot be saved, the kernel does not stop: the call
@@ -914,7 +928,8 @@ CALLS: tuple[Call, ...] = (
     _reserved(105, "unload_driver", _O, "Stop a driver host."),
     # inspection
     Call(112, "snapshot", Snapshot, SnapshotResult, _T, True, False,
-         "Read counters: tasks, contexts, pools, kernel or config, a page at a time.", "EINVAL"),
+         "Read counters: tasks, contexts, pools, kernel, config or store, a page at a time.",
+         "EINVAL"),
     Call(113, "pmap", Pmap, PmapResult, _T, True, False,
          "Describe a context block by block, a page at a time.", "EBADCTX ESRCH EINVAL"),
     _reserved(114, "trace", _O, "Stream calls or steps."),

@@ -40,7 +40,7 @@ from syscalls.channel import (
 )  # fmt: skip
 from syscalls.child import discard, spawn
 from syscalls.client import EXIT_S, HELLO_S
-from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
+from syscalls.errors import ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, Raw, finish, program_name
 from syscalls.session import Pending, Progress, Session, SessionEvent
 from syscalls.ticket import inherited, launch
@@ -105,10 +105,20 @@ class Task:
         flow = ctxflow.alloc_ctx(self.caller, model, name, durable, system)
         return Context(self, await self.run(flow))
 
-    async def load_ctx(self, name: str) -> Context:
-        """Make a context from a save."""
-        await self.run(self.caller.ask("load_ctx", name))
-        raise ENOTSUP("this version of the library cannot use a loaded context")
+    async def load_ctx(
+        self, name: str, model: str | None = None, title: str | None = None
+    ) -> Context:
+        """Make a context from a save of this user's; see `client.Task.load_ctx`."""
+        flow = ctxflow.load_ctx(self.caller, name, model, title)
+        return Context(self, await self.run_for(flow, None))
+
+    async def saves(self) -> list[abi.SaveRow]:
+        """List the saves of this task's user, by name."""
+        return await self.run(ctxflow.saves(self.caller))
+
+    async def drop_save(self, name: str) -> None:
+        """Delete a save for good."""
+        await self.run(self.caller.ask("drop_save", name))
 
     async def text_model(self, model: str) -> "TextModel | None":
         """Return the text layer of a loaded model, None if it has no tokenizer."""
@@ -189,6 +199,17 @@ class Task:
         """Describe a context block by block, of another task by its pid."""
         return await self.run(self.caller.pmap(ctx, pid))
 
+    async def explain(self, ctx: int, pid: int = 0) -> abi.ExplainResult:
+        """Say what a context waits for and what became of its KV, of another task by its pid."""
+        return await self.run(self.caller.explain(ctx, pid))
+
+    async def drop_cache(self) -> int:
+        """Free the cached blocks that this task's user has computed; return how many.
+
+        Cached is the KV of contexts that are gone, kept for prompts that begin like them.
+        """
+        return await self.run(self.caller.drop_cache())
+
     async def log(self, cursor: int = 0) -> list[abi.LogRow]:
         """Read the kernel's log from a record's number on."""
         return await self.run(self.caller.log(cursor))
@@ -196,6 +217,10 @@ class Task:
     async def kernel(self) -> abi.KernelRow:
         """Return the kernel's own counters."""
         return await self.run(self.caller.kernel())
+
+    async def store(self) -> abi.StoreRow:
+        """Describe disk and keys, as the kernel has them."""
+        return await self.run(self.caller.store())
 
     async def models(self) -> list[abi.ModelRow]:
         """List the models that are loaded or on their way."""

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, overload
 
 from syscalls import abi, forks
+from syscalls.abi import Advice
 from syscalls.ctxflow import ContextFacts, ContextFlow
 from syscalls.forks import Answer, Held, Scored
 from syscalls.generation import Generation, StreamFacts
@@ -130,17 +131,41 @@ class Context(ContextFacts):
         """Drop ids from the end; return the length."""
         return await self._task.run(self._flow.trim(length))
 
-    async def save(self, name: str) -> None:
-        """Keep the context under a name."""
-        await self._task.call_raw("save_ctx", self._flow.handle, name)
+    async def save(self, name: str) -> abi.SaveCtxResult:
+        """Keep the context under a name; see `context.Context.save`."""
+        return await self._task.run_for(self._flow.save(name), None)
 
     async def free(self) -> None:
         """Give the context back; harmless if repeated."""
         await self._task.run(self._flow.free())
 
+    async def prefetch(self) -> int:
+        """Bring its KV back to the device; return how many blocks come."""
+        return await self._task.run(self._flow.advise(Advice.PREFETCH))
+
+    async def demote(self) -> int:
+        """Let its KV leave the device now; return how many blocks do."""
+        return await self._task.run(self._flow.advise(Advice.DEMOTE))
+
+    async def pin(self) -> int:
+        """Keep its KV on the device until `unpin` or `free`; return how many blocks it has."""
+        return await self._task.run(self._flow.advise(Advice.PIN))
+
+    async def unpin(self) -> int:
+        """Undo `pin`; return how many blocks were pinned, 0 if it was not."""
+        return await self._task.run(self._flow.advise(Advice.UNPIN))
+
+    async def retain(self, seconds: float) -> int:
+        """For so many seconds, let the KV of others leave first; return how many blocks it has."""
+        return await self._task.run(self._flow.advise(Advice.RETAIN, seconds))
+
     async def stat(self) -> abi.CtxRow:
         """Ask the kernel what it knows of the context."""
         return await self._task.run(self._flow.stat())
+
+    async def explain(self) -> abi.ExplainResult:
+        """Ask what it waits for and what became of its KV; see `context.Context.explain`."""
+        return await self._task.run(self._flow.explain())
 
     async def __aenter__(self) -> "Context":
         return self

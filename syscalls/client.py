@@ -41,7 +41,7 @@ from syscalls.channel import (
 )  # fmt: skip
 from syscalls.child import Child, as_program_ended, end_unattached, start
 from syscalls.context import Context
-from syscalls.errors import ENOTSUP, ETIMEDOUT, KernelError
+from syscalls.errors import ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, Raw, finish, program_name
 from syscalls.session import Pending, Progress, Session, SessionEvent
 from syscalls.shield import Shield
@@ -111,10 +111,24 @@ class Task:
         """Make an empty context, or one that begins with a system message."""
         return Context(self, self.run(ctxflow.alloc_ctx(self.caller, model, name, durable, system)))
 
-    def load_ctx(self, name: str) -> Context:
-        """Make a context from a save."""
-        self.run(self.caller.ask("load_ctx", name))
-        raise ENOTSUP("this version of the library cannot use a loaded context")
+    def load_ctx(self, name: str, model: str | None = None, title: str | None = None) -> Context:
+        """Make a context from a save of this user's, with its messages.
+
+        It goes on in `model`, by default the one that it was saved from. Ids always come back; KV
+        that does not fit this kernel any more (other weights, dtype or block size, a damaged part)
+        is computed again when it is needed: `Context.loaded` says how much came, and why not all.
+        ENOENT, ECORRUPT, E2BIG, EIO, ENOTSUP if the kernel keeps nothing.
+        """
+        flow = ctxflow.load_ctx(self.caller, name, model, title)
+        return Context(self, self.run_for(flow, None))
+
+    def saves(self) -> list[abi.SaveRow]:
+        """List the saves of this task's user, by name."""
+        return self.run(ctxflow.saves(self.caller))
+
+    def drop_save(self, name: str) -> None:
+        """Delete a save for good."""
+        self.run(self.caller.ask("drop_save", name))
 
     def text_model(self, model: str) -> "TextModel | None":
         """Return the text layer of a loaded model, None if it has no tokenizer."""
@@ -192,6 +206,17 @@ class Task:
         """Describe a context block by block, of another task by its pid."""
         return self.run(self.caller.pmap(ctx, pid))
 
+    def explain(self, ctx: int, pid: int = 0) -> abi.ExplainResult:
+        """Say what a context waits for and what became of its KV, of another task by its pid."""
+        return self.run(self.caller.explain(ctx, pid))
+
+    def drop_cache(self) -> int:
+        """Free the cached blocks that this task's user has computed; return how many.
+
+        Cached is the KV of contexts that are gone, kept for prompts that begin like them.
+        """
+        return self.run(self.caller.drop_cache())
+
     def log(self, cursor: int = 0) -> list[abi.LogRow]:
         """Read the kernel's log from a record's number on."""
         return self.run(self.caller.log(cursor))
@@ -199,6 +224,10 @@ class Task:
     def kernel(self) -> abi.KernelRow:
         """Return the kernel's own counters."""
         return self.run(self.caller.kernel())
+
+    def store(self) -> abi.StoreRow:
+        """Describe disk and keys, as the kernel has them."""
+        return self.run(self.caller.store())
 
     def models(self) -> list[abi.ModelRow]:
         """List the models that are loaded or on their way."""

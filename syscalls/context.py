@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, overload
 
 from syscalls import abi, forks
+from syscalls.abi import Advice
 from syscalls.ctxflow import ContextFacts, ContextFlow
 from syscalls.errors import ETIMEDOUT
 from syscalls.forks import Answer, Held, Scored
@@ -162,9 +163,15 @@ class Context(ContextFacts):
         """Drop ids from the end; return the length."""
         return self._task.run(self._flow.trim(length))
 
-    def save(self, name: str) -> None:
-        """Keep the context under a name."""
-        self._task.call_raw("save_ctx", self._flow.handle, name)
+    def save(self, name: str) -> abi.SaveCtxResult:
+        """Keep the context under a name, in place of the save that had it; return how it went.
+
+        Whole or not at all: when this returns it is on the disk, encrypted, and outlives task and
+        kernel. It has the ids of now and the KV that is computed; an infer may go on meanwhile. Who
+        loads it has the messages, too (some 600 short ones; older ones are ids only then). ENOSPC,
+        EIO, ENOTSUP if the kernel keeps nothing.
+        """
+        return self._task.run_for(self._flow.save(name), None)
 
     def free(self) -> None:
         """Give the context back; harmless if repeated."""
@@ -178,11 +185,53 @@ class Context(ContextFacts):
     ) -> None:
         self.free()
 
+    # --- where its KV is: the ids are the kernel's in any case --------------------------------
+
+    def prefetch(self) -> int:
+        """Bring its KV back to the device, because it runs soon; return how many blocks come.
+
+        As many as there are free blocks for; nothing else has to leave for them.
+        """
+        return self._task.run(self._flow.advise(Advice.PREFETCH))
+
+    def demote(self) -> int:
+        """Let its KV leave the device, because it runs late; return how many blocks do.
+
+        They go to the host tier if that has room and a copy is quicker than computing them again,
+        else they are dropped. Blocks that other contexts have, too, stay. EINVAL if it is pinned.
+        """
+        return self._task.run(self._flow.advise(Advice.DEMOTE))
+
+    def pin(self) -> int:
+        """Keep its KV on the device until `unpin` or `free`; return how many blocks it has.
+
+        All pins together may hold half of the pool: EDQUOT, with the numbers.
+        """
+        return self._task.run(self._flow.advise(Advice.PIN))
+
+    def unpin(self) -> int:
+        """Undo `pin`; return how many blocks were pinned, 0 if it was not."""
+        return self._task.run(self._flow.advise(Advice.UNPIN))
+
+    def retain(self, seconds: float) -> int:
+        """For so many seconds, let the KV of others leave first; return how many blocks it has.
+
+        EINVAL unless 0 < seconds <= 86,400. It promises nothing: what has to leave in the end does.
+        """
+        return self._task.run(self._flow.advise(Advice.RETAIN, seconds))
+
     # --- facts: see ContextFacts for the rest -------------------------------------------------
 
     def stat(self) -> abi.CtxRow:
         """Ask the kernel what it knows of the context."""
         return self._task.run(self._flow.stat())
+
+    def explain(self) -> abi.ExplainResult:
+        """Ask what it waits for, where its KV is, and which of it had to be computed again, why.
+
+        `losses` has the last 16 at most, the newest first; costs are microseconds.
+        """
+        return self._task.run(self._flow.explain())
 
 
 class Answers(Held[Context, Stream]):

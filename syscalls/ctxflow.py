@@ -9,13 +9,14 @@ from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from syscalls import abi
+from syscalls import abi, turnmarks
 from syscalls.conversation import Conversation, Turn, encode
-from syscalls.errors import EBADCTX, EBUSY, EINVAL
+from syscalls.errors import EBADCTX, EBUSY, EINVAL, EPROTO
 from syscalls.flow import Caller, Flow, finish
 from syscalls.generation import Generation
 from syscalls.output import Output
 from syscalls.sampling import Asked
+from syscalls.session import make_row
 
 if TYPE_CHECKING:
     from syscalls.text import TextModel
@@ -32,6 +33,7 @@ class ContextFlow:
         self.freed = False
         self.conversation = Conversation()
         self.generation: Generation | None = None
+        self.loaded: abi.LoadCtxResult | None = None
         caller.enter(self)
 
     def came_back(self, load: int) -> Flow[None]:
@@ -145,6 +147,18 @@ class ContextFlow:
         row: abi.CtxRow = yield from self.caller.ask("stat_ctx", self.handle)
         return row
 
+    def explain(self) -> Flow[abi.ExplainResult]:
+        return self.caller.explain(self.handle, 0)
+
+    # --- where its KV is ----------------------------------------------------------------------
+
+    def advise(self, advice: abi.Advice, ttl_s: float = 0.0) -> Flow[int]:
+        """Say what the context's KV is needed for; return how many blocks that concerns."""
+        result: abi.AdviseCtxResult = yield from self.caller.ask(
+            "advise_ctx", self.handle, advice.value, ttl_s
+        )
+        return result.blocks
+
     # --- shape --------------------------------------------------------------------------------
 
     def fork(self, n: int, name: str | None) -> Flow["list[ContextFlow]"]:
@@ -184,6 +198,14 @@ class ContextFlow:
         self.conversation.trim(self.length)
         return self.length
 
+    def save(self, name: str) -> Flow[abi.SaveCtxResult]:
+        """Keep the context, and where its messages end."""
+        running = self.generation
+        answering = running.start if running is not None and not running.ended else None
+        extra = turnmarks.packed(self.conversation.turns, answering)
+        result: abi.SaveCtxResult = yield from self.caller.ask("save_ctx", self.handle, name, extra)
+        return result
+
     def cancel(self, keep: int | None) -> Flow[int]:
         """End the running infer, if there is one; return the length."""
         if self.generation is not None:
@@ -213,6 +235,39 @@ def alloc_ctx(
     return context
 
 
+def load_ctx(caller: Caller, name: str, model: str | None, title: str | None) -> Flow[ContextFlow]:
+    """Make a context from a save, with the messages that it had."""
+    handle = caller.session.handle()
+    try:
+        made: abi.LoadCtxResult = yield from caller.ask("load_ctx", handle, name, model, title)
+        about = abi.AllocCtxResult(made.model, made.max_ctx, made.block_size, made.load)
+        context = ContextFlow(caller, handle, about)
+        context.length, context.loaded = made.length, made
+        marks = turnmarks.marks_of(made.extra, made.length)
+        if marks:
+            ids = yield from context.read(0, marks[-1].end)
+            text = yield from caller.text_model(made.model, made.load)
+            context.conversation = turnmarks.recalled(marks, ids, text)
+    except BaseException:
+        caller.forget("free_ctx", handle)
+        raise
+    return context
+
+
+def saves(caller: Caller) -> Flow[list[abi.SaveRow]]:
+    """Return the saves of the task's user by name, a page at a time."""
+    rows: list[abi.SaveRow] = []
+    while True:
+        after = rows[-1].name if rows else ""
+        page: abi.ListSavesResult = yield from caller.ask("list_saves", after)
+        found = [make_row(abi.SaveRow, values) for values in page.rows]
+        rows += found
+        if not page.more:
+            return rows
+        if not found or found[-1].name == after:
+            raise EPROTO(f"the kernel's list of saves does not move on from {after!r}")
+
+
 class ContextFacts:
     """What both Context twins tell without asking the kernel."""
 
@@ -237,6 +292,11 @@ class ContextFacts:
     def max_ctx(self) -> int:
         """The most ids that the context may hold."""
         return self._flow.about.max_ctx
+
+    @property
+    def loaded(self) -> abi.LoadCtxResult | None:
+        """What `load_ctx` said of it: what was taken over, what was not, and why; else None."""
+        return self._flow.loaded
 
     @property
     def length(self) -> int:

@@ -165,6 +165,16 @@ class Caller:
             cursor=0,
         )
 
+    def explain(self, ctx: int, pid: int) -> Flow[abi.ExplainResult]:
+        """Return what a context waits for, and what became of its KV."""
+        found: abi.ExplainResult = yield from self.ask("explain", ctx, pid)
+        return found._replace(losses=[make_row(abi.LossRow, values) for values in found.losses])
+
+    def drop_cache(self) -> Flow[int]:
+        """Free what the kernel keeps of contexts that are gone; return how many blocks."""
+        result: abi.DropCacheResult = yield from self.ask("drop_cache")
+        return result.blocks
+
     def log(self, cursor: int) -> Flow[list[abi.LogRow]]:
         """Return the kernel's log records from a number on."""
         rows: list[abi.LogRow] = []
@@ -183,6 +193,14 @@ class Caller:
         if not rows:
             raise EPROTO("the kernel's snapshot of itself is empty")
         row: abi.KernelRow = rows[0]
+        return row
+
+    def store(self) -> Flow[abi.StoreRow]:
+        """Return the kernel's store."""
+        rows = yield from self.snapshot("store", abi.StoreRow)
+        if not rows:
+            raise EPROTO("the kernel's snapshot of its store is empty")
+        row: abi.StoreRow = rows[0]
         return row
 
     def listed(self, name: str, row: Any) -> Flow[list[Any]]:

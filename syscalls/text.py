@@ -80,10 +80,10 @@ class TextModel:
         rest = ids[1:] if ids[0] == bos else ids
         return rest if length or bos is None else [bos, *rest]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, all of it."""
+    def decode(self, ids: Sequence[int], start: int = 0) -> str:
+        """Return the text of ids, all of it, or that of those from `start` on."""
         whole = Unspacing(self._tokenizer, True)
-        return b"".join(map(whole.bytes_of, ids)).decode("utf-8", "replace")
+        return b"".join([whole.bytes_of(id) for id in ids][start:]).decode("utf-8", "replace")
 
     def id_bytes(self, id: int) -> bytes:
         """Return the bytes that an id stands for inside a text; none for an id without a token."""

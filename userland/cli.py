@@ -33,7 +33,12 @@ GROUPS = {
         "top": "userland.bin.top",
         "kill": "userland.bin.kill",
     },
-    "Memory": {"free": "userland.bin.free", "pmap": "userland.bin.pmap"},
+    "Memory": {
+        "free": "userland.bin.free",
+        "vmstat": "userland.bin.vmstat",
+        "pmap": "userland.bin.pmap",
+        "ctx": "userland.bin.ctx",
+    },
     "Devices": {"lsdev": "userland.bin.lsdev"},
     "Models": {
         "pull": "userland.bin.pull",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drivers.store.places import default_keys_dir, default_state_dir
 from userland.asking import Sampling
 from userland.exits import BAD_SETUP, Failure
 from userland.keys import CLIENT, Key, Unfit, Value, kernel_keys, unknown
@@ -129,10 +130,20 @@ def read(of_kernel: bool = False) -> Config:
     return gather(of_kernel).refuse()
 
 
+def _take_places(config: Config) -> None:
+    """Set what the kernel itself has no default for: where what it keeps lies."""
+    for name, folder in (("state_dir", default_state_dir()), ("keys_dir", default_keys_dir())):
+        key = config.find(name, of_kernel=True)
+        if key is not None:
+            config.set(key, str(folder), BUILT_IN)
+
+
 def gather(of_kernel: bool, files: Iterable[Place] | None = None) -> Config:
     """Return this process's configuration with its problems; of files other than the usual ones."""
     keys = CLIENT + (kernel_keys() if of_kernel else ())
     config = Config(keys)
+    if of_kernel:
+        _take_places(config)
     for place in places(os.environ, Path()) if files is None else files:
         _take_file(config, place, of_kernel)
     _take_variables(config, os.environ)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import syscalls
-from syscalls.abi import Restore, ShutdownResult
+from drivers.store.places import default_state_dir
+from syscalls.abi import DeviceRow, Restore, ShutdownResult
 from syscalls.address import runtime_dir
 from userland.exits import Failure
 
@@ -33,11 +34,7 @@ Tell = Callable[[str], None]
 
 def state_dir() -> Path:
     """Return where logs and history are: $LLMOS_HOME/state, else the user's state directory."""
-    if home := os.environ.get("LLMOS_HOME"):
-        return Path(home).absolute() / "state"
-    from platformdirs import user_state_path
-
-    return user_state_path("llmos")
+    return default_state_dir()
 
 
 def kernel_log() -> Path:
@@ -129,11 +126,12 @@ def _wait_until_up(
     with syscalls.connect("llmos", address=boot.address) as task:
         while True:
             device = task.devices()[0]
-            if device.state == "up" and not _restoring(task, tell):
+            opening = task.store().state == "opening"
+            if device.state == "up" and not opening and not _restoring(task, tell):
                 return
             if device.state == "failed":
                 raise Failure(f"{device.device} cannot be used: {device.note}", f"see {log}")
-            tell(f"loading {boot.model} on {device.device}" if device.host_pid else "starting")
+            tell(_doing(boot, device))
             _still_there(process, boot, log, begin)
 
 
@@ -144,6 +142,12 @@ def _restoring(task: syscalls.Task, tell: Tell) -> bool:
         return False
     tell(f"bringing contexts back: {row.restored} of {row.restored + row.unrestored}")
     return True
+
+
+def _doing(boot: Boot, device: DeviceRow) -> str:
+    if device.state == "up":
+        return "looking at what is saved"
+    return f"loading {boot.model} on {device.device}" if device.host_pid else "starting"
 
 
 def _listening(boot: Boot) -> bool:

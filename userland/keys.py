@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from userland.asking import MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
@@ -28,7 +29,11 @@ class Unfit(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. `kind` is str, int, float or bool, or "size": bytes, written like 720M."""
+    """One key. `kind` is str, int, float or bool, or one of two that are written otherwise.
+
+    "size" is bytes, like 720M; 0 is taken where it is the default: nothing, and not all there is.
+    "folder" is a path, taken from here or from ~, or nothing.
+    """
 
     name: str
     kind: str
@@ -55,7 +60,7 @@ class Key:
             return "one of " + ", ".join(self.choices)
         word = {
             "str": "text", "bool": "true or false", "int": "a whole number", "float": "a number",
-            "size": "a size like 720M or 2GiB",
+            "size": "a size like 720M or 2GiB", "folder": "a folder, or nothing",
         }[self.kind]  # fmt: skip
         if self.kind in ("int", "float") and math.isfinite(self.least):
             top = f" to {self.most:,}" if math.isfinite(self.most) else " or more"
@@ -68,9 +73,13 @@ class Key:
             return self._fit(size_of(value), value)
         if self.kind == "float" and type(value) is int:
             return self._fit(float(value), value)
-        if type(value) is not {"size": int, "int": int, "str": str, "bool": bool}.get(
-            self.kind, float
-        ):
+        if type(value) is not {
+            "size": int,
+            "int": int,
+            "str": str,
+            "folder": str,
+            "bool": bool,
+        }.get(self.kind, float):
             raise Unfit(f"expected {self.expected}, got {_described(value)}")
         return self._fit(value, value)
 
@@ -78,10 +87,10 @@ class Key:
         """Take a value that is written as text: of a variable, or behind an option."""
         value: Value | None = text
         if self.kind == "size":
-            value = size_of(text)
+            value = 0 if text.strip() == "0" and self.default == 0 else size_of(text)
         elif self.kind == "bool":
             value = WORDS.get(text.lower())
-        elif self.kind != "str":
+        elif self.kind not in ("str", "folder"):
             try:
                 value = int(text) if self.kind == "int" else float(text)
             except ValueError:
@@ -97,6 +106,8 @@ class Key:
         if not fits:
             raise Unfit(f"expected {self.expected}, got {_described(written)}")
         result: Value = value
+        if self.kind == "folder" and value:
+            result = str(Path(value).expanduser().absolute())
         return result
 
 
@@ -144,8 +155,9 @@ CLIENT = (
 """What commands and the shell go by. `up` loads `model`; contexts are made for it if it is set."""
 
 DTYPES = ("bfloat16", "float32")
-RENAMED = {"kv_bytes": "kv_mem"}
+RENAMED = {"kv_bytes": "kv_mem", "host_bytes": "host_mem", "swap_bytes": "swap_mem"}
 """Keys of the kernel that people know by another name; its options keep theirs."""
+FOLDERS = ("state_dir", "keys_dir")
 _FIELDS = {name: key for key, name in RENAMED.items()}
 
 
@@ -166,7 +178,7 @@ def kernel_keys() -> tuple[Key, ...]:
 
 def _key(row: dict[str, Any]) -> Key:
     name = row["key"]
-    kind = "size" if is_size(RENAMED.get(name, name)) else row["type"]
+    kind = kind_of(RENAMED.get(name, name), row["type"])
     choices = DTYPES if name == "dtype" else ()
     return Key(
         RENAMED.get(name, name), kind, row["default"], row["least"],
@@ -174,9 +186,16 @@ def _key(row: dict[str, Any]) -> Key:
     )  # fmt: skip
 
 
+def kind_of(name: str, type_name: str) -> str:
+    """Return the kind of a key of the kernel, from its name here and its type there."""
+    if name in FOLDERS:
+        return "folder"
+    return "size" if is_size(name) else type_name
+
+
 def is_size(name: str) -> bool:
     """Return whether a key of the kernel is a number of bytes."""
-    return name == "kv_mem" or name.endswith("_bytes")
+    return name in RENAMED.values() or name.endswith("_bytes")
 
 
 def option_of(key: Key) -> str:

@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable, Mapping
 
 from syscalls import EINVAL, Task
-from syscalls.abi import ConfigRow
+from syscalls.abi import ConfigRow, StoreRow
 from userland.config import NO_SETTINGS, Config, Setting
 from userland.exits import Failure
-from userland.keys import CLIENT, RENAMED, Key, Unfit, Value, is_size
+from userland.keys import CLIENT, RENAMED, Key, Unfit, Value, is_size, kind_of
 from userland.view import size
 
 
@@ -22,6 +22,15 @@ def running(task: Task) -> dict[str, Value] | None:
     except EINVAL:  # an older one
         return None
     return {RENAMED.get(row.key, row.key): row.value for row in rows}
+
+
+def store_of(task: Task) -> StoreRow | None:
+    """Return the kernel's store; None if it has none that it can tell of."""
+    try:
+        row = task.store()
+    except EINVAL:  # an older one
+        return None
+    return None if row.state == "off" else row
 
 
 def differing(config: Config, used: Mapping[str, Value]) -> list[Setting]:
@@ -56,7 +65,7 @@ def mind_variables(task: Task, note: Callable[[str], None]) -> None:
 
 
 def _same(name: str, used: Value, text: str) -> bool:
-    kind = "size" if is_size(name) else type(used).__name__
+    kind = kind_of(name, type(used).__name__)
     try:
         return Key(name, kind, None).of_text(text) == used
     except Unfit:

@@ -4,17 +4,14 @@ The kernel hands out counters that only rise; two samples make rates. What is dr
 fit a width, so the screen, `--batch` and the tests show the same.
 """
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import syscalls
-from syscalls.abi import DeviceRow, KernelRow, PoolRow, TaskRow
+from syscalls.abi import PoolRow, TaskRow
 from userland import glyphs, view
-from userland.bin.ps import percent, user
-from userland.proc import Usage, usage
-from userland.rates import TaskRates, per_second
+from userland.bin.ps import kv_total, percent, user, waits_for
+from userland.rates import Rates, Sample, TaskRates, rates_of
 from userland.view import Column, count, size
 
 HISTORY = 40
@@ -30,80 +27,6 @@ SORTS: dict[str, tuple[str, Order]] = {
 """By key: a name, and what is larger comes first."""
 _STATES = (("R", "decode"), ("P", "prefill"), ("Q", "queued"), ("D", "blocked"), ("S", "asleep"),
            ("T", "stopped"), ("Z", "zombie"))  # fmt: skip
-
-
-class Sample(NamedTuple):
-    """The kernel at one moment."""
-
-    at: float  # since 1970
-    kernel: KernelRow
-    tasks: list[TaskRow]
-    pools: list[PoolRow]
-    devices: list[DeviceRow]
-    usage: Usage | None  # of the kernel and its driver hosts together
-
-
-def sample(task: syscalls.Task) -> Sample:
-    """Ask the kernel, and the host about its processes."""
-    kernel, devices = task.kernel(), task.devices()
-    pids = {kernel.pid, *(row.host_pid for row in devices if row.host_pid)}
-    found = [used for pid in pids if (used := usage(pid)) is not None]
-    together = None
-    if found:
-        together = Usage(sum(u.cpu_s for u in found), sum(u.rss_bytes for u in found))
-    return Sample(time.time(), kernel, task.ps(), task.pools(), devices, together)
-
-
-class Rates(NamedTuple):
-    """What happened between two samples, by the kernel's clock."""
-
-    seconds: float
-    output_tok_s: float
-    prefill_tok_s: float
-    steps_s: float
-    step_ms: float  # mean; 0: there was none
-    batch: float  # sequences of a step
-    step_prefill_tok: float  # tokens of a step
-    step_decode_tok: float
-    hit: float | None  # share of prompt tokens that were computed before; None: no prompts
-    first_token_s: float | None  # mean wait for it; None: there was none
-    evicted_s: float
-    copied_s: float
-    calls_s: float
-    cpu: float | None  # processors at work
-
-
-def rates_of(now: Sample, before: Sample) -> Rates:
-    """Compare two samples."""
-    new, old = now.kernel, before.kernel
-    seconds = new.uptime_s - old.uptime_s
-
-    def rose(name: str) -> float:
-        risen: float = getattr(new, name) - getattr(old, name)
-        return risen
-
-    def each(name: str, of: str) -> float:
-        return rose(name) / rose(of) if rose(of) > 0 else 0.0
-
-    cpu = None
-    if now.usage is not None and before.usage is not None:
-        cpu = max(0.0, per_second(now.usage.cpu_s, before.usage.cpu_s, seconds))
-    return Rates(
-        seconds,
-        per_second(new.output_tokens, old.output_tokens, seconds),
-        per_second(new.prefill_tokens, old.prefill_tokens, seconds),
-        per_second(new.steps, old.steps, seconds),
-        each("step_us", "steps") / 1000,
-        each("step_seqs", "steps"),
-        each("prefill_tokens", "steps"),
-        each("decode_tokens", "steps"),
-        each("cached_tokens", "prompt_tokens") if rose("prompt_tokens") else None,
-        each("first_token_s", "first_tokens") if rose("first_tokens") else None,
-        per_second(new.evicted_blocks, old.evicted_blocks, seconds),
-        per_second(new.copied_blocks, old.copied_blocks, seconds),
-        per_second(new.calls, old.calls, seconds),
-        cpu,
-    )
 
 
 class TopModel:
@@ -172,7 +95,8 @@ class TopModel:
             Column("shr", "SHR", lambda t: count(t.shared), spare=True),
             Column("kv", "%KV", lambda t: percent(t.kv_bytes, total)),
             Column("rate", "TOK/S", rate),
-            Column("wait", "WAIT", lambda t: t.wait or "-", left=True),
+            Column("swp", "SWP", lambda t: f"{t.swapped:,.1f}", spare=True),
+            Column("wait", "WAIT", waits_for, left=True),
             Column("age", "AGE", lambda t: view.age(t.age_s)),
             Column("name", "NAME", lambda t: t.name, left=True),
         ]
@@ -180,7 +104,7 @@ class TopModel:
     @property
     def _kv_total(self) -> float:
         assert self.now is not None
-        return sum(float(pool.total * pool.block_bytes) for pool in self.now.pools)
+        return kv_total(self.now.pools)
 
     def table(self, width: int) -> list[str]:
         """Return the table, its header first."""
@@ -222,6 +146,8 @@ class TopModel:
         return f"tasks {len(self.now.tasks)}: {', '.join(named)}"
 
     def _pool(self, pool: PoolRow, width: int, fancy: bool) -> str:
+        if pool.tier != "device":
+            return self._lower(pool, width, fancy)
         usable = max(1, pool.total - pool.reserved)
         shared = f"   shared {percent(pool.shared, pool.used)}% saved {count(pool.saved)}"
         tail = (
@@ -233,11 +159,26 @@ class TopModel:
         parts = [
             ("▓" if fancy else "S", pool.shared / usable),
             ("█" if fancy else "P", private / usable),
+            ("▒" if fancy else "c", pool.cached / usable),
             ("░" if fancy else "l", pool.limbo / usable),
         ]
-        room = min(40, width - len(head) - len(tail) - 2)
-        drawn = f"[{glyphs.bar(parts, room, '·' if fancy else '.')}]" if room >= 10 else ""
-        return head + drawn + tail
+        return _bar(head, parts, tail, width, fancy)
+
+    def _lower(self, pool: PoolRow, width: int, fancy: bool) -> str:
+        """Return the line of a tier below the device; copies are of all models together."""
+        total = max(1, pool.total)
+        parts = [
+            ("█" if fancy else "P", pool.used / total),
+            ("▒" if fancy else "c", pool.cached / total),
+            ("░" if fancy else "l", pool.limbo / total),
+        ]
+        r = self.rates_now
+        moves = f"   in {r.in_s:,.0f}/s out {r.out_s:,.0f}/s" if r is not None else ""
+        tail = (
+            f" {count(pool.used)}/{count(pool.total)} blocks "
+            f"{percent(pool.used, pool.total)}%{moves}"
+        )
+        return _bar(f"{pool.tier} {pool.model} ", parts, tail, width, fancy)
 
     def _speed(self, fancy: bool) -> list[str]:
         assert self.now is not None
@@ -255,7 +196,8 @@ class TopModel:
             f"decode{decode} {r.output_tok_s:,.1f} tok/s   prefill{prefill} "
             f"{r.prefill_tok_s:,.1f} tok/s   hit {hit}   first token {first}",
             f"step {r.step_ms:.1f} ms, {r.batch:.1f} seqs, prefill {r.step_prefill_tok:.0f} + "
-            f"decode {r.step_decode_tok:.1f} tok{waiting}   evicted {r.evicted_s:.0f}/s",
+            f"decode {r.step_decode_tok:.1f} tok{waiting}   evicted {r.evicted_s:.0f}/s   "
+            f"lost {r.lost_tok_s:,.0f} tok/s",
         ]
 
     # --- as data ------------------------------------------------------------------------------
@@ -273,3 +215,9 @@ class TopModel:
             "pools": [row._asdict() for row in now.pools],
             "tasks": [row._asdict() | {"tok_s": self.rates.of(row.pid)} for row in self.tasks],
         }
+
+
+def _bar(head: str, parts: list[tuple[str, float]], tail: str, width: int, fancy: bool) -> str:
+    room = min(40, width - len(head) - len(tail) - 2)
+    drawn = f"[{glyphs.bar(parts, room, '·' if fancy else '.')}]" if room >= 10 else ""
+    return head + drawn + tail

@@ -61,6 +61,8 @@ ROWS = {
     "config path": Row((), "config.path", kernel=False),
     "config show": Row(("--origin",), "config.show", kernel=False),
     "dmesg": Row((), "dmesg", sentences=True),
+    "ctx ls": Row((), "contexts", absent=("999999",)),
+    "ctx tree": Row((), "ctx.tree", absent=("999999",)),
     "doctor": Row(("--quick",), "doctor", kernel=False, sentences=True),
     "down": Row(None, kernel=False),
     "explain": Row(("EIO",), "explain", kernel=False, absent=("ENOSUCH",), sentences=True),
@@ -85,6 +87,7 @@ ROWS = {
     "status": Row((), "status", sentences=True),
     "top": Row(("--batch", "-n", "1"), "top"),
     "unload": Row(None, absent=("gpt-9",)),
+    "vmstat": Row((), "vmstat"),
     "up": Row(None, kernel=False, absent=("-m", "gpt-9")),
 }
 

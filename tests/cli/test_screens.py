@@ -7,15 +7,17 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from syscalls import abi
+from syscalls.errors import EBADCTX, ENOTSUP
 from tests.helpers.daemon import ROOT
 from tests.helpers.fake_kernel import FakeKernel, Reply
 from tests.helpers.json_schema import FOLDER, check, check_document
-from tests.helpers.scene import CASES, LOG, SCREENS, drawn, scene, screen
+from tests.helpers.scene import CASES, CONTEXTS, LOG, ROWS, SCREENS, drawn, scene, screen
 from userland.bin.dmesg import parse_levels, parse_since
 from userland.cli import COMMANDS
 from userland.exits import Failure
@@ -47,7 +49,8 @@ def test_a_screen_fits_the_terminal_and_a_pipe_has_no_colour(name: str, way: str
         assert text.isascii()
     if not name.startswith("dmesg") and name != "ps-full":
         bare = re.sub(r"<[\d;]*>", "", text)
-        assert max(map(len, bare.splitlines())) <= (120 if way == "wide" else 80)
+        room = {"wide": 120, "narrow": 40}.get(way, 80)
+        assert max(map(len, bare.splitlines())) <= room
     assert "<" not in (SCREENS / f"{name}.pipe.txt").read_text().replace("560 < 570", "")
 
 
@@ -55,7 +58,9 @@ def test_a_screen_fits_the_terminal_and_a_pipe_has_no_colour(name: str, way: str
 
 DOCUMENTS = [
     ["ps"], ["ps", "--sort", "-kv"], ["ps", "--contexts"], ["free"], ["pmap"], ["pmap", "57", "3"],
-    ["pmap", "@main"], ["lsdev"], ["dmesg"], ["dmesg", "-n", "0"],
+    ["pmap", "@main"], ["lsdev"], ["dmesg"], ["dmesg", "-n", "0"], ["vmstat"], ["ctx", "ls"],
+    ["ctx", "tree"], ["ctx", "tree", "57"], ["explain", "57"], ["explain", "-p", "1"],
+    ["explain", "@main"],
 ]  # fmt: skip
 
 
@@ -104,7 +109,7 @@ def test_schemas_name_the_document_that_they_are_of(path: Path) -> None:
 
 
 def test_colours_are_as_they_are_asked_for(kernel: FakeKernel) -> None:
-    for words in (["ps"], ["pmap"], ["dmesg"], ["lsdev"], ["free"]):
+    for words in (["ps"], ["pmap"], ["dmesg"], ["lsdev"], ["free"], ["ctx", "tree"]):
         for tty, color, colored in (
             (False, "always", True), (True, "never", False), (False, "auto", False),
         ):  # fmt: skip
@@ -167,7 +172,7 @@ def test_ps_chooses(kernel: FakeKernel) -> None:
     assert names("-C", "casual") == ["casual"]
     assert names("-u", "ana") == everyone
     assert names("-u", "nobody-of-this-name") == []
-    assert names("--sort", "-kv") == ["llmsh", "researcher", "formal", "casual", "init"]
+    assert names("--sort", "-kv") == ["llmsh", "formal", "casual", "researcher", "init"]
     assert names("--forest") == ["init", "\\_llmsh", "\\_formal", "\\_casual", "\\_researcher"]
 
 
@@ -225,7 +230,7 @@ def test_rows_of_a_large_context_that_repeat_are_counted() -> None:
     """A million ids: some lines, not a thousand."""
     runs = [abi.BlockRun(0, 65_000, 3, 2, 1, 0, 0), abi.BlockRun(1_040_000, 100, 2, 1, 9, 0, 0)]
     found = abi.PmapResult(1, 1, "", "m", "d", 0, 0, 16, 1, 65_100, list(runs), [], 0, 0)
-    rows = ["".join(text for text, _ in row) for row in cells(found, True)]
+    rows = ["".join(text for text, _ in row) for row in cells(found, 80, True)]
     assert len(rows) == 5 and rows[1] == "      * 1,014 more rows like this one"
     assert [row.split()[0] for row in rows] == ["0", "*", "64960", "65024", "65088"]
 
@@ -236,7 +241,10 @@ def test_a_map_of_nothing(kernel: FakeKernel) -> None:
 
 
 def test_names_cannot_speak_to_the_terminal(kernel: FakeKernel) -> None:
-    for words in (["ps", "--contexts"], ["pmap"], ["pmap", "-x"], ["lsdev"], ["top", "-b", "-n1"]):
+    for words in (
+        ["ps", "--contexts"], ["pmap"], ["pmap", "-x"], ["lsdev"], ["top", "-b", "-n1"],
+        ["ctx", "ls"], ["ctx", "tree"], ["explain", "57"],
+    ):  # fmt: skip
         for tty in (False, True):
             _, out, _ = screen(kernel, *words, tty=tty, NO_COLOR="1")
             assert "\x9b" not in out and "\u202e" not in out
@@ -286,6 +294,83 @@ def _end_after(asked: list[int], calls: int) -> None:
         raise KeyboardInterrupt
 
 
+AS_OLD = {
+    abi.TaskRow: "swapped", abi.CtxRow: "host_blocks", abi.PoolRow: "promised",
+    abi.KernelRow: "out_blocks",
+}  # fmt: skip
+"""The first field of each row that a kernel before the tiers did not have."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ps"], ["ps", "-f"], ["ctx", "ls"], ["ctx", "tree"], ["free"], ["free", "-h"], ["vmstat"],
+     ["pmap"], ["top", "-b", "-n", "1"], ["status"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_kernel_that_knows_no_tiers_is_shown(words: list[str]) -> None:
+    with scene() as kernel:
+        snapshot = kernel.replace["snapshot"]
+
+        def older(request: Any) -> Reply:
+            page = snapshot(request).row
+            rows = [row[: row._fields.index(AS_OLD[type(row)])] for row in page.rows]
+            return Reply(page._replace(rows=rows))
+
+        kernel.replace["snapshot"] = older
+        for tty in (True, False):
+            status, out, _ = screen(kernel, *words, tty=tty)
+            assert status == 0 and out
+        if "-f" not in words:
+            status, out, err = screen(kernel, *words, "--json", tty=False)
+            assert (status, err) == (0, "")
+            check_document(json.loads(out))
+
+
+def test_a_kernel_that_cannot_explain_says_so() -> None:
+    with scene() as kernel:
+
+        def unbuilt(_: object) -> Reply:
+            raise ENOTSUP("explain is reserved, and not built in this kernel")
+
+        kernel.replace["explain"] = unbuilt
+        status, out, err = screen(kernel, "explain", "57", tty=False)
+    assert (status, out) == (1, "") and "not built in this kernel (ENOTSUP)" in err
+
+
+def test_a_context_that_has_gone_meanwhile_is_left_out() -> None:
+    with scene() as kernel:
+
+        def gone(_: object) -> Reply:
+            raise EBADCTX("there is no such context")
+
+        kernel.replace["explain"] = kernel.replace["pmap"] = gone
+        for words in (["explain", "57"], ["ctx", "tree"]):
+            status, out, _ = screen(kernel, *words, tty=False)
+            assert (status, "57 researcher" in out) == (0, True)
+
+
+def test_too_many_contexts_to_ask_about_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [CONTEXTS[0]._replace(ctx=n, name="") for n in range(1, 1002)]
+    monkeypatch.setitem(ROWS, "contexts", many)
+    with scene() as kernel:
+        for command in ("pmap", "explain"):
+            status, out, err = screen(kernel, command, "41", tty=False)
+            assert (status, out) == (2, "") and "1,001 contexts" in err
+        status, out, _ = screen(kernel, "ctx", "ls", tty=False)
+        assert (status, len(out.splitlines())) == (0, 1002)
+
+
+def test_frames_of_vmstat_have_a_header_a_screenful(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("userland.bin.vmstat.time.sleep", lambda _: None)
+    for tty, headers in ((True, 3), (False, 1)):
+        status, out, _ = screen(kernel, "vmstat", "1", "50", tty=tty)
+        lines = out.splitlines()
+        heads = [at for at, line in enumerate(lines) if line.startswith(" r  q")]
+        assert (status, len(lines), heads) == (0, 50 + headers, [0, 23, 46][:headers])
+
+
 # --- watching -----------------------------------------------------------------------------------
 
 
@@ -329,7 +414,7 @@ def test_a_watched_table_ends_where_the_screen_does(
 
 # --- help ---------------------------------------------------------------------------------------
 
-MINE = ("ps", "top", "free", "pmap", "lsdev", "dmesg")
+MINE = ("ps", "top", "free", "pmap", "lsdev", "dmesg", "vmstat")
 
 
 @pytest.mark.parametrize("name", MINE)

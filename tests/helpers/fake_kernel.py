@@ -66,6 +66,7 @@ class FakeKernel:
         self.tickets: list[bytes | None] = []
         self.ended: dict[int, tuple[int, str]] = {}
         self.waits: list[tuple[bytes, wire.Request]] = []
+        self.saves: dict[str, tuple[list[int], bytes]] = {}
         self._peers: set[bytes] = set()
         self._stop, self._stopper = os.pipe()
         self._context = zmq.Context()
@@ -248,6 +249,34 @@ class FakeKernel:
     def _fork_ctx(self, request: wire.Request, _: bytes) -> Reply:
         ids = self.contexts[self._unused(request.args.child)] = list(self._ctx(request))
         return Reply(abi.ForkCtxResult(len(ids), len(ids) // 16))
+
+    def _save_ctx(self, request: wire.Request, _: bytes) -> Reply:
+        ids = list(self._ctx(request))
+        self.saves[request.args.name] = ids, request.args.extra
+        return Reply(abi.SaveCtxResult(len(ids), 0, 4096, 1))
+
+    def _load_ctx(self, request: wire.Request, _: bytes) -> Reply:
+        handle = self._unused(request.args.ctx)
+        if request.args.name not in self.saves:
+            raise ENOENT("there is no save of this name")
+        ids, extra = self.saves[request.args.name]
+        self.contexts[handle] = list(ids)
+        model = request.args.model or "null"
+        row = abi.LoadCtxResult(model, 4096, 16, self.load, len(ids), 0, 1, 1e9, "", extra)
+        return Reply(row)
+
+    def _list_saves(self, request: wire.Request, _: bytes) -> Reply:
+        names = [name for name in sorted(self.saves) if name > request.args.after]
+        rows = [
+            abi.SaveRow(name, 1, "current", "null", len(self.saves[name][0]), 0, 4096, 1e9)
+            for name in names[: self.page]
+        ]
+        return Reply(abi.ListSavesResult(list(rows), len(names) > self.page))
+
+    def _drop_save(self, request: wire.Request, _: bytes) -> Reply:
+        if self.saves.pop(request.args.name, None) is None:
+            raise ENOENT("there is no save of this name")
+        return Reply()
 
     def _append(self, request: wire.Request, _: bytes) -> Reply:
         ids = self._idle(request)

@@ -46,6 +46,10 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "shutdown": (2.5,),
     "advise_ctx": (HANDLE, "retain", 2.5),
     "drop_cache": (),
+    "save_ctx": (HANDLE, "notes of today", b"\x01\xff"),
+    "load_ctx": (HANDLE, "notes of today", "smollm2:135m", "notes"),
+    "list_saves": ("notes",),
+    "drop_save": ("notes of today",),
     "explain": (HANDLE, 52),
     "score": (HANDLE, 17, 5),
     # A call that has grown, once more: what was recorded of it before is above.

@@ -1,8 +1,9 @@
 """A kernel that stands still, and how a screen of it looks.
 
 The scene is that of the design: SmolLM2 on cpu0, a shell with two forks that share its context, a
-researcher that waits for blocks, a device that is down. `screen` runs a command in it and returns
-what it writes; tests/data/screens has what that should be, one file a screen.
+researcher that waits for blocks, some of its own in lower tiers, a device that is down. `screen`
+runs a command in it and returns what it writes; tests/data/screens has what that should be, one
+file a screen.
 
 `python -m tests.helpers.scene` writes these files; look at them before they are committed.
 """
@@ -32,23 +33,23 @@ UID = os.getuid()
 TASKS = [
     abi.TaskRow(1, 0, UID, "init", "S", "kernel", 0, 0, 0, 0.0, 0, 0, 0, 8040.0, 0),
     abi.TaskRow(41, 1, UID, "llmsh", "S", "program", 0, 1, 3912, 105.0, 180, 4100, 812, 2460.0,
-                9001, 105 * BLOCK, "smollm2"),
+                9001, 105 * BLOCK, "smollm2", 0.0, 0, 2900),
     abi.TaskRow(42, 41, UID, "formal", "R", "", 0, 1, 3094, 74.0, 180, 3000, 94, 3.0, 9002,
                 74 * BLOCK, "smollm2"),
     abi.TaskRow(43, 41, UID, "casual", "Q", "step", 0, 1, 3067, 72.0, 180, 3000, 67, 2.0, 9003,
                 72 * BLOCK, "smollm2"),
-    abi.TaskRow(57, 1, UID, "researcher", "D", "blocks", 0, 2, 1204, 76.0, 0, 900, 304, 19.0, 9100,
-                76 * BLOCK, "other,smollm2"),
+    abi.TaskRow(57, 1, UID, "researcher", "D", "blocks", 0, 2, 1204, 31.0, 0, 900, 304, 19.0, 9100,
+                31 * BLOCK, "other,smollm2", 32.0, 12, 64),
 ]  # fmt: skip
 CONTEXTS = [
     abi.CtxRow(7, 41, "main", "smollm2", 3912, 3911, 8192, 245, 180, 105.0, False, "cpu0", "",
-               105.0 * BLOCK),
+               105.0 * BLOCK, 0, 0, True),
     abi.CtxRow(1, 42, "formal", "smollm2", 3094, 3094, 8192, 194, 180, 74.0, True, "cpu0", "R",
                74.0 * BLOCK),
     abi.CtxRow(1, 43, "casual", "smollm2", 3067, 3067, 8192, 192, 180, 72.0, True, "cpu0", "Q",
                72.0 * BLOCK),
-    abi.CtxRow(3, 57, "a title\u202e of \x9b words", "smollm2", 1204, 1000, 8192, 63, 0, 63.0, True,
-               "cpu0", "D", 63.0 * BLOCK),
+    abi.CtxRow(3, 57, "a title\u202e of \x9b words", "smollm2", 1204, 1000, 8192, 31, 0, 31.0, True,
+               "cpu0", "D", 31.0 * BLOCK, 24, 8, False, 12),
     abi.CtxRow(4, 57, "", "smollm2", 0, 0, 8192, 0, 0, 0.0, False, "cpu0", "", 0.0),
 ]  # fmt: skip
 RUNS = {
@@ -56,11 +57,32 @@ RUNS = {
               (3520, 24, Use.PRIVATE, 1, 512, 384, 384), (3904, 1, Use.FILLING, 1, 536, 8, 7)],
     (42, 1): [(0, 180, Use.SHARED, 3, 17, 2880, 2880), (2880, 13, Use.PRIVATE, 1, 400, 208, 208),
               (3088, 1, Use.FILLING, 1, 413, 6, 6)],
-    (57, 3): [(0, 63, Use.PRIVATE, 1, 700, 1008, 1000), (1008, 13, Use.ABSENT, 0, 0, 196, 0)],
+    (57, 3): [(0, 24, Use.HOST, 1, 0, 384, 384), (384, 8, Use.DISK, 1, 90, 128, 128),
+              (512, 30, Use.PRIVATE, 1, 700, 480, 480), (992, 1, Use.FILLING, 1, 730, 16, 8),
+              (1008, 13, Use.ABSENT, 0, 0, 196, 0)],
 }  # fmt: skip
 POOLS = [
-    abi.PoolRow("cpu0", "smollm2", "device", 16, BLOCK, 2048, 1300, 0, 739, 8, 1, 180, 360, 41),
-    abi.PoolRow("cpu0", "other", "device", 16, 2 * BLOCK, 512, 511, 0, 0, 0, 1, 0, 0, 0),
+    abi.PoolRow(
+        "cpu0",
+        "smollm2",
+        "device",
+        16,
+        BLOCK,
+        2048,
+        1180,
+        120,
+        739,
+        8,
+        1,
+        180,
+        360,
+        41,
+        707,
+        32_752,
+        245,
+    ),
+    abi.PoolRow("cpu0", "smollm2", "host", 16, BLOCK, 1024, 976, 24, 24, 0, 0, 0, 0, 0),
+    abi.PoolRow("cpu0", "other", "device", 16, 2 * BLOCK, 512, 511, 0, 0, 0, 1, 0, 0, 0, 0, 8176),
 ]
 MODELS = [
     abi.ModelRow("smollm2", "llama", "cpu0", "bfloat16", 8192, 49152, 269_060_352, BLOCK, [2],
@@ -76,6 +98,7 @@ DEVICES = [
 KERNEL = abi.KernelRow(
     4000000, "0.1.0", 8040.0, 90_000, 120_000, 3, 41_000, 12, 900, 71, 410, 400, 7, 1, 2,
     212_000, 48_200, 61_000, 990_000_000, 260_000, 163_800, 48_900, 405, 85.05, 0.4, 31, 5,
+    16_080, 8040, 16_080 * BLOCK, 8040 * BLOCK, 9_000_000, 46_080, 24_120,
 )  # fmt: skip
 LOG = [
     (0.01, 6, "kern", "kernel 41200 up, listening on /run/llmos/kernel.sock"),
@@ -86,6 +109,13 @@ LOG = [
     (4000.6, 6, "drv", "device cpu0: epoch 2 begins, driver host 9500"),
     (8000.125, 6, "mm", "KV blocks dropped to make room: 71"),
 ]
+LOSSES = [
+    abi.LossRow(12.5, "swapped", "room was needed", 0, 512, 43, 2100),
+    abi.LossRow(
+        4000.0, "evicted", "a cached prefix, and the oldest when room was needed",
+        1008, 196, 0, 1_250_000,
+    ),
+]  # fmt: skip
 BORN = 1_790_000_000.0
 ROWS = {"tasks": TASKS, "contexts": CONTEXTS, "pools": POOLS, "kernel": [KERNEL]}
 
@@ -108,6 +138,23 @@ def _pmap(request: Request) -> Reply:
             sum(run.blocks for run in runs), list(runs), list(sharers), len(sharers), 0,
         )
     )  # fmt: skip
+
+
+def _explain(request: Request) -> Reply:
+    pid, handle = request.args.pid or 41, request.args.ctx
+    row = next((c for c in CONTEXTS if (c.pid, c.ctx) == (pid, handle)), None)
+    if row is None:
+        raise EBADCTX(f"there is no context {handle} in task {pid}")
+    if row.lacks:
+        return Reply(
+            abi.ExplainResult(pid, handle, "D", "12 blocks of the device", 12, 5, 1000, 488, 384,
+                              128, list(LOSSES))
+        )  # fmt: skip
+    why = "nothing runs on it" if not row.state else "the step that is running"
+    on_device = row.computed
+    return Reply(
+        abi.ExplainResult(pid, handle, row.state, why, 0, 5, row.computed, on_device, 0, 0, [])
+    )
 
 
 def _log(request: Request) -> Reply:
@@ -134,6 +181,7 @@ def scene() -> Iterator[FakeKernel]:
             "snapshot": _snapshot,
             "pmap": _pmap,
             "log": _log,
+            "explain": _explain,
             "stat_task": _stat_task,
             "list_models": lambda _: Reply(abi.Rows(list(MODELS))),
             "list_devices": lambda _: Reply(abi.Rows(list(DEVICES))),
@@ -177,7 +225,7 @@ def screen(
         patch.dict(os.environ, clean | fixed, clear=True),
         patch("userland.bin.ps.user", lambda uid: "ana"),
         patch("userland.topmodel.user", lambda uid: "ana"),
-        patch("userland.topmodel.usage", lambda pid: None),
+        patch("userland.rates.usage", lambda pid: None),
         patch("os.sched_getaffinity", lambda pid: {0, 1}),
     ):
         status = run(Desk(out, err), ["--host", kernel.address, *words])
@@ -187,6 +235,7 @@ def screen(
 WAYS: dict[str, dict[str, Any]] = {
     "tty": {}, "pipe": {"tty": False}, "letters": {"encoding": "ascii"},
     "a11y": {"LLMOS_A11Y": "1"}, "plain": {"NO_COLOR": "1"}, "wide": {"width": 120},
+    "narrow": {"width": 40},
 }  # fmt: skip
 """In which a screen can be drawn."""
 SHOWN: dict[str, tuple[str, ...]] = {
@@ -199,6 +248,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "pmap": ("pmap", "@main"),
     "pmap-task": ("pmap", "57"),
     "pmap-ranges": ("pmap", "-x", "41", "7"),
+    "ctx-ls": ("ctx", "ls", "57"),
+    "ctx-tree": ("ctx", "tree"),
+    "vmstat": ("vmstat",),
+    "explain-task": ("explain", "57"),
     "lsdev": ("lsdev",),
     "lsdev-full": ("lsdev", "-f"),
     "dmesg": ("dmesg",),
@@ -209,6 +262,9 @@ SHOWN: dict[str, tuple[str, ...]] = {
 CASES = [
     *((name, way) for name in SHOWN for way in ("tty", "pipe")),
     *(("pmap", way) for way in ("letters", "a11y", "plain", "wide")),
+    *(("ctx-tree", way) for way in ("letters", "a11y", "plain", "narrow")),
+    *(("vmstat", way) for way in ("wide", "narrow")), ("pmap-task", "letters"),
+    ("pmap-task", "narrow"), ("free", "wide"),
     ("top", "letters"), ("dmesg", "plain"), ("ps", "plain"), ("ps-full", "wide"),
 ]  # fmt: skip
 

@@ -106,11 +106,11 @@ class Reply:
 class SimClient:
     """A program's end of one connection: sends frames, and books every event."""
 
-    def __init__(self, sim: "Sim", number: int) -> None:
+    def __init__(self, sim: "Sim", number: int, uid: int = UID) -> None:
         self.sim = sim
+        self.uid = uid
         self.route = b"\0client%04d" % number
         self.pid = 5000 + number
-        self.uid = UID
         self.calls: dict[int, Reply] = {}
         self.session_events: list[list[Any]] = []
         self.backlog: list[list[Any]] = []
@@ -233,9 +233,9 @@ class Sim:
         """The models that have a pool."""
         return [model for model in self.system.device.models if model.loaded]
 
-    def client(self, hello: bool = True) -> SimClient:
+    def client(self, hello: bool = True, uid: int = UID) -> SimClient:
         """Connect a program."""
-        client = SimClient(self, len(self.clients))
+        client = SimClient(self, len(self.clients), uid)
         self.clients.append(client)
         if hello:
             assert client.ask("hello", f"c{len(self.clients)}").errno == 0
@@ -288,6 +288,7 @@ class Sim:
                 and device.idle
                 and device.state is DeviceState.UP
                 and not self.system.jobs
+                and not self.system.errands.busy
             )
         )
 
@@ -347,6 +348,7 @@ class Sim:
             assert model.pool.named == len(model.pool.index) == 0
             host = model.pool.host.counts
             assert host.free == host.total, host
+        assert not self.system.floating
         assert [task.pid for task in self.system.tasks] == [1]
         assert self.system.num_contexts == 0
         assert not self.system.again

@@ -472,7 +472,7 @@ def test_a_death_at_every_moment_of_the_way_down(what: str) -> None:
     moment = 0
     while _dies(die, moment):
         moment += 2
-    assert moment > 20
+    assert moment > 14
 
 
 # --- crashes --------------------------------------------------------------------------------------
@@ -570,7 +570,7 @@ def test_a_death_at_every_moment_of_the_way_up(what: str) -> None:
                 died = True
                 (sim.loopback if what == "store" else sim.link).die()
         if not died:
-            assert moment > 20
+            assert moment > 14
             return
         sim.settle()
         sim.check()
@@ -776,9 +776,17 @@ def test_every_damaged_record_is_refused() -> None:
                 read(raw[:at])
     assert refused > len(raw)
     rows = record()
-    twice = rows[:3] + [rows[2]] + rows[4:]
-    orphan = [*rows[:4], rows[4], journal.pack(journal.CtxEntry(8, 1, 0, "", "m", 0, True, False, 0))]
-    stranger = [*rows[:4], rows[4], journal.pack(journal.CtxEntry(5, 1, 1000, "", "m", 0, True, False, 0))]
+    twice = [*rows[:3], rows[2], *rows[4:]]
+    orphan = [
+        *rows[:4],
+        rows[4],
+        journal.pack(journal.CtxEntry(8, 1, 0, "", "m", 0, True, False, 0)),
+    ]
+    stranger = [
+        *rows[:4],
+        rows[4],
+        journal.pack(journal.CtxEntry(5, 1, 1000, "", "m", 0, True, False, 0)),
+    ]
     early = [rows[0], rows[1], rows[3], rows[2], *rows[4:]]
     for wrong in (twice, orphan, stranger, early, rows[1:], [b"\xc1"], [rows[0], b"\x90" * 50]):
         with pytest.raises(journal.Damaged):
@@ -833,5 +841,3 @@ def _most_messages(sim: HibernatingSim, done: Callable[[], bool]) -> int:
         for client in sim.clients:
             client.read()
     raise AssertionError("not done")
-
-

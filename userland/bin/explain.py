@@ -1,4 +1,4 @@
-"""explain: what a code of an error means, why it came about, and what to do."""
+"""explain: what a code of an error means and what to do; what a task waits for."""
 
 from difflib import get_close_matches
 
@@ -6,12 +6,17 @@ import click
 from click.shell_completion import CompletionItem
 
 from syscalls.errors import Errno
+from userland import choosing, complete
 from userland.catalogue import ENTRIES, EXITS, exit_meaning, meaning, number_of
 from userland.desk import Desk, json_option, pass_desk
 from userland.exits import Failure, code_of
 
 
-def _codes(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _words(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    if incomplete.startswith("@") or context.params.get("of_task"):
+        return complete.tasks_and_contexts(context, parameter, incomplete)
     known = {**{name: meaning(name) for name in ENTRIES}, **{str(n): t for n, t in EXITS.items()}}
     upper = incomplete.upper()
     return [
@@ -20,20 +25,35 @@ def _codes(_: click.Context, __: click.Parameter, incomplete: str) -> list[Compl
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("code", required=False, shell_complete=_codes)
+@click.argument("words", nargs=-1, metavar="[CODE | PID [CTX] | @NAME]", shell_complete=_words)
+@click.option("-p", "--task", "of_task", is_flag=True, help="The number is a task, not a code.")
 @json_option
 @pass_desk
-def explain(desk: Desk, code: str | None, as_json: bool) -> None:
-    """Explain an error's code or an exit code; list all of them without one.
+def explain(desk: Desk, words: tuple[str, ...], of_task: bool, as_json: bool) -> None:
+    """Explain a code of an error or of an exit; or what a task waits for, and what its KV came to.
 
     \b
     Examples:
       llmos explain ENOMEM
       llmos explain 75
       llmos explain
+      llmos explain -p 57
+      llmos explain 57 3
+      llmos explain @main
 
-    It asks no kernel and uses no network.
+    Without words it lists all codes. Codes are explained without a kernel and without a network.
+
+    \b
+    Of a task, for each of its contexts: what it waits for; where the KV of its tokens is; and what
+    of it was lost, the newest first: when, why, for whom, and what it costs to have it again. A
+    number alone that is a code is explained as one; -p says that it is a task.
     """
+    code = words[0] if words else None
+    if of_task or len(words) > 1 or (code is not None and not _is_code(code)):
+        from userland.bin.explain_task import explain_task
+
+        explain_task(desk, words, as_json)
+        return
     if code is None:
         facts = [error_facts(name) for name in ENTRIES] + [exit_facts(n) for n in EXITS]
     elif code.isascii() and code.isdecimal() and len(code) < 10:
@@ -47,6 +67,16 @@ def explain(desk: Desk, code: str | None, as_json: bool) -> None:
             desk.say(f"{fact['code']:<10} {fact['meaning']}")
     else:
         _show(desk, facts[0])
+        if choosing.number_of(code) is not None:
+            desk.note(f"a task of that number: explain -p {code}")
+
+
+def _is_code(word: str) -> bool:
+    """Return whether a word is explained without a kernel: all but numbers of tasks and @NAME."""
+    number = choosing.number_of(word)
+    if number is None:
+        return not word.startswith("@")
+    return exit_meaning(number) is not None or number in Errno._value2member_map_
 
 
 Fact = dict[str, str | int | list[str] | None]

@@ -58,7 +58,7 @@ def lines(
     devices: Iterable[DeviceRow], models: Iterable[ModelRow], pools: Iterable[PoolRow]
 ) -> list[Line]:
     """Join what three calls have said."""
-    pool_of = {(pool.device, pool.model): pool for pool in pools}
+    pool_of = {(pool.device, pool.model): pool for pool in pools if pool.tier == "device"}
     models = list(models)
     found = []
     for device in devices:

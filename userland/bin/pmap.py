@@ -1,19 +1,31 @@
 """pmap: the blocks of a context, as a picture or as a list of ranges."""
 
-import re
-from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-import syscalls
-from syscalls.abi import BlockRun, CtxRow, PmapResult
+from syscalls.abi import BlockRun, PmapResult
 from userland import complete, picture, view
+from userland.choosing import chosen, few
 from userland.desk import Desk, json_option, pass_desk
-from userland.exits import USAGE, Failure
+from userland.exits import REFUSED, USAGE, Failure, reason
 from userland.glyphs import unicode_to
 from userland.view import Column, count
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+SVG_WIDTH = 80
+"""Columns of a picture, at least."""
+
+
+class Map(NamedTuple):
+    """A context block by block, and whether it is pinned."""
+
+    of: PmapResult
+    pinned: bool
 
 
 class Range(NamedTuple):
@@ -30,7 +42,7 @@ COLUMNS = [
     Column("blocks", "BLOCKS", lambda r: count(r.run.blocks)),
     Column("use", "USE", lambda r: picture.word_of(r.run), left=True),
     Column("refs", "REFS", lambda r: count(r.run.refs)),
-    Column("block", "BLOCK", lambda r: str(r.run.block or "-")),
+    Column("block", "BLOCK", lambda r: picture.place_of(r.run)),
     Column("ids", "IDS", lambda r: count(r.run.ids)),
     Column("kv", "KV", lambda r: count(r.run.filled)),
     Column("name", "NAME", lambda r: view.printable(r.of.name) or "-", left=True),
@@ -43,9 +55,23 @@ COLUMNS = [
 )
 @click.option("-x", "--ranges", is_flag=True, help="List ranges of blocks instead.")
 @click.option("--no-headers", is_flag=True, help="Rows only, of a list.")
+@click.option(
+    "--svg",
+    "svg",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the picture to a file, as SVG.",
+)
 @json_option
 @pass_desk
-def pmap(desk: Desk, words: tuple[str, ...], ranges: bool, no_headers: bool, as_json: bool) -> None:
+def pmap(
+    desk: Desk,
+    words: tuple[str, ...],
+    ranges: bool,
+    no_headers: bool,
+    svg: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Show the KV blocks of a context, or of all contexts of a task.
 
     \b
@@ -53,6 +79,7 @@ def pmap(desk: Desk, words: tuple[str, ...], ranges: bool, no_headers: bool, as_
       pmap @main
       pmap 7
       pmap 7 1 -x
+      pmap @main --svg main.svg
 
     Without arguments: of the task that asks, or of all tasks if it has no contexts.
 
@@ -60,97 +87,68 @@ def pmap(desk: Desk, words: tuple[str, ...], ranges: bool, no_headers: bool, as_
     shared   full, and other contexts have it, too: nothing was copied for them
     private  full, and this context's alone
     filling  on the device, and some of its positions have no KV yet
+    host     in host memory only: it is copied back when it is needed; disk: likewise
     absent   ids only; its KV is computed when it is needed
-    START is a position; BLOCK the number on the device of the first of BLOCKS; IDS and KV count
-    positions that have an id, and that have KV. In a pipe it is a list in any case.
+    START is a position; BLOCK the number of the first of BLOCKS, on the device or in its tier; IDS
+    and KV count positions that have an id, and that have KV. In a pipe it is a list in any case.
     """
-    maps = [desk.task.pmap(row.ctx, row.pid) for row in _chosen(desk.task, words)]
+    if svg is not None and (as_json or ranges):
+        raise Failure("--svg is of the picture", "pmap --svg FILE, without --json and -x", USAGE)
+    rows = few(chosen(desk.task, "pmap", words), "pmap")
+    maps = [Map(desk.task.pmap(row.ctx, row.pid), row.pinned) for row in rows]
     if as_json:
-        desk.say_json("pmap", [_document(found) for found in maps])
+        desk.say_json("pmap", [_document(*found) for found in maps])
+    elif svg is not None:
+        _write(desk, svg, maps)
     elif ranges or not desk.out.isatty():
-        rows = [Range(found, run) for found in maps for run in found.runs]
-        view.draw(desk, COLUMNS, rows, not no_headers, lambda row: "")
+        runs = [Range(found.of, run) for found in maps for run in found.of.runs]
+        view.draw(desk, COLUMNS, runs, not no_headers, lambda row: "")
     else:
-        for at, found in enumerate(maps):
-            if at:
-                desk.say("")
-            _draw(desk, found)
+        _draw(desk, maps)
     if not maps:
         desk.note("no contexts")
 
 
-class _Wanted(NamedTuple):
-    pid: int | None = None
-    ctx: int | None = None
-    name: str | None = None
-
-
-def _parse(words: Sequence[str]) -> _Wanted:
-    wanted = _Wanted()
-    for word in words:
-        number = int(word) if re.fullmatch(r"[0-9]{1,15}", word, re.ASCII) else None
-        named = wanted.ctx is not None or wanted.name is not None
-        if word.startswith("@") and not named:
-            wanted = wanted._replace(name=word[1:])
-        elif number is not None and wanted.pid is None and not named:
-            wanted = wanted._replace(pid=number)
-        elif number is not None and not named:
-            wanted = wanted._replace(ctx=number)
-        else:
-            raise Failure(f"{word!r} is out of place", "pmap PID, pmap PID CTX, pmap @NAME", USAGE)
-    return wanted
-
-
-def _chosen(task: syscalls.Task, words: Sequence[str]) -> list[CtxRow]:
-    """Return the contexts that are meant, in the order in which the kernel has them."""
-    wanted = _parse(words)
-    rows = task.contexts()
-    if wanted.pid is not None:
-        task.stat(wanted.pid)  # ESRCH if there is no such task
-        rows = [row for row in rows if row.pid == wanted.pid]
-    if wanted.name is not None:
-        return _named(task, rows, wanted.name)
-    if wanted.ctx is not None:
-        found = [row for row in rows if row.ctx == wanted.ctx]
-        if not found:
-            there = ", ".join(str(row.ctx) for row in rows[:20]) or "none"
-            why = f"task {wanted.pid} has no context {wanted.ctx}"
-            raise Failure(why, f"it has: {there}", code="EBADCTX")
-        return found
-    return _own(task, rows) if wanted.pid is None else rows
-
-
-def _own(task: syscalls.Task, rows: list[CtxRow]) -> list[CtxRow]:
-    return [row for row in rows if row.pid == task.pid] or rows
-
-
-def _named(task: syscalls.Task, rows: list[CtxRow], name: str) -> list[CtxRow]:
-    found = [row for row in rows if row.name == name]
-    if not found:
-        close = get_close_matches(name, [row.name for row in rows if row.name], 1)
-        hint = f"did you mean @{close[0]}?" if close else "ps --contexts lists them"
-        raise Failure(f"there is no context {name!r}", hint, code="ENOENT")
-    return _own(task, found)
-
-
-def _document(found: PmapResult) -> dict[str, Any]:
+def _document(found: PmapResult, pinned: bool) -> dict[str, Any]:
     runs = [run._asdict() | {"use": picture.word_of(run)} for run in found.runs]
-    document = found._asdict()
+    document = found._asdict() | {"pinned": pinned}
     del document["cursor"]
     return document | {"runs": runs, "sharers": [row._asdict() for row in found.sharers]}
 
 
-def _draw(desk: Desk, found: PmapResult) -> None:
+def _lines(maps: list[Map], width: int, fancy: bool) -> "list[Text]":
+    """Return the pictures, an empty line between two."""
     from rich.text import Text
 
+    lines: list[list[picture.Segment]] = []
+    for found, pinned in maps:
+        lines += [[]] if lines else []
+        lines += picture.title(found, width, fancy)
+        lines += picture.cells(found, width, fancy)
+        if found.runs:
+            lines += picture.legend(found, pinned, width, fancy)
+        if sharing := picture.shared_with(found, width):
+            lines.append([(sharing, "")])
+    return [Text.assemble(*line) for line in lines]
+
+
+def _draw(desk: Desk, maps: list[Map]) -> None:
     console = desk.console()
-    fancy = unicode_to(desk.out)
-    lines = [[(picture.title(found, console.width, fancy), "bold")]]
-    lines += picture.cells(found, fancy)
-    if found.runs:
-        lines.append(picture.legend(found, fancy))
-    if sharing := picture.shared_with(found, console.width):
-        lines.append([(sharing, "")])
     with desk.writing():
-        for line in lines:
-            console.print(Text.assemble(*line), soft_wrap=True)
+        for line in _lines(maps, console.width, unicode_to(desk.out)):
+            console.print(line, soft_wrap=True)
+
+
+def _write(desk: Desk, path: Path, maps: list[Map]) -> None:
+    """Write the pictures to a file; where there is no context, nothing."""
+    from userland.svg import picture_of
+
+    lines = _lines(maps, SVG_WIDTH, fancy=True)
+    if not lines:
+        return
+    width = max(SVG_WIDTH, *(line.cell_len for line in lines))
+    try:
+        path.write_text(picture_of(lines, width, "llmos pmap", "pmap"), "utf-8")
+    except REFUSED as error:
+        raise Failure(f"cannot write {path}: {reason(error)}", exit_code=74) from None
+    desk.note(f"the picture is in {path}")

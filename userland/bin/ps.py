@@ -34,6 +34,23 @@ def percent(part: float, whole: float) -> str:
     return "<1" if part < whole / 200 else f"{100 * part / whole:.0f}"
 
 
+def kv_total(pools: Iterable[PoolRow]) -> float:
+    """Return the bytes of all KV blocks of the devices."""
+    return sum(float(p.total * p.block_bytes) for p in pools if p.tier == "device")
+
+
+def waits_for(task: TaskRow) -> str:
+    """Say what a task waits for; for how many blocks, where the kernel tells."""
+    if task.state == "D" and task.lacks:
+        return "1 block" if task.lacks == 1 else f"{count(task.lacks)} blocks"
+    return task.wait or "-"
+
+
+def swapped(row: CtxRow) -> int:
+    """Return how many blocks of a context are in a lower tier only."""
+    return row.host_blocks + row.disk_blocks
+
+
 class Facts:
     """What a cell needs besides its row: how fast a task is, how much KV there is at all."""
 
@@ -45,7 +62,7 @@ class Facts:
     def feed(self, rows: Iterable[TaskRow], pools: Iterable[PoolRow]) -> None:
         """Take what the kernel says now."""
         self.rates.feed(rows)
-        self.kv_total = sum(float(pool.total * pool.block_bytes) for pool in pools)
+        self.kv_total = kv_total(pools)
 
     def rate(self, pid: int) -> str:
         rate = self.rates.of(pid)
@@ -65,18 +82,21 @@ def task_columns(facts: Facts) -> list[Column]:
         Column("user", "USER", lambda t: user(t.uid), left=True),
         Column("ni", "NI", lambda t: str(t.nice), sort=lambda t: t.nice),
         Column("s", "S", lambda t: t.state, left=True),
-        Column("wait", "WAIT", lambda t: t.wait or "-", left=True),
+        Column("wait", "WAIT", waits_for, left=True),
         Column("model", "MODEL", lambda t: t.models or "-", left=True),
         Column("ctx", "CTX", lambda t: count(t.contexts), sort=lambda t: t.contexts),
         Column("tok", "TOK", lambda t: count(t.tokens), sort=lambda t: t.tokens),
         Column("blocks", "BLOCKS", lambda t: f"{t.blocks:,.1f}", sort=lambda t: t.blocks),
         Column("shr", "SHR", lambda t: count(t.shared), sort=lambda t: t.shared),
+        Column("swp", "SWP", lambda t: f"{t.swapped:,.1f}", sort=lambda t: t.swapped),
         Column("kv", "KV", lambda t: view.size(t.kv_bytes), sort=lambda t: t.kv_bytes),
         Column("%kv", "%KV", lambda t: percent(t.kv_bytes, facts.kv_total),
                sort=lambda t: t.kv_bytes),
         Column("tok/s", "TOK/S", lambda t: facts.rate(t.pid),
                sort=lambda t: facts.rates.of(t.pid) or 0.0),
         Column("in", "IN", lambda t: count(t.prompt_tokens), sort=lambda t: t.prompt_tokens),
+        Column("cached", "CACHED", lambda t: count(t.cached_tokens),
+               sort=lambda t: t.cached_tokens),
         Column("out", "OUT", lambda t: count(t.output_tokens), sort=lambda t: t.output_tokens),
         Column("age", "AGE", lambda t: view.age(t.age_s), sort=lambda t: t.age_s),
         Column("hpid", "HPID", lambda t: str(t.host_pid or "-"), sort=lambda t: t.host_pid),
@@ -97,6 +117,9 @@ def context_columns(facts: Facts) -> list[Column]:
         Column("max", "MAX", lambda c: count(c.max_ctx), sort=lambda c: c.max_ctx),
         Column("blocks", "BLOCKS", lambda c: count(c.blocks), sort=lambda c: c.blocks),
         Column("shr", "SHR", lambda c: count(c.shared), sort=lambda c: c.shared),
+        Column("swp", "SWP", lambda c: count(swapped(c)), sort=swapped),
+        Column("lacks", "LACKS", lambda c: count(c.lacks), sort=lambda c: c.lacks),
+        Column("pin", "PIN", lambda c: "yes" if c.pinned else "-", left=True),
         Column("share", "SHARE", lambda c: f"{c.share:,.1f}", sort=lambda c: c.share),
         Column("kv", "KV", lambda c: view.size(c.kv_bytes), sort=lambda c: c.kv_bytes),
         Column("%kv", "%KV", lambda c: percent(c.kv_bytes, facts.kv_total),
@@ -105,9 +128,9 @@ def context_columns(facts: Facts) -> list[Column]:
     ]  # fmt: skip
 
 
-DEFAULT = "pid,ppid,user,s,wait,ctx,tok,blocks,shr,in,out,age,name"
-WATCHED = "pid,user,s,wait,ctx,tok,blocks,%kv,tok/s,in,out,age,name"
-OF_CONTEXTS = "pid,ctx,s,model,tok,computed,blocks,shr,%kv,name"
+DEFAULT = "pid,ppid,user,s,wait,ctx,tok,blocks,shr,swp,in,out,age,name"
+WATCHED = "pid,user,s,wait,ctx,tok,blocks,swp,%kv,tok/s,in,out,age,name"
+OF_CONTEXTS = "pid,ctx,s,model,tok,computed,blocks,shr,swp,%kv,name"
 
 
 def forest(rows: list[TaskRow]) -> tuple[list[TaskRow], dict[int, int]]:
@@ -167,12 +190,15 @@ def ps(desk: Desk, /, watch: float | None, **options: Any) -> None:
     S      R in this step's batch, P prefilling, Q ready, D waiting for blocks,
            S waiting for its program, T stopped, Z ended and not waited for
     BLOCKS KV blocks, one shared by n contexts counted as 1/n; SHR: shared ones
+    SWP    blocks that are in a lower tier only, counted likewise
     %KV    what these are of all KV blocks of all models; -o kv: in bytes
     IN OUT tokens computed and sampled so far
     TOK/S  sampled in the time between two looks, so with -w only
-    Further columns for -o: ni, model, kv, %kv, tok/s, hpid (the program's pid on the host).
-    --contexts has pid ctx s model dev tok computed max blocks shr share kv %kv name; there BLOCKS
-    counts shared blocks whole, and COMPUTED the tokens that have KV.
+    Further columns for -o: ni, model, kv, %kv, tok/s, cached (of IN, tokens that were found
+    computed), hpid (the program's pid on the host).
+    --contexts has pid ctx s model dev tok computed max blocks shr swp lacks pin share kv %kv name;
+    there BLOCKS and SWP count shared blocks whole, COMPUTED the tokens that have KV in any tier,
+    LACKS the blocks that it waits for.
     """
     if options["as_json"] and (options["keys"] or options["full"] or options["tree"]):
         why = "-o, -f and --forest are for the table; --json has every field"

@@ -5,10 +5,11 @@ from typing import Any
 import click
 
 import syscalls
-from syscalls.abi import ModelRow
+from syscalls.abi import ModelRow, StoreRow
 from userland import view
 from userland.desk import Desk, json_option, pass_desk
-from userland.view import count, size
+from userland.running import store_of
+from userland.view import count, printable, size
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,14 +39,28 @@ def status(desk: Desk, as_json: bool) -> None:
     for model in task.models():
         desk.say(f"model    {model.name} on {model.device}{_about(model)}")
     for pool in task.pools():
+        where = f"on {pool.device}" if pool.tier == "device" else f"in the {pool.tier} tier"
         desk.say(
             f"blocks   {count(pool.used)} of {count(pool.total)} used, "
-            f"{size(pool.total * pool.block_bytes)} on {pool.device} for {pool.model}"
+            f"{size(pool.total * pool.block_bytes)} {where} for {pool.model}"
         )
+    store = store_of(task)
+    desk.say(f"store    {_kept(store) if store else 'none: nothing is kept on disk'}")
     desk.say(
         f"infers   {count(row.running)} running, {count(row.waiting)} waiting, "
         f"{count(row.finished)} finished, {count(row.failed)} failed"
     )
+
+
+def _kept(store: StoreRow) -> str:
+    host = f", host pid {store.host_pid}" if store.host_pid else ""
+    restarts = f", started {store.epoch} times" if store.epoch > 1 else ""
+    found = f", saves: {count(store.saves)}, {size(store.saves_bytes)}" if store.saves else ""
+    damaged = f", {store.damaged} damaged" if store.damaged else ""
+    swap = f", {size(store.swap_bytes)} for swap" if store.swap_bytes else ""
+    why = "".join(f"; {printable(text)}" for text in (store.note, store.hint) if text)
+    state = "has failed" if store.state == "failed" else f"is {store.state}"
+    return f"{state}{host}{restarts}{found}{damaged}{swap}{why}"
 
 
 def _about(model: ModelRow) -> str:
@@ -64,5 +79,6 @@ def facts(task: syscalls.Task) -> dict[str, Any]:
         "kernel": task.kernel()._asdict(),
         "devices": [row._asdict() for row in task.devices()],
         "models": [row._asdict() for row in task.models()],
+        "store": store._asdict() if (store := store_of(task)) else None,
         "pools": [row._asdict() for row in task.pools()],
     }

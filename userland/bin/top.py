@@ -11,7 +11,8 @@ from syscalls.abi import Sig
 from userland.desk import Desk, json_option, pass_desk
 from userland.exits import USAGE, Failure
 from userland.glyphs import unicode_to
-from userland.topmodel import SORTS, TopModel, sample
+from userland.rates import sample
+from userland.topmodel import SORTS, TopModel
 from userland.topscreen import Line, Screen
 
 FIRST_S = 0.5
@@ -68,8 +69,10 @@ def top(
       top --json -n 2
 
     \b
-    KV        ▓ shared █ private ░ limbo: blocks of each pool that are in use
+    KV        ▓ shared █ private ▒ cached ░ limbo: blocks of each pool; the number is of those
+              in use. host: the tier that blocks are swapped out to, and in and out of it
     hit       tokens of new prompts that had KV already
+    lost      KV that was dropped, and has to be computed again when it is needed
     step      time of a step at the device, sequences and tokens in it
     waiting   infers that have no place in the batch yet
     The columns are those of ps. The first frame has no rates: they are of the time between two

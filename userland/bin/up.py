@@ -12,15 +12,15 @@ import click
 
 import syscalls
 from syscalls import Progress
-from syscalls.abi import KernelRow, Restore
+from syscalls.abi import KernelRow, PoolRow, Restore, StoreRow
 from syscalls.address import runtime_dir, socket_path
 from userland import complete, daemon
 from userland.config import Config, Setting, read, take_options
 from userland.daemon import Boot, Tell
 from userland.desk import Desk, pass_desk
 from userland.exits import USAGE, Failure
-from userland.keys import DTYPES, option_of
-from userland.running import differing, running
+from userland.keys import DTYPES, FOLDERS, option_of
+from userland.running import differing, running, store_of
 from userland.view import count, size
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,6 +43,10 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
                  help="Same ids whatever else is in the batch."),
     click.option("--kv-mem", metavar="SIZE",
                  help="Memory for KV, as 720M or 2GiB.  [default: 25 % of memory, at most 4 GiB]"),
+    click.option("--host-mem", metavar="SIZE",
+                 help="Host memory for KV that has to leave the device.  [default: none of it]"),
+    click.option("--swap-mem", metavar="SIZE",
+                 help="Disk for KV that finds no room in memory.  [default: none of it]"),
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE",
                  help="Any other key of the kernel, as block_size=32. May be repeated."),
 )  # fmt: skip
@@ -59,7 +63,8 @@ def boot_of(config: Config, model_dir: Path, address: str | None) -> Boot:
     """Return what a configuration starts. What nobody has set is left to the kernel."""
     options: list[str] = []
     for setting in config:
-        if setting.key.of_kernel and setting.explicit and setting.key.name != "device":
+        told = setting.explicit or setting.key.name in FOLDERS
+        if setting.key.of_kernel and told and setting.key.name != "device":
             flag = setting.key.kind == "bool"
             if not flag or setting.value:
                 options += [option_of(setting.key), *([] if flag else [str(setting.value)])]
@@ -81,7 +86,7 @@ def up(desk: Desk, /, foreground: bool, **options: Any) -> None:
     \b
     Examples:
       llmos up
-      llmos up --dtype float32 --kv-mem 2GiB
+      llmos up --dtype float32 --kv-mem 2GiB --host-mem 8GiB
       llmos up --set prefill_chunk=256 --set threads=2
 
     What no option says is taken from LLMOS_MODEL, LLMOS_KV_MEM and so on, then from the
@@ -134,12 +139,18 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
         pid = daemon.start(boot, tell, tied)
     taken = time.monotonic() - before
     with syscalls.connect("llmos", address=boot.address) as task:
-        memory = size(sum(pool.total * pool.block_bytes for pool in task.pools()))
+        pools, store = task.pools(), store_of(task)
         back = came_back(task.kernel(), sum(row.wait == "attach" for row in task.ps()))
+    memory = _memory_of(pools, "device")
     err.write(
         f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n"
-        f"its KV pool takes {memory} (--kv-mem changes it)\n{back}"
+        f"its KV pool takes {size(memory)} (--kv-mem changes it)\n"
     )
+    if lower := _memory_of(pools, "host"):
+        err.write(f"what has to leave it goes to {size(lower)} of host memory (--host-mem)\n")
+    if store is not None:
+        _tell_store(store, err)
+    err.write(back)
     err.flush()
     return pid
 
@@ -154,6 +165,21 @@ def came_back(kernel: KernelRow, tasks: int) -> str:
         waiting = kernel.restore == Restore.WAITING.value
         lines.append(f"{left}: llmos {'down and llmos up, or llmos ' if waiting else ''}dmesg")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _tell_store(store: StoreRow, err: TextIO) -> None:
+    """Say what a person may have to do about what is kept."""
+    if store.state == "failed":
+        err.write(f"nothing can be saved or loaded: {store.note}\n")
+    elif store.note or store.damaged:
+        damaged = f"{store.damaged} saves cannot be opened (llmos ctx saves); "
+        err.write(f"{damaged if store.damaged else ''}{store.note}\n")
+    if store.hint:
+        err.write(f"  try   {store.hint}\n")
+
+
+def _memory_of(pools: list[PoolRow], tier: str) -> int:
+    return sum(pool.total * pool.block_bytes for pool in pools if pool.tier == tier)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

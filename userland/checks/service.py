@@ -7,9 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import syscalls
+from syscalls.abi import StoreRow
 from syscalls.address import locate, socket_path
 from userland.checks.finding import FAIL, OK, WARN, Finding
 from userland.checks.installation import PACKAGE
+from userland.running import store_of
+from userland.view import size
 
 
 def socket_directory(address: str | None) -> Iterator[Finding]:
@@ -42,7 +45,7 @@ def kernel(address: str | None) -> Iterator[Finding]:
     """Does a kernel answer, is it of this version, and are its devices up?"""
     try:
         with syscalls.connect("llmos", address=address) as task:
-            row, devices = task.kernel(), task.devices()
+            row, devices, store = task.kernel(), task.devices(), store_of(task)
     except syscalls.ECONNRESET:
         yield Finding("kernel", OK, "none is running")
         return
@@ -60,3 +63,18 @@ def kernel(address: str | None) -> Iterator[Finding]:
         todo = "" if level == OK else "llmos status"
         text = f"{device.device} is {device.state}"
         yield Finding("kernel", level, f"{text}: {device.note}" if device.note else text, todo)
+    if store is not None:
+        yield _kept(store)
+
+
+def _kept(store: StoreRow) -> Finding:
+    """Can what is saved be opened?"""
+    if store.state != "up":
+        level = FAIL if store.state == "failed" else WARN
+        note = f": {store.note}" if store.note else ""
+        state = "has failed" if store.state == "failed" else f"is {store.state}"
+        return Finding("saves", level, f"the store {state}{note}", store.hint)
+    text = f"{store.saves:,} that can be opened, {size(store.saves_bytes)}"
+    if store.damaged:
+        return Finding("saves", WARN, f"{text}; {store.damaged} that cannot", "llmos ctx saves")
+    return Finding("saves", OK, text)

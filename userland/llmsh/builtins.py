@@ -9,11 +9,10 @@ from typing import TextIO
 
 import click
 
-from syscalls import Task
 from userland.cli import COMMANDS
-from userland.desk import Desk
 from userland.exits import REFUSED, USAGE, Failure, reason
 from userland.llmsh import clipboard, ctx, history, scripting, settings
+from userland.llmsh.desk import ShellDesk
 from userland.llmsh.history import history_path
 from userland.llmsh.manual import MANUAL
 from userland.llmsh.state import State
@@ -113,23 +112,6 @@ def _none(name: str, args: list[str]) -> None:
         raise Failure(f"{name} takes no arguments", exit_code=USAGE)
 
 
-class ShellDesk(Desk):
-    """A desk at the shell's own task, which is there when it is first needed."""
-
-    def __init__(self, state: State, out: TextIO) -> None:
-        stdin = state.host_stdin if state.stdin is None else state.stdin
-        super().__init__(out, state.err, name="llmsh", stdin=stdin)
-        self._contexts = state.contexts
-
-    @property
-    def task(self) -> Task:
-        return self._contexts.task()
-
-    @property
-    def has_task(self) -> bool:
-        return self._contexts.connected
-
-
 def _command(name: str) -> Function:
     """Return a command of `llmos`, run at the shell's own task."""
 
@@ -185,7 +167,7 @@ BUILTINS: dict[str, Function] = _OWN | {name: _command(name) for name in SHARED}
 
 UNBUILT = {
     "at", "bg", "disown", "fg", "jobs", "lsmod", "map", "model", "redo", "renice", "retry",
-    "schema", "strace", "system", "table", "tools", "trap", "type", "ulimit", "vmstat", "wait", ".",
+    "schema", "strace", "system", "table", "tools", "trap", "type", "ulimit", "wait", ".",
     "merge-log",
 }  # fmt: skip
 """Names that the shell is to have one day, and a host may or may not have."""

@@ -20,8 +20,9 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from userland.llmsh import settings
-from userland.llmsh.builtins import BUILTINS, SHARED, ShellDesk, click_command
-from userland.llmsh.ctx import VERBS
+from userland.llmsh.builtins import BUILTINS, SHARED, click_command
+from userland.llmsh.ctx import NAMING, VERBS
+from userland.llmsh.desk import ShellDesk
 from userland.llmsh.state import State
 
 _WORD = re.compile(r"(?:[^\s|&;<>\\]|\\.)*$")
@@ -94,7 +95,7 @@ class Words(Completer):
     def _ctx(self, words: list[str], word: str) -> Iterator[Offer]:
         if len(words) == 1:
             yield from ((verb, "") for verb in VERBS if verb.startswith(word))
-        elif words[1] in ("use", "rm"):
+        elif words[1] in NAMING:
             yield from self._contexts(word, "@" if word.startswith("@") else "")
 
     def _contexts(self, word: str, mark: str) -> Iterator[Offer]:

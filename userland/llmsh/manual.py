@@ -20,14 +20,19 @@ Contexts
   ctx use NAME            make it the current one
   ctx rm NAME...          free it
   ctx name NEW            rename the current one
+  ctx tree                what they share with one another
+  ctx pin [NAME]          keep its KV on the device; ctx unpin ends that. Likewise ctx prefetch,
+                          ctx demote (let it leave now), ctx retain SECONDS (let others leave first)
   fork [NAME...]          make contexts that go on from here; nothing is copied
   undo [N]                take the last N turns back (1)
 
-Tasks and memory (\\ps, \\top, \\free, \\kill, \\dmesg and \\pmap are the host's)
+Tasks and memory (\\ps, \\top, \\free, \\vmstat, \\kill ... are the host's)
   ps [--contexts] [-w]    the tasks of the kernel; ps --help explains the columns
   top                     the same as it changes, and how fast it goes
   pmap [@NAME|PID [CTX]]  the KV blocks of a context, as a picture
-  free [-h]               the pools of KV blocks
+  free [-h]               the pools of KV blocks, on the device and below it
+  vmstat [SECONDS [N]]    blocks, copies and tokens as they change
+  explain [-p PID]        what an error means; what a task waits for, and what its KV came to
   lsdev                   devices, and what is on them
   dmesg [-w]              the kernel's log
   kill [-SIGNAL] PID...   TERM, KILL, INT, STOP, CONT

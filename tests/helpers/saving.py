@@ -5,9 +5,10 @@ message of the driver and one of the store at a time if it is told so: `each_mom
 at every one of them.
 """
 
+import mmap
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from drivers.store.files import Files
 from drivers.store.store import Store
@@ -25,14 +26,28 @@ WINDOW_BLOCKS = 3
 SAVED_UNIX = 1e9
 
 
+class Tiers(NamedTuple):
+    """What a kernel has below the device."""
+
+    host_blocks: int = 0
+    swap_bytes: int = 0
+
+
+DEVICE, HOST, DISK, ALL = Tiers(), Tiers(64), Tiers(0, 1 << 16), Tiers(32, 1 << 16)
+
+
 class SavingSim(Sim):
     """A kernel with a store."""
 
     def __init__(
-        self, files: Files | None = None, host_blocks: int = 0, seed: int = 0, **config: Any
+        self, files: Files | None = None, tiers: Tiers = DEVICE, seed: int = 0, **config: Any
     ) -> None:
         self.files = files or MemoryFiles()
-        bulk_bytes = config.pop("bulk_bytes", WINDOW_BLOCKS * BLOCK_BYTES)
+        self.tiers = tiers
+        host_blocks, swap_bytes = tiers
+        # Swap takes whole pages of the window, and the rest is for saves.
+        swap_part = mmap.PAGESIZE if swap_bytes else 0
+        bulk_bytes = config.pop("bulk_bytes", WINDOW_BLOCKS * BLOCK_BYTES) + 2 * swap_part
         host_bytes = host_blocks * BLOCK_BYTES
         max_models = config.setdefault("max_models", 2)
         beside = Random(seed) if host_blocks else None
@@ -44,6 +59,7 @@ class SavingSim(Sim):
         defaults = {"state_dir": "/state", "keys_dir": "/keys"}
         super().__init__(
             seed, link=link, store=store, bulk_bytes=bulk_bytes, host_bytes=host_bytes,
+            swap_bytes=swap_bytes,
             **(defaults | config),
         )  # fmt: skip
         self.until(lambda: not self.system.store.busy)

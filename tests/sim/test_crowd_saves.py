@@ -7,7 +7,7 @@ import pytest
 
 from syscalls.errors import Errno
 from tests.helpers.crowd import LEGAL, Crowd, Member, Mirror
-from tests.helpers.saving import SavingSim
+from tests.helpers.saving import ALL, DEVICE, DISK, HOST, SavingSim, Tiers
 from tests.helpers.sim import SimClient
 
 NAMES = ("one", "two", "three")
@@ -86,21 +86,25 @@ class SavingCrowd(Crowd):
             store.pump(1)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_crowd_that_saves(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tiers", [DEVICE, HOST, DISK, ALL])
+def test_a_crowd_that_saves(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
     legal: Any = LEGAL | {Errno.ENOENT, Errno.ENODEV, Errno.EPERM}
     monkeypatch.setattr("tests.helpers.crowd.LEGAL", legal)
-    host = 64 if seed % 2 else 0
-    sim = SavingSim(host_blocks=host, seed=seed, num_blocks=40)
+    crowds = [_crowd(tiers, seed) for seed in range(2)]
+    assert sum(len(made) for crowd in crowds for made in crowd.kept.values()) > 20
+    assert sum(member.loads for crowd in crowds for member in crowd.members) > 0
+
+
+def _crowd(tiers: Tiers, seed: int) -> SavingCrowd:
+    sim = SavingSim(tiers=tiers, seed=seed, num_blocks=40)
     crowd = SavingCrowd(sim, 4, deaths=0.003)
-    crowd.run(1500)
+    crowd.run(1200)
     crowd.leave()
     sim.until(lambda: not sim.system.errands.busy)
     sim.settle()
     sim.turn()
     crowd.check_ended()
     sim.check_empty()
-    assert sum(map(len, crowd.kept.values())) > 20
-    assert sum(member.loads for member in crowd.members) > 0
     assert sim.store is not None
     sim.store.kill()
+    return crowd

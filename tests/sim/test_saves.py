@@ -9,7 +9,19 @@ import pytest
 from kernel.storehost import StoreState
 from syscalls.errors import Errno
 from tests.helpers.disks import FailingFiles, MemoryFiles
-from tests.helpers.saving import SavingSim, goes_on, grown, load, slowly
+from tests.helpers.saving import (
+    ALL,
+    BLOCK_BYTES,
+    DEVICE,
+    DISK,
+    HOST,
+    SavingSim,
+    Tiers,
+    goes_on,
+    grown,
+    load,
+    slowly,
+)
 from tests.helpers.sim import UID, Reply, SimClient
 
 OLD = [(7 * n + 3) % 251 for n in range(70)]
@@ -22,18 +34,17 @@ def full(ids: list[int]) -> int:
     return (len(ids) - 1) // SIZE * SIZE
 
 
-@pytest.fixture(params=[0, 64], ids=["device", "device and host"])
-def host_blocks(request: pytest.FixtureRequest) -> int:
-    """Blocks of the host tier."""
-    count: int = request.param
-    return count
+@pytest.fixture(params=[DEVICE, ALL], ids=["device", "all tiers"])
+def tiers(request: pytest.FixtureRequest) -> Tiers:
+    found: Tiers = request.param
+    return found
 
 
 # --- there and back -------------------------------------------------------------------------------
 
 
-def test_a_save_outlives_the_kernel_twice(host_blocks: int) -> None:
-    sim = SavingSim(host_blocks=host_blocks)
+def test_a_save_outlives_the_kernel_twice(tiers: Tiers) -> None:
+    sim = SavingSim(tiers=tiers)
     client = sim.client()
     handle, ids = grown(client, NEW)
     saved = client.ask("save_ctx", handle, "n", b"mine")
@@ -41,7 +52,7 @@ def test_a_save_outlives_the_kernel_twice(host_blocks: int) -> None:
     assert saved.result[:2] == (len(ids), full(ids))
     sim.end()
     for _ in range(2):
-        sim = SavingSim(sim.files, host_blocks)
+        sim = SavingSim(sim.files, tiers)
         client = sim.client()
         handle, reply = load(client, "n")
         result = reply.result
@@ -53,9 +64,9 @@ def test_a_save_outlives_the_kernel_twice(host_blocks: int) -> None:
         sim.end()
 
 
-def test_a_save_is_of_the_moment(host_blocks: int) -> None:
+def test_a_save_is_of_the_moment(tiers: Tiers) -> None:
     """What happens to the context after the call changes nothing, freeing it included."""
-    sim = SavingSim(host_blocks=host_blocks)
+    sim = SavingSim(tiers=tiers)
     client = sim.client()
     handle, ids = grown(client, NEW)
     saving = client.send("save_ctx", handle, "n")
@@ -84,8 +95,8 @@ def test_a_save_during_an_infer_is_cut_at_the_committed_length() -> None:
     sim.end()
 
 
-def test_a_save_of_shared_blocks_leaves_the_others_alone(host_blocks: int) -> None:
-    sim = SavingSim(host_blocks=host_blocks)
+def test_a_save_of_shared_blocks_leaves_the_others_alone(tiers: Tiers) -> None:
+    sim = SavingSim(tiers=tiers)
     client = sim.client()
     handle, ids = grown(client, NEW)
     forks = [client.new_handle() for _ in range(3)]
@@ -102,22 +113,65 @@ def test_a_save_of_shared_blocks_leaves_the_others_alone(host_blocks: int) -> No
     sim.end()
 
 
-def test_a_save_of_what_is_swapped_out() -> None:
-    """Some of it in the host tier, some on its way there, some on the device."""
-    sim = SavingSim(host_blocks=64)
+@pytest.mark.parametrize("below", [HOST, DISK, ALL], ids=["host", "disk", "both"])
+@pytest.mark.parametrize("waits", [0, 1, 2, 50], ids="after {} turns".format)
+def test_a_save_of_what_is_swapped_out(below: Tiers, waits: int) -> None:
+    """Some of it in a lower tier, some on its way there, some on the device."""
+    sim = SavingSim(tiers=below)
     client = sim.client()
     handle, ids = grown(client, NEW)
     assert client.ask("advise_ctx", handle, "demote").errno == 0
+    for _ in range(waits):
+        sim.turn(pump=1)
     saving = client.send("save_ctx", handle, "n")
     for _ in slowly(sim, lambda: saving.done):
         sim.check()
     assert saving.result.kv_tokens == full(ids)
+    row = client.ask("stat_ctx", handle).result
+    assert waits < 50 or row.host_blocks + row.disk_blocks >= full(ids) // SIZE
     sim.end()
-    again = SavingSim(sim.files, 64)
+    again = SavingSim(sim.files, below)
     client = again.client()
     handle, _ = load(client, "n")
     goes_on(client, handle, ids)
     again.end()
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_the_store_dies_in_the_middle_of_a_save_from_the_swap_file(at: int) -> None:
+    """What was in the swap file is gone; the context computes it again, and is saved again."""
+    sim = SavingSim(tiers=DISK)
+    client = sim.client()
+    handle, ids = grown(client, NEW)
+    assert client.ask("advise_ctx", handle, "demote").errno == 0
+    for _ in range(50):
+        sim.turn()
+    saving = client.send("save_ctx", handle, "n")
+    _with_accident(sim, client, saving, _store_dies, at)
+    assert saving.errno in (0, Errno.EIO)
+    sim.until(lambda: not sim.system.store.busy)
+    goes_on(client, handle, ids)
+    assert client.ask("save_ctx", handle, "n").result.kv_tokens == full(ids)
+    goes_on(client, load(client, "n")[0], ids)
+    sim.end()
+
+
+def test_a_slot_that_is_damaged_ends_the_kv_of_a_save() -> None:
+    sim = SavingSim(tiers=DISK)
+    client = sim.client()
+    handle, ids = grown(client, NEW)
+    assert client.ask("advise_ctx", handle, "demote").errno == 0
+    for _ in range(50):
+        sim.turn()
+    disk: Any = sim.files
+    (swap,) = set(disk.inodes) - set(disk.names_of.values())
+    slot = sim.system.context(sim.system.tasks.find(2), handle).blocks[4].disk
+    disk.inodes[swap][slot * BLOCK_BYTES] ^= 1
+    saved = client.ask("save_ctx", handle, "n")
+    assert (saved.errno, saved.result.kv_tokens) == (0, 4 * SIZE)
+    goes_on(client, handle, ids)
+    goes_on(client, load(client, "n")[0], ids)
+    sim.end()
 
 
 def test_a_save_that_replaces_one_and_one_that_is_dropped() -> None:
@@ -179,9 +233,9 @@ def test_many_saves_are_listed_in_pages() -> None:
 # --- room -----------------------------------------------------------------------------------------
 
 
-def test_a_load_into_a_full_pool_has_its_ids(host_blocks: int) -> None:
+def test_a_load_into_a_full_pool_has_its_ids(tiers: Tiers) -> None:
     """What finds no room is computed when it is needed, and the result says so."""
-    sim = SavingSim(host_blocks=host_blocks, num_blocks=16, overcommit=16.0)
+    sim = SavingSim(tiers=tiers, num_blocks=16, overcommit=16.0)
     client = sim.client()
     handle, ids = grown(client, NEW)
     client.ask("save_ctx", handle, "n")
@@ -190,7 +244,7 @@ def test_a_load_into_a_full_pool_has_its_ids(host_blocks: int) -> None:
     others = [grown(client, [seed] * 60) for seed in range(1, 4)]
     handle, reply = load(client, "n")
     assert reply.errno == 0, reply.message
-    assert host_blocks or "found no free place" in reply.result.note
+    assert tiers.host_blocks or "found no free place" in reply.result.note
     sim.check()
     goes_on(client, handle, ids)
     for other, theirs in others:
@@ -254,9 +308,9 @@ ACCIDENTS = [_driver_dies, _store_dies, _both_die, _task_is_killed, _model_is_un
 Accident = Callable[[SavingSim, SimClient], None]
 
 
-def _prepared(host_blocks: int) -> tuple[SavingSim, list[int]]:
+def _prepared(tiers: Tiers) -> tuple[SavingSim, list[int]]:
     """Return a kernel whose user has a save `n`, and its ids."""
-    sim = SavingSim(host_blocks=host_blocks)
+    sim = SavingSim(tiers=tiers)
     client = sim.client()
     handle, old = grown(client, OLD)
     assert client.ask("save_ctx", handle, "n").errno == 0
@@ -274,7 +328,7 @@ def _survives(sim: SavingSim, possible: list[list[int]]) -> int:
         helper = sim.client()
         assert helper.ask("load_model", "null", sim.config.model_dir).errno == 0
     sim.end()
-    again = SavingSim(sim.files, sim.config.host_bytes // 128)
+    again = SavingSim(sim.files, sim.tiers)
     client = again.client()
     handle, reply = load(client, "n")
     assert reply.errno == 0, reply.message
@@ -285,12 +339,12 @@ def _survives(sim: SavingSim, possible: list[list[int]]) -> int:
 
 
 @pytest.mark.parametrize("accident", ACCIDENTS)
-def test_an_accident_at_every_moment_of_a_save(accident: Accident, host_blocks: int) -> None:
+def test_an_accident_at_every_moment_of_a_save(accident: Accident, tiers: Tiers) -> None:
     """The old save is there or the new one, and what was answered is true."""
     at, seen, errors = 0, [], set()
     over = False
     while not over:
-        sim, old = _prepared(host_blocks)
+        sim, old = _prepared(tiers)
         client = sim.client()
         handle, new = grown(client, NEW)
         saving = client.send("save_ctx", handle, "n")
@@ -301,7 +355,7 @@ def test_an_accident_at_every_moment_of_a_save(accident: Accident, host_blocks: 
         assert which == 1 or not (saving.done and saving.errno == 0), "what was answered is there"
         seen.append(which)
         at += 1
-    assert at > 10
+    assert at > 6
     assert errors <= {Errno.EIO, Errno.ENODEV, Errno.EAGAIN}, errors
     assert seen[-1] == 1
 
@@ -320,10 +374,10 @@ def _with_accident(
 
 
 @pytest.mark.parametrize("accident", ACCIDENTS)
-def test_an_accident_at_every_moment_of_a_load(accident: Accident, host_blocks: int) -> None:
+def test_an_accident_at_every_moment_of_a_load(accident: Accident, tiers: Tiers) -> None:
     at, over = 0, False
     while not over:
-        sim, ids = _prepared(host_blocks)
+        sim, ids = _prepared(tiers)
         client = sim.client()
         handle = client.new_handle()
         loading = client.send("load_ctx", handle, "n")
@@ -341,7 +395,7 @@ def test_an_accident_at_every_moment_of_a_load(accident: Accident, host_blocks: 
 
 def test_errands_wait_for_each_other_and_all_end() -> None:
     """Many at once, of one context and of several, while driver and store die now and then."""
-    sim = SavingSim(host_blocks=64)
+    sim = SavingSim(tiers=ALL)
     client = sim.client()
     made = [grown(client, [seed] * (20 * seed)) for seed in range(1, 6)]
     calls: list[Reply] = []
@@ -408,7 +462,7 @@ def _prepared_on(files: Any) -> tuple[SavingSim, list[int]]:
 
 def test_a_kernel_that_is_killed_at_every_operation_of_a_save() -> None:
     """What its disk has then, the next kernel loads: the old save or the new one."""
-    sim, old = _prepared(0)
+    sim, old = _prepared(DEVICE)
     disk = sim.files
     assert isinstance(disk, MemoryFiles)
     before, first = disk.copy(), len(disk.log)
@@ -431,15 +485,15 @@ def test_a_kernel_that_is_killed_at_every_operation_of_a_save() -> None:
     assert seen == sorted(seen)
 
 
-def test_blocks_that_are_damaged_are_computed_again(host_blocks: int) -> None:
-    sim, old = _prepared(host_blocks)
+def test_blocks_that_are_damaged_are_computed_again(tiers: Tiers) -> None:
+    sim, old = _prepared(tiers)
     disk = sim.files
     assert isinstance(disk, MemoryFiles)
     sim.end()
     (path,) = [path for path in disk.names_of if path.endswith(".safetensors")]
     data = disk.inodes[disk.names_of[path]]
     data[-1] ^= 1  # in the last block
-    sim = SavingSim(disk, host_blocks)
+    sim = SavingSim(disk, tiers)
     client = sim.client()
     handle, reply = load(client, "n")
     assert "1 blocks of it are damaged" in reply.result.note
@@ -465,7 +519,7 @@ def test_without_a_state_directory_saves_are_not_supported() -> None:
 
 
 def test_a_store_that_cannot_be_opened_says_why_and_the_kernel_runs_on() -> None:
-    sim, _ = _prepared(0)
+    sim, _ = _prepared(DEVICE)
     disk = sim.files
     assert isinstance(disk, MemoryFiles)
     sim.end()
@@ -485,7 +539,7 @@ def test_a_store_that_cannot_be_opened_says_why_and_the_kernel_runs_on() -> None
 def test_a_store_that_fails_while_it_is_opened_again_answers_all() -> None:
     """It dies in the middle of a save, and is refused its keys when it comes back."""
     for at in range(0, 30, 3):
-        sim, old = _prepared(0)
+        sim, old = _prepared(DEVICE)
         disk = sim.files
         assert isinstance(disk, MemoryFiles)
         client = sim.client()
@@ -511,7 +565,7 @@ def test_a_store_that_fails_while_it_is_opened_again_answers_all() -> None:
 def test_a_context_that_is_freed_while_it_is_loaded() -> None:
     """A client that gives up waiting frees what it has not got yet."""
     for at in range(9):
-        sim, _ = _prepared(0)
+        sim, _ = _prepared(DEVICE)
         client = sim.client()
         handle = client.new_handle()
         loading = client.send("load_ctx", handle, "n")

@@ -96,7 +96,7 @@ class System:
             self.device.models.add(self.spec(config.model, config.model_dir))
 
     def attach_token(self, pid: int) -> bytes:
-        """Return what proves that a program had this pid in this boot, in which it is one task's."""
+        """Return what proves that a program was the task of this pid in this boot."""
         name = str(pid).encode()
         return hashlib.blake2b(name, key=self._attach_key, digest_size=32).digest()
 

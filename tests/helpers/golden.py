@@ -21,6 +21,7 @@ CALL = 2**40 + 5
 # Every field of every call has a value other than its default, where its type allows one.
 REQUESTS: dict[str, tuple[Any, ...]] = {
     "hello": ("agent-1", bytes(range(32)), True, "someone"),
+    "attach": (52, bytes(range(32))),
     "spawn": ("child", True),
     "exit": (3,),
     "wait": (52, True),
@@ -57,6 +58,7 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
         HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), True, 5,
         1.25, -0.5, 0.25, ((7, -100.0), (151645, 2.5)), 236,
     ),
+    "shutdown+saving": (2.5, True, True),
 }  # fmt: skip
 IDS = {"append": (0, 1, 49151, 2**31 - 1), "infer": (7,), "infer+adjusted": (7,), "score": (8, 9)}
 

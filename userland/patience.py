@@ -11,8 +11,8 @@ import syscalls
 from syscalls import ECONNRESET
 
 PATIENCE_S = 30.0
-_POLL_S, _QUIET_S = 0.2, 0.5
-"""Nothing tells when a kernel listens; how long nothing is said of the wait."""
+_POLL_S, _QUIET_S, _LEAST_S = 0.2, 0.5, 1.0
+"""Nothing tells when a kernel listens; how long nothing is said of the wait; for an answer."""
 
 
 def come_back(
@@ -20,12 +20,13 @@ def come_back(
 ) -> None:
     """Attach to the task again as soon as its kernel is up.
 
-    ECONNRESET: it is not, after all this time; ESRCH: it does not have the task.
+    ECONNRESET: it is not, after all this time; ETIMEDOUT: it is, and the task's contexts are not
+    back yet; ESRCH: it does not have the task.
     """
     begin, said = time.monotonic(), False
     while True:
         try:
-            task.reattach()
+            task.reattach(max(_LEAST_S, patience_s))
             return
         except ECONNRESET as error:
             waited = time.monotonic() - begin

@@ -19,7 +19,7 @@ import psutil
 import pyte
 
 from tests.helpers.byte_tokenizer import byte_tokenizer
-from tests.helpers.daemon import ROOT, Daemon, daemon, eventually
+from tests.helpers.daemon import NULL, ROOT, Daemon, daemon, eventually
 
 LLMSH = (sys.executable, "-m", "userland.llmsh.main")
 PATIENCE_S = float(os.environ.get("PATIENCE", 60))
@@ -32,7 +32,9 @@ TEMPLATE = (
 
 
 @contextmanager
-def talking(home: Path, step_us: int = 0, template: str | None = TEMPLATE) -> Iterator[Daemon]:
+def talking(
+    home: Path, step_us: int = 0, template: str | None = TEMPLATE, options: Sequence[str] = ()
+) -> Iterator[Daemon]:
     """Run a kernel whose null model has a tokenizer, and turns if there is a template.
 
     The kernel reads the text files of a model below its path. The path of a builtin is its options,
@@ -40,12 +42,12 @@ def talking(home: Path, step_us: int = 0, template: str | None = TEMPLATE) -> It
     """
     builtin = f"null:vocab={END + 1},eos={END},max_ctx=8192,step_us={step_us}"
     folder = home / builtin
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text(byte_tokenizer(WORDS))
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     (folder / "config.json").write_text("{}")
-    with daemon(home, builtin=builtin, cwd=home) as running:
+    with daemon(home, *NULL, builtin, *options, cwd=home) as running:
         yield running
 
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
 import syscalls
-from syscalls import ECONNRESET, ESRCH, Context, KernelError
+from syscalls import ECONNRESET, ESRCH, ETIMEDOUT, Context, KernelError
 from syscalls.abi import ModelRow
 from userland.exits import USAGE, Failure
-from userland.patience import come_back
+from userland.patience import PATIENCE_S, come_back
 from userland.running import loaded_as, mind_variables
 from userland.turns import say_user
 
@@ -74,12 +74,18 @@ class Contexts:
         """Whether there is a task already, so that asking for it connects to nothing."""
         return self._task is not None
 
-    def _come_back(self, task: syscalls.Task) -> bool:
+    def glance(self) -> None:
+        """Come back to the task if its kernel has saved it, and is up by now."""
+        if self._task is not None:
+            with suppress(ECONNRESET, ETIMEDOUT):
+                self._come_back(self._task, 0.0)
+
+    def _come_back(self, task: syscalls.Task, patience_s: float = PATIENCE_S) -> bool:
         """Attach to the task again if its kernel has saved it; ECONNRESET while that is not up."""
         if not task.saved:
             return False
         try:
-            come_back(task, self._note)
+            come_back(task, self._note, patience_s)
         except ESRCH:
             return False
         names = ", ".join(f"@{name}" for name in self._named)
@@ -210,6 +216,8 @@ class Contexts:
 
     def remove(self, name: str) -> None:
         """Free a context; if it was the current one, main is."""
+        if name in self._named:
+            self.task()  # which may be found to be gone, and the context with it
         if name not in self._named:
             raise self._absent(name)
         self._named[name].context.free()

@@ -54,6 +54,10 @@ DATA: dict[str, Any] = {
         get_type_hints(abi.ExplainResult)
         | {"name": str, "model": str, "length": int, "losses": [abi.LossRow]}
     ],
+    "ctx.export": {
+        "name": str, "file": str, "bytes": int, "tokens": int, "model": str, "sealed": bool,
+    },
+    "ctx.import": {"name": str, "model": str, "tokens": int},
     "load": abi.ModelRow,
     "models": list[models.Row],
     "models.du": {
@@ -68,6 +72,7 @@ DATA: dict[str, Any] = {
     },
     "models.verify": [{"name": str, "ok": bool, "problem": str}],
     "ping": {"kernel_pid": int, "count": int, "best_us": float, "mean_us": float},
+    "saves": list[abi.SaveRow],
     "status": {
         "address": str, "kernel": abi.KernelRow, "devices": list[abi.DeviceRow],
         "models": list[abi.ModelRow], "pools": list[abi.PoolRow], "store": abi.StoreRow | None,

@@ -32,13 +32,17 @@ Score with Scored and Loaded.max_logit_rows (feature "score"). A driver with the
 
 1.2 adds the host tier in memory of the kernel's (Load.host_bytes; feature "host_tier") and KV in
 another dtype than the weights (Load.kv_dtype; a feature "kv_NAME" for each), and Loaded.digest: two
-models with the same one can go on with each other's KV. The kernel makes that
-memory, as a memfd, before the first host starts; a host that is started again gets the same one, so
-what is in it outlives the driver. Blocks are there in canonical order, so any driver can go on with
-them. The kernel zeroes a host block itself, once nothing submitted names it. A driver with the
-feature "copy_queues" runs Submits of the queues COPY_OUT and COPY_IN beside those of COMPUTE, and
-then answers are in order within a queue only; without it, all queues run in order of arrival. What
-is no Submit goes with COMPUTE, but that an Unload comes after all Submits of its model before it.
+models with the same one can go on with each other's KV. The kernel makes that memory, as a memfd,
+before the first host starts; a host that is started again gets the same one, so what is in it
+outlives the driver. Blocks are there in canonical order, so any driver can go on with them. The
+kernel zeroes a host block itself, once nothing submitted names it. A driver with the feature
+"copy_queues" runs Submits of the queues COPY_OUT and COPY_IN beside those of COMPUTE, and then
+answers are in order within a queue only; without it, all queues run in order of arrival. An Unload
+comes after the Submits of its model that came before it; what else is no Submit may be answered
+while Submits wait.
+
+KV in int8 ("kv_int8"): behind each vector of head_dim numbers, -127 to 127, are the two bytes of a
+bfloat16, its scale; an element is number * scale.
 """
 
 from array import array

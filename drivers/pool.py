@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from drivers.block_memory import BlockMemory
+from drivers.sizes import SCALE_BYTES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,12 +37,26 @@ class PoolShape:
     block_size: int
     kv_heads: int
     head_dim: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of what attention computes with
+    int8: bool = False  # kept in 8 bit (drivers/int8_pool.py)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of one head, of one token."""
+        return self.head_dim + SCALE_BYTES if self.int8 else self.head_dim * self.dtype.itemsize
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.kv_heads * self.vector_bytes
 
     @property
     def block_bytes(self) -> int:
-        slot = self.kv_heads * self.head_dim * self.dtype.itemsize
-        return self.layers * 2 * self.block_size * slot
+        return self.layers * 2 * self.block_size * self.slot_bytes
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Of one block of one layer, as attention has it."""
+        return 2 * self.block_size * self.kv_heads * self.head_dim * self.dtype.itemsize
 
 
 class KvPool:
@@ -50,10 +65,12 @@ class KvPool:
     def __init__(self, shape: PoolShape, device: str = "cpu") -> None:
         self.shape = shape
         s = shape
-        size = (s.num_blocks, s.layers, 2, s.block_size, s.kv_heads, s.head_dim)
+        kept = torch.int8 if s.int8 else s.dtype
+        width = s.vector_bytes // kept.itemsize
+        size = (s.num_blocks, s.layers, 2, s.block_size, s.kv_heads, width)
         # empty and zero_, not zeros: a lazily mapped page would be paid for in the middle of a step
-        self._blocks = torch.empty(size, dtype=s.dtype, device=device).zero_()
-        slot = s.kv_heads * s.head_dim
+        self._blocks = torch.empty(size, dtype=kept, device=device).zero_()
+        slot = s.kv_heads * width
         flat = self._blocks.view(-1, slot)
         span = self._blocks.view(-1, s.block_size * slot)
         self._slots = [flat[layer * 2 * s.block_size :] for layer in range(s.layers)]

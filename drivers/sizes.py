@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 ITEMSIZES = {"bfloat16": 2, "float32": 4}
 """Of the dtypes that a CPU computes in."""
+KV_DTYPES = ("int8",)
+"""That it keeps KV in, besides the one that it computes in."""
+SCALE_BYTES = 2
+"""Of the scale behind each vector that is kept in 8 bit."""
 
 # limits of one step
 MAX_TOKENS = 2048
@@ -34,25 +38,34 @@ SLICE_BYTES = 4 << 20
 
 
 class Needs(NamedTuple):
-    """Of one model: weights, one block of KV, and temporaries of loading or of a step."""
+    """Of one model: weights, one block of KV, and temporaries of loading or of a step.
+
+    `host_bytes` of a host tier come on top: memory of the same machine.
+    """
 
     weights: int
     block: int
     work: int
 
-    def room(self, free: int) -> int:
-        """Return what is left for KV of so much free memory, 0 if nothing is."""
-        return max(free - self.weights - self.work, 0)
+    def room(self, free: int, host_bytes: int = 0) -> int:
+        """Return what is left for the pool of so much free memory, 0 if nothing is."""
+        return max(free - host_bytes - self.weights - self.work, 0)
 
 
 def needs(
-    config: "ModelConfig", itemsize: int, block_size: int, max_ctx: int, deterministic: bool
+    config: "ModelConfig",
+    itemsize: int,
+    block_size: int,
+    max_ctx: int,
+    deterministic: bool,
+    kv_dtype: str = "",
 ) -> Needs:
     """Return what a model takes that is loaded like this."""
+    int8 = kv_dtype == "int8"
     return Needs(
         weights_bytes(config, itemsize, max_ctx),
-        block_size * kv_token_bytes(config, itemsize),
-        work_bytes(config, itemsize, block_size, max_ctx, deterministic),
+        block_size * kv_token_bytes(config, itemsize, int8),
+        work_bytes(config, itemsize, block_size, max_ctx, deterministic, int8),
     )
 
 
@@ -79,9 +92,10 @@ def num_turn_tables(config: "ModelConfig") -> int:
     return 2 if slides and config.local_rope_theta else 1
 
 
-def kv_token_bytes(config: "ModelConfig", itemsize: int) -> int:
+def kv_token_bytes(config: "ModelConfig", itemsize: int, int8: bool = False) -> int:
     """Return what one position takes in all layers."""
-    return config.num_layers * 2 * config.num_kv_heads * config.head_dim * itemsize
+    vector = config.head_dim + SCALE_BYTES if int8 else config.head_dim * itemsize
+    return config.num_layers * 2 * config.num_kv_heads * vector
 
 
 def loading_bytes(config: "ModelConfig", itemsize: int) -> int:
@@ -101,7 +115,12 @@ def loading_bytes(config: "ModelConfig", itemsize: int) -> int:
 
 
 def work_bytes(
-    config: "ModelConfig", itemsize: int, block_size: int, max_ctx: int, deterministic: bool
+    config: "ModelConfig",
+    itemsize: int,
+    block_size: int,
+    max_ctx: int,
+    deterministic: bool,
+    int8: bool = False,
 ) -> int:
     """Return the memory for temporaries, of loading or of a step, whichever needs more."""
     size, hidden, ffn = itemsize, config.hidden_size, config.intermediate_size
@@ -116,13 +135,17 @@ def work_bytes(
     logits = (MAX_SEQS * size + ROWS_AT_ONCE * 36) * config.vocab_size
     counts = MAX_SEQS * min(max_ctx, config.vocab_size) * COUNT_BYTES
     attention = (ordered_bytes if deterministic else attention_bytes)(
-        config, size, block_size, max_ctx
+        config, size, block_size, max_ctx, int8
     )
+    if int8:  # keys and values of a step while they are rounded
+        attention += MAX_TOKENS * 2 * keys * (size + 8 + 1)
     step = MAX_TOKENS * max(before, after) + logits + attention
     return (64 << 20) + angles + counts + max(loading, step)
 
 
-def attention_bytes(config: "ModelConfig", itemsize: int, block_size: int, max_ctx: int) -> int:
+def attention_bytes(
+    config: "ModelConfig", itemsize: int, block_size: int, max_ctx: int, int8: bool = False
+) -> int:
     """Return what attention takes in any step at most, of an arena and beside it."""
     length = -(-max_ctx // block_size) * block_size
     dim = config.num_kv_heads * config.head_dim
@@ -131,15 +154,23 @@ def attention_bytes(config: "ModelConfig", itemsize: int, block_size: int, max_c
     wide = min(MAX_SEQS, gathered // block_size) * config.num_heads * dim
     tiles = MAX_TILE * config.num_heads * config.head_dim
     elements = 2 * (gathered + length) * dim + scores + 2 * (wide + tiles)
-    return elements * itemsize
+    return elements * itemsize + _packed_bytes(config, gathered, int8)
 
 
-def ordered_bytes(config: "ModelConfig", itemsize: int, block_size: int, max_ctx: int) -> int:
+def _packed_bytes(config: "ModelConfig", length: int, int8: bool) -> int:
+    """Return what so many positions take as they are kept, before attention has them."""
+    return int8 * length * kv_token_bytes(config, 1, True) // config.num_layers
+
+
+def ordered_bytes(
+    config: "ModelConfig", itemsize: int, block_size: int, max_ctx: int, int8: bool = False
+) -> int:
     """Return the same of attention in deterministic mode."""
     length = max_ctx + ORDERED_TILE + block_size * SPAN_BLOCKS
     dim = config.num_kv_heads * config.head_dim
     # matmuls may copy keys and values, which do not lie head by head
-    return length * (4 * dim + ORDERED_TILE * config.num_heads) * itemsize
+    work = length * (4 * dim + ORDERED_TILE * config.num_heads) * itemsize
+    return work + _packed_bytes(config, length, int8)
 
 
 def scores_numel(heads: int, kv_len: int, itemsize: int) -> int:

@@ -65,6 +65,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise ValueError if a number is below what the kernel can work with."""
+        if self.swap_bytes and not self.state_dir:
+            raise ValueError("--swap-bytes needs --state-dir: the swap file is made there")
         for key in fields(self):
             value, least = getattr(self, key.name), LEAST.get(key.name, 0)
             if isinstance(value, int | float) and not value >= least:  # also NaN

@@ -326,6 +326,10 @@ class Device:
                 self._next()
             if self._loading.model is None or self._serves_beside:
                 self._copy()
+            for model in self.models:
+                if model.loaded and model.pool.host.has_dirty:
+                    model.pool.host.flush()
+                    self.again |= model.pool.host.has_dirty
         except LinkDown as down:
             return self._stuck + self._end_epoch(str(down))
         return self._stuck
@@ -383,13 +387,15 @@ class Device:
         if resets:
             self._submit(model, [], [], resets)
             return True
+        given_up = sched.pager.given_up
         entries, copies = sched.plan()
         if entries:
             self._submit(model, entries, copies)
         elif resets := sched.resets():
             self._submit(model, [], [], resets)
         self._stuck += sched.make_room()
-        self.again |= sched.has_room
+        # what some have given up may be what others were waiting for
+        self.again |= sched.has_room or (not entries and sched.pager.given_up != given_up)
         if base.Queue.COMPUTE not in self._flights and model.pool.has_dirty:
             self._submit(model, [], [])
         return base.Queue.COMPUTE in self._flights

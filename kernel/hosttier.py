@@ -1,8 +1,7 @@
 """Host tier: places for KV in memory of the kernel's, which outlives the driver.
 
 It counts as the pool does (kernel/block.py has the states) and touches no byte, except that `zero`,
-handed in, zeroes places that nobody uses any more; they are free after that, and their memory is
-the machine's again.
+handed in, zeroes places that nobody uses any more, some in each turn; they are free after that.
 
 A place is *spare* if nothing is lost by giving it up that a table names: what it holds is on the
 device as well, or only the prefix index knows it. When places run out, the spare ones go, the
@@ -23,11 +22,16 @@ class HostTier:
     """The host places of one model."""
 
     def __init__(
-        self, num_blocks: int = 0, zero: Callable[[list[int]], None] = lambda places: None
+        self,
+        num_blocks: int = 0,
+        zero: Callable[[list[int]], None] = lambda places: None,
+        at_once: int = BATCH,
     ) -> None:
+        """`at_once` places are zeroed in one go."""
         self.num_blocks = num_blocks
         self.dropped = 0  # cached blocks that went with their last copy
         self._zero = zero
+        self._at_once = at_once
         self._state = bytearray([BlockState.FREE]) * num_blocks
         self._free = deque(range(num_blocks))
         self._blocks: dict[int, Block] = {}
@@ -95,14 +99,18 @@ class HostTier:
         block.host, block.kept = NO_PLACE, 0
         self._dirty.append(place)
 
+    @property
+    def has_dirty(self) -> bool:
+        return bool(self._dirty)
+
     def flush(self) -> None:
-        """Zero what was given up: it is free then."""
-        if self._dirty:
-            self._zero(self._dirty)
-            for place in self._dirty:
+        """Zero some of what was given up: it is free then."""
+        places, self._dirty = self._dirty[: self._at_once], self._dirty[self._at_once :]
+        if places:
+            self._zero(places)
+            for place in places:
                 self._move(place, BlockState.FREE)
-            self._free.extend(self._dirty)
-            self._dirty.clear()
+            self._free.extend(places)
 
     def renamed(self, block: Block) -> None:
         """Note that a Block's first table came, its last one went, or its device place changed."""
@@ -132,7 +140,8 @@ class HostTier:
         for block in list(self._blocks.values()):
             block.moving = Move.NONE
             self.drop(block)
-        self.flush()
+        while self._dirty:
+            self.flush()
 
     # --- counting -----------------------------------------------------------------------------
 

@@ -31,6 +31,10 @@ from kernel.swap import Swap
 from syscalls.errors import EAGAIN, ENODEV, KernelError
 
 
+ZERO_BYTES = 8 << 20
+"""Of the host tier, zeroed in one turn: about a millisecond."""
+
+
 class ModelState(Enum):
     WAITING = "waiting"
     LOADING = "loading"
@@ -172,9 +176,9 @@ class Model:
         size, offset = loaded.block_bytes, self.host_offset
 
         def zero(places: list[int]) -> None:
-            means.zero_host([(offset + place * size, size) for place in places])
+            means.zero_host([(offset + place * size, size) for place in places], True)
 
-        host = HostTier(loaded.num_host_blocks, zero)
+        host = HostTier(loaded.num_host_blocks, zero, max(1, ZERO_BYTES // size))
         pool = BlockPool(loaded.num_blocks, loaded.block_size, host, means.secret, means.clock)
 
         def mine() -> Iterable[Context]:
@@ -206,7 +210,7 @@ class Model:
     def zero_host(self, means: "Means") -> None:
         """Zero its part of the host memory: it has gone, and no copy is in flight any more."""
         if self.spec.host_bytes:
-            means.zero_host([(self.host_offset, self.spec.host_bytes)])
+            means.zero_host([(self.host_offset, self.spec.host_bytes)], False)
 
     def end(self, state: ModelState, note: str) -> list[Request]:
         """Serve no more: FAILED or GONE; return the requests that this ends."""
@@ -230,7 +234,7 @@ class Means(NamedTuple):
     burying: Callable[[], bool]  # whether contexts that have gone are still giving blocks back
     clock: Callable[[], float]
     secret: bytes  # of the prefix index
-    zero_host: Callable[[list[tuple[int, int]]], None]
+    zero_host: Callable[[list[tuple[int, int]], bool], None]  # whether pages are to stay
     swap_file: SwapFile | None
 
 

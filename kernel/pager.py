@@ -43,6 +43,7 @@ class Pager:
         self.disk = disk
         self.policy = policy
         self.lost_tokens = 0
+        self.given_up = 0  # blocks and claims on origins, that contexts had to let go
         self.us_per_token = 0.0  # that computing takes, as measured
         self._contexts = contexts
         self._burying = burying
@@ -136,6 +137,7 @@ class Pager:
                 lost += block.planned
                 self.pool.evict(block)
                 dropped += 1
+        self.given_up += len(blocks)
         self._note(victim, by, first * size, tokens - lost, lost)
         return freed + swapped + dropped
 
@@ -152,19 +154,20 @@ class Pager:
             if block.moving is not Move.NONE or block.readers:
                 continue
             if block.id == NOT_RESIDENT:
-                freed += self._drop_origin(block)
+                freed += self.drop_origin(block)
             elif block.refs == 1 or (shared and kept.get(block, 0) <= 0):
                 chosen.append((place, block))
         return chosen, freed
 
-    def _drop_origin(self, block: Block) -> int:
+    def drop_origin(self, block: Block) -> int:
         """Give up an origin that only waits to be copied; return the places that this frees."""
-        origin = block.origin
+        pool, origin = self.pool, block.origin
         if origin is None or origin.id == NOT_RESIDENT:
             return 0
-        before = self.pool.num_coming + self.pool.num_cached
-        self.pool.drop_origin(block)
-        return self.pool.num_coming + self.pool.num_cached - before
+        self.given_up += 1
+        before = pool.num_coming + pool.num_cached
+        pool.drop_origin(block)
+        return pool.num_coming + pool.num_cached - before
 
     def _swaps(self, blocks: int, tokens: int) -> bool:
         if not (self.pool.host.num_blocks or self.disk.takes):

@@ -35,12 +35,11 @@ class Reuse:
             if not block.have and not block.planned and block.moving is Move.NONE:
                 count += 1
                 found = index.find(ctx.blocks, at, ctx.owner)
-                if found is None:
+                if found is None or found is block:  # it has lost its KV, and none is as good
                     self._miss(request, at)
                     break
-                if found is not block:
-                    ctx.adopt(at, found)
-                    self._hit(request, at)
+                ctx.adopt(at, found)
+                self._hit(request, at)
             at += 1
         request.seeking = at < full and count == budget
         request.sought = at

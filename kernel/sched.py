@@ -57,7 +57,7 @@ class Scheduler:
         self.telling: list[Request] = []  # whose Resets are in flight
         self._us_per_token = 0.0
         self._taken: list[Block] = []  # blocks that a plan lets begin as a copy
-        self._starved: tuple[Request, Sequence[Block]] | None = None
+        self._starved: dict[Request, Sequence[Block]] = {}  # what got no places, in order
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@ class Scheduler:
         copies: list[tuple[int, int]] = []
         lookups = MAX_LOOKUPS
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
-        self._starved = None  # of a plan that was never sent
+        self._starved.clear()  # of a plan that was never sent
         rows = self.limits.max_logit_rows
         runnable = [r for r in self.requests.values() if not r.held]
         for request in runnable:
@@ -207,8 +207,7 @@ class Scheduler:
             return False
         if not dry and self.pager.bring(away):
             return False
-        if not dry:
-            self._starved = request, away
+        self._starved[request] = away
         return True
 
     # --- spans and places ---------------------------------------------------------------------
@@ -241,8 +240,8 @@ class Scheduler:
         ctx, size = request.ctx, self.pool.block_size
         wanted = [b for b in ctx.blocks[start // size : -(-end // size)] if b.id == NOT_RESIDENT]
         if wanted and (dry or len(wanted) > self.pool.num_free + self.pool.num_cached):
-            if not dry and not request.background:
-                self._starved = request, wanted
+            if not request.background:
+                self._starved[request] = wanted
             request.become(RequestState.BLOCKED)
             request.lacks = len(wanted)
             return False
@@ -279,24 +278,28 @@ class Scheduler:
         """Let the pager find places for the first request of the last plan that got none.
 
         Only now that the plan is on its way: it may have named the blocks that go. Their scrub is
-        queued behind it, and copies of them wait for it. Returns that request with an error if it
-        would wait for ever: it is the oldest, and only what is pinned is in its way.
+        queued behind it, and copies of them wait for it. If nothing may go for the first one, the
+        oldest has its turn: to it, the first one's blocks may. Returns that one with an error if it
+        would wait for ever, because only what is pinned is in its way.
         """
         self.has_room = False
-        if self._starved is None:
+        if not self._starved:
             return []
-        (request, wanted), self._starved = self._starved, None
         active = [other for other in self.requests.values() if not other.held]
-        if self.pager.make_room(len(wanted), request, active):
-            self.has_room = self.pool.num_free + self.pool.num_cached >= len(wanted)
-            return []
-        for block in wanted:
-            if block.origin is not None and block.origin.id != NOT_RESIDENT:
-                self.pool.drop_origin(block)  # computing again needs one block less
         oldest = min(active, key=lambda other: other.arrival)
-        if request is not oldest or self.pager.expects_room:
+        for request in dict.fromkeys((next(iter(self._starved)), oldest)):
+            wanted = self._starved.get(request, ())
+            if not wanted:
+                return []
+            made = self.pager.make_room(len(wanted), request, active)
+            for block in () if made else wanted:
+                self.pager.drop_origin(block)  # computing again needs one block less
+            self.has_room = self.pool.num_free + self.pool.num_cached >= len(wanted)
+            if made or self.has_room:
+                return []
+        if self.pager.expects_room:
             return []
-        return [(request, self._no_room(len(wanted)))]
+        return [(oldest, self._no_room(len(wanted)))]
 
     def _no_room(self, needed: int) -> KernelError:
         free, pinned = self.pool.num_free + self.pool.num_cached, self.pager.pinned

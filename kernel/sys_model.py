@@ -63,6 +63,7 @@ def _spec(k: System, args: LoadModel) -> ModelSpec:
         dtype=args.dtype or spec.dtype,
         max_ctx=args.max_ctx or spec.max_ctx,
         deterministic=spec.deterministic if args.deterministic is None else args.deterministic,
+        kv_dtype=spec.kv_dtype if args.kv_dtype is None else args.kv_dtype,
     )
 
 
@@ -124,7 +125,7 @@ def model_row(k: System, model: Model) -> ModelRow:
     num_blocks = loaded.num_blocks if loaded else 0
     return ModelRow(
         spec.name, *about, model.state.value, model.note, spec.path, num_blocks,
-        model.num_contexts,
+        model.num_contexts, loaded.kv_groups[0].dtype if loaded else spec.kv_dtype,
     )  # fmt: skip
 
 

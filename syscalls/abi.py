@@ -524,6 +524,7 @@ class LoadModel(NamedTuple):
     num_blocks: Annotated[int, Int(0, INT32_MAX)] = 0  # instead of kv_bytes
     max_ctx: Length = 0
     deterministic: bool | None = None
+    kv_dtype: Name | None = None  # of the KV: int8, where the device has it; nil: as started
 
 
 class UnloadModel(NamedTuple):
@@ -554,6 +555,7 @@ class ModelRow(NamedTuple):
     path: str = ""
     num_blocks: int = 0  # of its pool
     contexts: int = 0
+    kv_dtype: str = ""
 
 
 class Rows(NamedTuple):

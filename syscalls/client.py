@@ -243,9 +243,12 @@ class Task:
         max_ctx: int = 0,
         deterministic: bool | None = None,
         progress: Callable[[Progress], None] | None = None,
+        kv_dtype: str | None = None,
     ) -> abi.ModelRow:
         """Load the model of a folder; what is not said is as the kernel was started."""
-        args = abi.LoadModel(name, path, device, dtype, kv_bytes, 0, max_ctx, deterministic)
+        args = abi.LoadModel(
+            name, path, device, dtype, kv_bytes, 0, max_ctx, deterministic, kv_dtype
+        )
         return self.run_for(self.caller.load_model(args, progress), None)
 
     def unload_model(self, name: str, force: bool = False) -> int:

@@ -9,6 +9,7 @@ What finds no room is left out, the oldest first: those ids are there, and are n
 What comes back is foreign: anything but what is written here means no messages.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,7 @@ ROLES = ("system", "user", ASSISTANT, "tool")
 """Those that are written as a number."""
 MAX_ROLE = 32
 """Characters of one that is written as a word."""
+ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 _LEAST = 3
 """Bytes of a message at least."""
 
@@ -102,9 +104,8 @@ def _code(role: str) -> int | str:
 def _role(code: object) -> str:
     if type(code) is int and 0 <= code < len(ROLES):
         return ROLES[code]
-    if type(code) is str and 0 < len(code) <= MAX_ROLE and code.isascii() and code[0].isalpha():
-        if code.replace("-", "").replace("_", "").isalnum():
-            return code
+    if type(code) is str and ROLE.fullmatch(code):
+        return code
     raise ValueError
 
 

@@ -6,6 +6,15 @@ import pytest
 
 from drivers.models.store import ModelError, ModelStore, default_root
 
+WALK_OPS = 20_000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How far tests/sim/test_walks.py walks."""
+    parser.addoption(
+        "--walk-ops", type=int, default=WALK_OPS, help=f"operations of walks, {WALK_OPS} by default"
+    )
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:

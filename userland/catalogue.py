@@ -29,15 +29,17 @@ ENTRIES: dict[str, Entry] = {
          "the call is for the uid that the kernel runs as, or pid 1 was to be killed"),
         ("llmos doctor says whose directory it is", "chmod 700 DIRECTORY, or set LLMOS_HOME")),
     "ENOENT": Entry(
-        ("no model of that name is loaded or installed", "a file that was named is not there"),
-        ("llmos status lists loaded models", "llmos pull NAME installs, llmos load NAME loads")),
+        ("no model of that name is loaded or installed", "you have no save of that name",
+         "a file that was named is not there"),
+        ("llmos ctx saves lists what you have saved", "llmos status lists loaded models", "llmos pull NAME installs, llmos load NAME loads")),
     "ESRCH": Entry(
         ("the task has ended, or never was", "it is another user's: the answer is the same"),
         ("llmos ps lists the tasks",)),
     "EIO": Entry(
         ("the driver died three times in the same request",
          "the model computed numbers that are none (NaN)",
-         "a file could not be read or written"),
+         "a file could not be read or written",
+         "the store has failed: its keys are lost, or others could have read them"),
         ("llmos status shows the device",
          "the kernel's log has the reason; llmos doctor says where",
          "ask again; with the same text on and on, llmos down && llmos up")),
@@ -53,9 +55,12 @@ ENTRIES: dict[str, Entry] = {
         ("try again in a moment; llmos status says what is loading",
          "the message names the limit: llmos up --set KEY=VALUE raises it")),
     "ENOMEM": Entry(
-        ("this request alone needs more KV blocks than the whole pool has",),
+        ("this request alone needs more KV blocks than the whole pool has beside pinned ones",
+         "contexts together would have more blocks than may be promised (LIMIT of llmos free)"),
         ("ask for less (-n), or shorten the prompt", "llmos free shows the pool",
-         "llmos down && llmos up --kv-mem SIZE makes it larger")),
+         "llmos ctx ls shows who has blocks, and which contexts are pinned",
+         "llmos down && llmos up --kv-mem SIZE makes it larger",
+         "--host-mem SIZE and --set overcommit=N let contexts have more in all")),
     "EBUSY": Entry(
         ("the context has an infer that has not ended", "the model is in use, or being loaded",
          "another kernel runs at the same place"),
@@ -82,6 +87,7 @@ ENTRIES: dict[str, Entry] = {
         ("llmos doctor compares the versions", "llmos down && llmos up starts this one")),
     "ENOTSUP": Entry(
         ("the call is reserved, and not built in this version",
+         "the kernel was started without a folder for saves (state_dir)",
          "the model's architecture, or a format of its file, is not built"),
         ("docs/syscalls.md says which calls are built",)),
     "ECONNRESET": Entry(
@@ -95,7 +101,11 @@ ENTRIES: dict[str, Entry] = {
     "ESTALE": Entry(
         ("a ticket has been used, or is too old", "a program repeats a call of long ago"),
         ("spawn again: a ticket is for one program, once",)),
-    "EDQUOT": Entry(UNBUILT, ("report it: it is a bug",)),
+    "EDQUOT": Entry(
+        ("pinned contexts would hold more than half of the KV pool",),
+        ("unpin another context: ctx unpin in llmsh, unpin in the library",
+         "retain it for some time, or leave it: its KV comes back by itself",
+         "llmos free shows what is pinned")),
     "ECANCELED": Entry(
         ("the task was sent INT, or has been ended: kill", "the kernel was stopped meanwhile",
          "an earlier call failed that this one needs"),
@@ -106,7 +116,7 @@ ENTRIES: dict[str, Entry] = {
         ("make a context, and keep the task that owns it",)),
     "EREVOKED": Entry(UNBUILT, ("report it: it is a bug",)),
     "ECORRUPT": Entry(
-        ("a file is damaged, or is not what its checksum says",
+        ("a file is damaged, or is not what its checksum says", "so is a save, or it was exchanged",
          "a model's files contradict each other"),
         ("llmos pull NAME fetches a model again", "llmos doctor looks at the installed models")),
 }  # fmt: skip

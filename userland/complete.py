@@ -75,6 +75,13 @@ def _contexts(context: click.Context) -> Offers:
     return [(f"@{row.name}", f"{row.length:,} tokens, pid {row.pid}") for row in rows if row.name]
 
 
+def _saves(context: click.Context) -> Offers:
+    from syscalls import ctxflow
+
+    rows = _ask(context, lambda task: ctxflow.saves(task.caller))
+    return [(row.name, f"{row.length:,} tokens of {row.model}") for row in rows]
+
+
 def _signals(context: click.Context) -> Offers:
     return [(f"-{sig.name}", f"signal {int(sig)}") for sig in _abi().Sig]
 
@@ -101,6 +108,8 @@ tasks = completer(_tasks)
 """Pids, with the task's name."""
 contexts = completer(_contexts)
 """Named contexts of all tasks, as @name."""
+saves = completer(_saves)
+"""Contexts that are kept on the disk."""
 signals_and_tasks = completer(_signals_and_tasks)
 """What `kill` takes."""
 tasks_and_contexts = completer(_tasks_and_contexts)

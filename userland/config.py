@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drivers.store.places import default_keys_dir, default_state_dir
+from drivers.store.places import default_keys_dir
 from userland.asking import Sampling
+from userland.daemon import state_dir
 from userland.exits import BAD_SETUP, Failure
 from userland.keys import CLIENT, Key, Unfit, Value, kernel_keys, unknown
 
@@ -132,7 +133,7 @@ def read(of_kernel: bool = False) -> Config:
 
 def _take_places(config: Config) -> None:
     """Set what the kernel itself has no default for: where what it keeps lies."""
-    for name, folder in (("state_dir", default_state_dir()), ("keys_dir", default_keys_dir())):
+    for name, folder in (("state_dir", state_dir()), ("keys_dir", default_keys_dir())):
         key = config.find(name, of_kernel=True)
         if key is not None:
             config.set(key, str(folder), BUILT_IN)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import syscalls
-from drivers.store.places import default_state_dir
 from syscalls.abi import DeviceRow, Restore, ShutdownResult
 from syscalls.address import runtime_dir
 from userland.exits import Failure
@@ -33,8 +32,12 @@ Tell = Callable[[str], None]
 
 
 def state_dir() -> Path:
-    """Return where logs and history are: $LLMOS_HOME/state, else the user's state directory."""
-    return default_state_dir()
+    """Return where logs, history and saves are: $LLMOS_HOME/state, else the user's own."""
+    if home := os.environ.get("LLMOS_HOME"):
+        return Path(home).absolute() / "state"
+    from platformdirs import user_state_path
+
+    return user_state_path("llmos")
 
 
 def kernel_log() -> Path:

@@ -75,8 +75,10 @@ class Rates(NamedTuple):
     copied_s: float
     calls_s: float
     cpu: float | None  # processors at work
-    in_s: float  # blocks copied from a lower tier to the device
+    in_s: float  # blocks copied from the host tier to the device
     out_s: float  # and down
+    disk_in_s: float  # blocks read from the swap file
+    disk_out_s: float  # and written
     lost_tok_s: float  # positions whose KV was dropped: computed again when they are needed
 
 
@@ -112,6 +114,8 @@ def rates_of(now: Sample, before: Sample) -> Rates:
         cpu,
         per_second(new.in_blocks, old.in_blocks, seconds),
         per_second(new.out_blocks, old.out_blocks, seconds),
+        per_second(new.disk_in_blocks, old.disk_in_blocks, seconds),
+        per_second(new.disk_out_blocks, old.disk_out_blocks, seconds),
         per_second(new.lost_tokens, old.lost_tokens, seconds),
     )
 

@@ -173,7 +173,10 @@ class TopModel:
             ("░" if fancy else "l", pool.limbo / total),
         ]
         r = self.rates_now
-        moves = f"   in {r.in_s:,.0f}/s out {r.out_s:,.0f}/s" if r is not None else ""
+        moves = ""
+        if r is not None:
+            into, out = (r.disk_in_s, r.disk_out_s) if pool.tier == "disk" else (r.in_s, r.out_s)
+            moves = f"   in {into:,.0f}/s out {out:,.0f}/s"
         tail = (
             f" {count(pool.used)}/{count(pool.total)} blocks "
             f"{percent(pool.used, pool.total)}%{moves}"
@@ -192,13 +195,15 @@ class TopModel:
         first = "-" if r.first_token_s is None else f"{r.first_token_s:.2f} s"
         decode = f" {glyphs.sparkline(list(self._decode), 8)}" if fancy else ""
         prefill = f" {glyphs.sparkline(list(self._prefill), 8)}" if fancy else ""
-        return [
+        lines = [
             f"decode{decode} {r.output_tok_s:,.1f} tok/s   prefill{prefill} "
             f"{r.prefill_tok_s:,.1f} tok/s   hit {hit}   first token {first}",
             f"step {r.step_ms:.1f} ms, {r.batch:.1f} seqs, prefill {r.step_prefill_tok:.0f} + "
-            f"decode {r.step_decode_tok:.1f} tok{waiting}   evicted {r.evicted_s:.0f}/s   "
-            f"lost {r.lost_tok_s:,.0f} tok/s",
+            f"decode {r.step_decode_tok:.1f} tok{waiting}   evicted {r.evicted_s:.0f}/s",
         ]
+        if r.lost_tok_s:
+            lines.append(f"lost {r.lost_tok_s:,.1f} tok/s: KV that was dropped, as no tier took it")
+        return lines
 
     # --- as data ------------------------------------------------------------------------------
 

@@ -299,7 +299,7 @@ def _hiding(hidden: "np.ndarray[Any, np.dtype[np.bool_]]", dtype: torch.dtype) -
 
 def blocks_at_once(pool: KvPool) -> int:
     """Return how many blocks a decode group may gather."""
-    return max(1, GATHER_BYTES // (pool.shape.block_bytes // pool.shape.layers))
+    return max(1, GATHER_BYTES // pool.shape.gathered_bytes)
 
 
 def group(parts: Sequence[Part], max_blocks: int) -> list[list[Part]]:

@@ -36,12 +36,13 @@ from drivers.models.errors import ModelError
 from drivers.plan import Draws, Plan, shape_of
 from drivers.pool import DTYPES
 from drivers.sampling import sample, score
+from drivers.sizes import KV_DTYPES
 from drivers.submit import check_ops
 
 FEATURES = (
     "copy_d2d", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "deterministic", "penalties", "bias", "score",
-    "load_beside", "host_tier", "copy_queues",
+    "load_beside", "host_tier", "copy_queues", *(f"kv_{name}" for name in KV_DTYPES),
 )  # fmt: skip
 
 
@@ -77,8 +78,9 @@ class CpuDriver:
         if load.num_host_blocks:
             what = f"a host tier of {load.num_host_blocks} blocks: the device is the host's memory"
             raise DriverFault(FaultKind.UNSUPPORTED, what)
-        if load.kv_dtype not in ("", load.dtype):
-            what = f"KV in {load.kv_dtype}: here it has the weights' dtype, {load.dtype}"
+        if load.kv_dtype not in ("", load.dtype, *KV_DTYPES):
+            kinds = ", ".join((load.dtype, *KV_DTYPES))
+            what = f"KV in {load.kv_dtype}: it can be in {kinds} here"
             raise DriverFault(FaultKind.UNSUPPORTED, what)
         promised = sum(model.host_range.untouched() for model in self._models.values())
         try:

@@ -19,6 +19,7 @@ from drivers.cpu import machine
 from drivers.cpu.attention import Arena, Attention, Heads, Part, blocks_at_once
 from drivers.cpu.ordered import OrderedAttention
 from drivers.host_tier import HostTier, host_range
+from drivers.int8_pool import Int8Pool
 from drivers.models import weights
 from drivers.models.config import ModelConfig
 from drivers.plan import Draws, Plan
@@ -53,7 +54,7 @@ class CpuModel:
         tile = ORDERED_TILE if load.deterministic else 0
         self._model = weights.load(source, shape.dtype, max_ctx, tile, progress)
         source.close()
-        self.pool = KvPool(shape)
+        self.pool = Int8Pool(shape) if shape.int8 else KvPool(shape)
         self.tier = (
             HostTier(self.host_range, shape.block_bytes) if self.host_range.num_bytes else None
         )
@@ -62,8 +63,9 @@ class CpuModel:
         self._attention: Callable[..., Attention | OrderedAttention] = _attention(load)
         self._warm_up(max_ctx)
         group = base.KvGroup(
-            config.num_layers, "full", 0, config.num_kv_heads, config.head_dim, load.dtype
-        )
+            config.num_layers, "full", 0, config.num_kv_heads, config.head_dim,
+            load.kv_dtype or load.dtype,
+        )  # fmt: skip
         self.answer = base.Loaded(
             load.model, config.arch, config.num_layers, config.vocab_size, max_ctx, weights_bytes,
             tuple(config.eos_ids), (group,), load.block_size, shape.block_bytes, shape.num_blocks,
@@ -154,7 +156,7 @@ def _attention(load: base.Load) -> type[Attention] | type[OrderedAttention]:
 def _pool_shape(config: ModelConfig, load: base.Load, num_blocks: int) -> PoolShape:
     return PoolShape(
         num_blocks, config.num_layers, load.block_size, config.num_kv_heads, config.head_dim,
-        DTYPES[load.dtype],
+        DTYPES[load.dtype], load.kv_dtype == "int8",
     )  # fmt: skip
 
 
@@ -167,7 +169,10 @@ def _fit(
     of the models before (`promised`) as well.
     """
     dtype, free = DTYPES[load.dtype], max(machine.memory_free() - promised, 0)
-    work = work_bytes(config, dtype.itemsize, load.block_size, max_ctx, load.deterministic)
+    work = work_bytes(
+        config, dtype.itemsize, load.block_size, max_ctx, load.deterministic,
+        load.kv_dtype == "int8",
+    )  # fmt: skip
     weights_bytes, places = measured = weights.measure(config, dtype, max_ctx, free - work)
     block_bytes = _pool_shape(config, load, 1).block_bytes
     num_blocks = load.num_blocks or load.kv_bytes // block_bytes

@@ -1,18 +1,13 @@
 """Backup: root key and keyring in one file, under a passphrase. What `llmos key` works with.
 
-    {"format": "llmos.key-backup/1", "n": .., "r": .., "p": .., "salt": .., "sealed": ..}
-
-The passphrase gives a key by scrypt (RFC 7914), which seals the two. Whoever has the file and the
-passphrase can read every save. So a copy from before an owner was erased can still read what that
+The form is that of drivers/store/passphrase.py. Whoever has the file and the passphrase can read
+every save. So a copy from before an owner was erased can still read what that
 one had, if the saves were copied too.
 
 Offline: no kernel takes part. Restoring puts the root key in its place, and the keyring only where
 there is none: the one that is there is newer. Light to import; cryptography is loaded when used.
 """
 
-import base64
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,16 +16,14 @@ from errno import EACCES, EDQUOT, ENOENT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drivers.store import passphrase
+from drivers.store.passphrase import COST as COST
+
 if TYPE_CHECKING:
     from drivers.store.keys import RootKey
 
 FORMAT = "llmos.key-backup/1"
 MAX_FILE = 32 << 20
-SALT_BYTES = 16
-COST = (1 << 17, 8, 1)
-"""scrypt's n, r and p: 128 MiB, about half a second."""
-MOST = (1 << 20, 8, 4)
-"""What a file may ask of this machine: 1 GiB."""
 Ask = Callable[[], str]
 """Returns the passphrase."""
 
@@ -70,7 +63,6 @@ def write_backup(
     `ask` is called for the passphrase once all else is known to be right.
     """
     from drivers.store.keyring import KEYRING, MAX_BYTES
-    from drivers.store.seal import Seal, bind
 
     root = _root(keys_dir)
     ring = b""
@@ -80,13 +72,9 @@ def write_backup(
     if file.is_symlink() or (file.exists() and not force):
         hint = "take another name, or --force to replace it"
         raise BackupError("EEXIST", f"{file} is there already", hint)
-    salt = os.urandom(SALT_BYTES)
-    head = {"format": FORMAT, "n": cost[0], "r": cost[1], "p": cost[2], "salt": salt.hex()}
-    seal = Seal(_stretched(ask(), salt, cost))
-    sealed = seal.close(root.key + ring, bind(FORMAT, salt, cost))
-    raw = json.dumps(head | {"sealed": base64.b64encode(sealed).decode()}, indent=1) + "\n"
+    raw = passphrase.seal(FORMAT, root.key + ring, ask(), cost)
     with _os_errors(f"write {file}"):
-        _files().write_whole(str(file.absolute()), raw.encode())
+        _files().write_whole(str(file.absolute()), raw)
     return Kept(str(file), root.name, num_owners, "written" if ring else "none")
 
 
@@ -156,14 +144,13 @@ def _set_aside(wrong: Path, other: Path, force: bool, name: str) -> None:
 
 def _opened(file: Path, ask: Ask) -> bytes:
     """Return root key and keyring of a backup."""
-    from drivers.store.seal import NotAuthentic, Seal, bind
-
     with _os_errors(f"read {file}"):
         raw = _files().read_whole(str(file.absolute()), MAX_FILE)
-    salt, cost, sealed = _read_head(raw, file)
     try:
-        plain = Seal(_stretched(ask(), salt, cost)).open(sealed, bind(FORMAT, salt, cost))
-    except NotAuthentic:
+        plain = passphrase.unseal(passphrase.read(FORMAT, raw), ask())
+    except passphrase.NotSealed:
+        raise _no_backup(file) from None
+    except passphrase.WrongPassphrase:
         what = f"{file} does not open: the passphrase is another one, or the file is damaged"
         raise BackupError("EPERM", what, "try the passphrase again, or another copy") from None
     if len(plain) < 32:
@@ -171,31 +158,9 @@ def _opened(file: Path, ask: Ask) -> bytes:
     return plain
 
 
-def _read_head(raw: bytes, file: Path) -> tuple[bytes, tuple[int, int, int], bytes]:
-    try:
-        said: dict[str, Any] = json.loads(raw)
-        cost = said["n"], said["r"], said["p"]
-        if said["format"] != FORMAT or any(type(number) is not int for number in cost):
-            raise _no_backup(file)
-        salt, sealed = bytes.fromhex(said["salt"]), base64.b64decode(said["sealed"], validate=True)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise _no_backup(file) from None
-    n, r, p = cost
-    fits = all(1 <= number <= most for number, most in zip(cost, MOST, strict=True))
-    if not fits or n < 2 or n & (n - 1) or len(salt) != SALT_BYTES:
-        raise _no_backup(file)
-    return salt, (n, r, p), sealed
-
-
 def _no_backup(file: Path) -> BackupError:
     hint = f"a backup is what llmos key backup writes, of the format {FORMAT}"
     return BackupError("ECORRUPT", f"{file} is no backup of keys", hint)
-
-
-def _stretched(passphrase: str, salt: bytes, cost: tuple[int, int, int]) -> bytes:
-    n, r, p = cost
-    most = 128 * r * (n + p + 2) + (1 << 16)  # what these numbers take, and a little
-    return hashlib.scrypt(passphrase.encode(), salt=salt, n=n, r=r, p=p, maxmem=most, dklen=32)
 
 
 # --- the keys ---------------------------------------------------------------------------------

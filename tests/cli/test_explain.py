@@ -54,6 +54,11 @@ def test_an_exit_code_names_its_errors() -> None:
     assert explain("1001")[1].startswith("EBADCTX (errno 1001)")
 
 
+def test_a_number_may_be_a_task_as_well() -> None:
+    assert explain("75")[2] == "a task of that number: explain -p 75\n"
+    assert explain("75", "--json")[2] == explain("EIO")[2] == ""
+
+
 def test_a_code_that_is_none() -> None:
     code, out, err = explain("ENOMEMM")
     assert (code, out) == (3, "") and "llmos explain ENOMEM" in err

@@ -15,8 +15,7 @@ from userland.bin.up import came_back
 
 @contextmanager
 def kernel(home: Path) -> Iterator[Daemon]:
-    where = ("--state-dir", str(home / "kept"), "--keys-dir", str(home / "keys"))
-    with talking(home, options=where) as running:
+    with talking(home, keeps=True) as running:
         yield running
 
 

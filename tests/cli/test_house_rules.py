@@ -21,7 +21,7 @@ import click
 import pytest
 
 from drivers.models.store import default_root
-from tests.helpers.daemon import Daemon
+from tests.helpers.daemon import Daemon, eventually
 from tests.helpers.json_schema import FOLDER, check, check_document
 from tests.helpers.shell import environment, talking
 from userland import cli
@@ -61,6 +61,10 @@ ROWS = {
     "config path": Row((), "config.path", kernel=False),
     "config show": Row(("--origin",), "config.show", kernel=False),
     "dmesg": Row((), "dmesg", sentences=True),
+    "ctx export": Row(None, "ctx.export", absent=("gone", "/none/file")),
+    "ctx import": Row(None, "ctx.import", absent=("/none/file", "name")),
+    "ctx rm": Row(None, absent=("gone",)),
+    "ctx saves": Row((), "saves"),
     "ctx ls": Row((), "contexts", absent=("999999",)),
     "ctx tree": Row((), "ctx.tree", absent=("999999",)),
     "doctor": Row(("--quick",), "doctor", kernel=False, sentences=True),
@@ -120,7 +124,11 @@ NAMING = [name for name in ALL if name in ROWS and ROWS[name].absent is not None
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     home = tmp_path_factory.mktemp("home")
     (home / "models").symlink_to(default_root())
-    with talking(home) as running:
+    with talking(home, keeps=True) as running:
+        with running.connect() as task, task.alloc_ctx() as context:
+            eventually(lambda: task.store().state == "up", "store")
+            context.append([1, 2, 3])
+            context.save("kept")
         yield running
 
 

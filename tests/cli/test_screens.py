@@ -13,12 +13,24 @@ import pytest
 from click.testing import CliRunner
 
 from syscalls import abi
-from syscalls.errors import EBADCTX, ENOTSUP
+from syscalls.errors import EBADCTX, EINVAL, ENOTSUP
 from tests.helpers.daemon import ROOT
 from tests.helpers.fake_kernel import FakeKernel, Reply
 from tests.helpers.json_schema import FOLDER, check, check_document
-from tests.helpers.scene import CASES, CONTEXTS, LOG, ROWS, SCREENS, drawn, scene, screen
+from tests.helpers.scene import (
+    BLOCK,
+    CASES,
+    CONTEXTS,
+    LOG,
+    POOLS,
+    ROWS,
+    SCREENS,
+    drawn,
+    scene,
+    screen,
+)  # fmt: skip
 from userland.bin.dmesg import parse_levels, parse_since
+from userland.bin.ps import kv_total
 from userland.cli import COMMANDS
 from userland.exits import Failure
 from userland.picture import cells
@@ -59,6 +71,7 @@ def test_a_screen_fits_the_terminal_and_a_pipe_has_no_colour(name: str, way: str
 DOCUMENTS = [
     ["ps"], ["ps", "--sort", "-kv"], ["ps", "--contexts"], ["free"], ["pmap"], ["pmap", "57", "3"],
     ["pmap", "@main"], ["lsdev"], ["dmesg"], ["dmesg", "-n", "0"], ["vmstat"], ["ctx", "ls"],
+    ["ctx", "saves"],
     ["ctx", "tree"], ["ctx", "tree", "57"], ["explain", "57"], ["explain", "-p", "1"],
     ["explain", "@main"],
 ]  # fmt: skip
@@ -174,6 +187,10 @@ def test_ps_chooses(kernel: FakeKernel) -> None:
     assert names("-u", "nobody-of-this-name") == []
     assert names("--sort", "-kv") == ["llmsh", "formal", "casual", "researcher", "init"]
     assert names("--forest") == ["init", "\\_llmsh", "\\_formal", "\\_casual", "\\_researcher"]
+
+
+def test_a_share_is_of_the_devices_kv() -> None:
+    assert kv_total(POOLS) == 2048 * BLOCK + 512 * 2 * BLOCK
 
 
 def test_contexts_are_chosen_by_their_tasks(kernel: FakeKernel) -> None:
@@ -312,6 +329,8 @@ def test_a_kernel_that_knows_no_tiers_is_shown(words: list[str]) -> None:
         snapshot = kernel.replace["snapshot"]
 
         def older(request: Any) -> Reply:
+            if request.args.what == "store":
+                raise EINVAL("there is no snapshot of store")
             page = snapshot(request).row
             rows = [row[: row._fields.index(AS_OLD[type(row)])] for row in page.rows]
             return Reply(page._replace(rows=rows))

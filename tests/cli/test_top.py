@@ -42,7 +42,8 @@ def test_rates_are_of_the_time_between_two_samples() -> None:
     rates = rates_of(
         sample(4.0, 13.0, output_tokens=200, prefill_tokens=1000, decode_tokens=190, steps=100,
                step_seqs=250, step_us=2_000_000, prompt_tokens=800, cached_tokens=600,
-               first_tokens=2, first_token_s=0.5, evicted_blocks=8, copied_blocks=4, calls=40),
+               first_tokens=2, first_token_s=0.5, evicted_blocks=8, copied_blocks=4, calls=40,
+               in_blocks=12, out_blocks=20, disk_in_blocks=24, disk_out_blocks=28, lost_tokens=32),
         sample(0.0, 10.0),
     )  # fmt: skip
     assert (rates.seconds, rates.output_tok_s, rates.prefill_tok_s) == (4.0, 50.0, 250.0)
@@ -50,6 +51,23 @@ def test_rates_are_of_the_time_between_two_samples() -> None:
     assert (rates.step_prefill_tok, rates.step_decode_tok) == (10.0, 1.9)
     assert (rates.hit, rates.first_token_s, rates.cpu) == (0.75, 0.25, 0.75)
     assert (rates.evicted_s, rates.copied_s, rates.calls_s) == (2.0, 1.0, 10.0)
+    assert (rates.in_s, rates.out_s, rates.disk_in_s, rates.disk_out_s) == (3.0, 5.0, 6.0, 7.0)
+    assert rates.lost_tok_s == 8.0
+
+
+def test_lower_tiers_have_lines_of_their_own_with_their_own_rates() -> None:
+    disk = POOLS[1]._replace(tier="disk", total=4096, used=8, cached=0, free=4088)
+    model = TopModel(2)
+    model.feed(sample()._replace(pools=[*POOLS[:2], disk]))
+    after = sample(2.0, in_blocks=10, out_blocks=20, disk_in_blocks=30, disk_out_blocks=40)
+    model.feed(after._replace(pools=[*POOLS[:2], disk]))
+    host, on_disk = (line for line in model.header(120, False) if line.startswith(("host", "disk")))
+    assert host.startswith("host smollm2 [Pc....")
+    assert host.endswith("24/1,024 blocks 2%   in 5/s out 10/s")
+    assert on_disk.endswith("8/4,096 blocks <1%   in 15/s out 20/s")
+    assert not any("lost" in line for line in model.header(120, False))
+    model.feed(sample(4.0, lost_tokens=64)._replace(pools=POOLS))
+    assert any(line.startswith("lost 32.0 tok/s") for line in model.header(80, False))
 
 
 def test_nothing_happened_is_not_a_division_by_nothing() -> None:

@@ -21,6 +21,9 @@ NULL = Bench(
 # The suite loads in deterministic mode, where equal means equal to the last bit.
 CPU = Bench(name="cpu", device="cpu0", model=tiny_model.install)
 BENCHES = [NULL, CPU]
+CPU_INT8 = Bench(name="cpu-int8", device="cpu0", model=tiny_model.install, kv_dtype="int8")
+KV_BENCHES = [*BENCHES, CPU_INT8]
+"""For modules that say KV_DTYPES = True: what they test has to do with the bytes of KV."""
 
 
 class Devices:
@@ -56,10 +59,11 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
     opened.close()
 
 
-@pytest.fixture(params=BENCHES, ids=lambda bench: bench.name)
-def bench(request: pytest.FixtureRequest) -> Bench:
-    chosen: Bench = request.param
-    return chosen
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test on every driver."""
+    if "bench" in metafunc.fixturenames:
+        benches = KV_BENCHES if getattr(metafunc.module, "KV_DTYPES", False) else BENCHES
+        metafunc.parametrize("bench", benches, ids=lambda bench: bench.name)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from drivers.base import Direction, FaultKind, Queue, ints
 from tests.helpers.device import Device
 from tests.helpers.plans import Part
 
+KV_DTYPES = True
 BOTH = pytest.mark.parametrize("transport", ["loopback", "host"], indirect=True)
 LENGTH = 48
 

@@ -13,6 +13,7 @@ from kernel.host_memory import HostMemory
 from tests.helpers.device import Bench, Device, load_of, open_rig
 from tests.helpers.plans import Part, step_ops
 
+KV_DTYPES = True
 BOTH = pytest.mark.parametrize("transport", ["loopback", "host"], indirect=True)
 LENGTH, HOST_BLOCKS = 48, 9
 OFFSET = 3 * mmap.PAGESIZE

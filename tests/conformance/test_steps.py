@@ -9,6 +9,7 @@ from drivers.base import FaultKind
 from tests.helpers.device import Device
 from tests.helpers.plans import Drawn, Part, step_ops
 
+KV_DTYPES = True
 BOTH = pytest.mark.parametrize("transport", ["loopback", "host"], indirect=True)
 PROMPT = 45  # two blocks and a bit
 COUNT = 8

@@ -252,6 +252,7 @@ def test_heartbeats_while_it_works_and_swap_goes_on(start: Start, tmp_path: Path
     store.link.send(base.SwapOut(77, AREA, 0, (block,)))
     seen: list[str] = []
     while seen.count("Heartbeat") < 3 or "Blocks" not in seen:
+        assert seen.count("Heartbeat") < 200, "swap waits for the save"
         assert select.select([store.link.fileno()], [], [], SOON_S)[0]
         seen.append(type(store.link.receive()).__name__)
     assert set(seen) == {"Heartbeat", "Blocks"}

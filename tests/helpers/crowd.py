@@ -37,6 +37,8 @@ class Mirror:
 class Member:
     """One client of the crowd: random calls, and what must follow from them."""
 
+    legal = LEGAL
+
     def __init__(self, client: SimClient, random: Random) -> None:
         self.client = client
         self.random = random
@@ -84,7 +86,7 @@ class Member:
     def _begin(self) -> None:
         """alloc, append, fork and infer back to back, none waited for."""
         handle = self.client.new_handle()
-        self.client.send("alloc_ctx", handle)
+        self._alloc(handle)
         mirror = Mirror(handle, self._ids(70))
         ids = list(mirror.ids)
         mirror.ids = []
@@ -95,6 +97,9 @@ class Member:
             self._fork(mirror)
         if self.random.random() < 0.7:
             self._infer(mirror, extra=False)
+
+    def _alloc(self, handle: int) -> None:
+        self.client.send("alloc_ctx", handle)
 
     def _fork(self, mirror: Mirror) -> None:
         handle = self.client.new_handle()
@@ -228,7 +233,7 @@ class Member:
             elif kind == Event.FIN:
                 self._finish(call, mirror, event)
             elif kind == Event.ERR and call:
-                assert event[2] in LEGAL, event
+                assert event[2] in self.legal, event
                 self.then.pop(call, None)
                 self.then.pop(-call, None)
                 if mirror is not None:

@@ -75,6 +75,11 @@ def command(run_dir: Path, *options: str) -> list[str]:
 NULL = ("--device", "null0", "--model", "null", "--num-blocks", "4096", "--model-dir")
 
 
+def keeping(home: Path) -> tuple[str, ...]:
+    """Return the options of a kernel that keeps saves."""
+    return "--state-dir", str(home / "state"), "--keys-dir", str(home / "keys")
+
+
 @contextmanager
 def daemon(
     home: Path,

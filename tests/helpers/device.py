@@ -31,7 +31,8 @@ class Bench:
     dtype: str = "float32"
     tolerance: float = 0.0
     faults_on_unwritten: bool = False  # reading a slot that was never written is PLAN_INVALID
-    host_blocks: int = 0  # of the host tier; 0: there is none
+    host_blocks: int = 0  # of a host tier of its own; 0: there is none
+    kv_dtype: str = ""  # of KV, if it is another one
 
 
 def hello(epoch: int = EPOCH, device: str = "null0") -> base.Hello:
@@ -44,7 +45,7 @@ def load_of(bench: Bench, path: str, **fields: Any) -> base.Load:
     load = base.Load(
         0, path, bench.dtype, BLOCK_SIZE, NUM_BLOCKS, 0, MAX_CTX, True, 1, bench.host_blocks
     )
-    return load._replace(**fields)
+    return load._replace(**{"kv_dtype": bench.kv_dtype, **fields})
 
 
 def open_rig(bench: Bench, transport: str, host: int = -1) -> Rig:

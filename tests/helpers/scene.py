@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from syscalls import abi
 from syscalls.abi import LogLevel, Use
-from syscalls.errors import EBADCTX, ESRCH
+from syscalls.errors import EBADCTX, EINVAL, ESRCH
 from syscalls.wire import Request
 from tests.helpers.fake_kernel import FakeKernel, Reply
 from userland.cli import run
@@ -99,6 +99,7 @@ KERNEL = abi.KernelRow(
     4000000, "0.1.0", 8040.0, 90_000, 120_000, 3, 41_000, 12, 900, 71, 410, 400, 7, 1, 2,
     212_000, 48_200, 61_000, 990_000_000, 260_000, 163_800, 48_900, 405, 85.05, 0.4, 31, 5,
     16_080, 8040, 16_080 * BLOCK, 8040 * BLOCK, 9_000_000, 46_080, 24_120,
+    80_400, 40_200,
 )  # fmt: skip
 LOG = [
     (0.01, 6, "kern", "kernel 41200 up, listening on /run/llmos/kernel.sock"),
@@ -117,10 +118,25 @@ LOSSES = [
     ),
 ]  # fmt: skip
 BORN = 1_790_000_000.0
-ROWS = {"tasks": TASKS, "contexts": CONTEXTS, "pools": POOLS, "kernel": [KERNEL]}
+STORE = abi.StoreRow("up", 9600, "", "", 3, 0, 112 << 20, 1 << 30, 1)
+SAVES = [
+    abi.SaveRow("notes", 4, "current", "smollm2", 3912, 244, 90_000_000, BORN),
+    abi.SaveRow("of \u202e yesterday, with a long name that goes on and on", 2, "stale",
+                "smollm2:135m-q4_1", 61, 0, 4096, BORN - 86_400),
+    abi.SaveRow("torn", 7, "damaged", "", 0, 0, 18_000_000, 0.0),
+]  # fmt: skip
+ROWS: dict[str, Any] = {
+    "tasks": TASKS, "contexts": CONTEXTS, "pools": POOLS, "kernel": [KERNEL], "store": [STORE],
+}  # fmt: skip
+
+
+def _list_saves(_: Request) -> Reply:
+    return Reply(abi.ListSavesResult(list(SAVES), False))
 
 
 def _snapshot(request: Request) -> Reply:
+    if request.args.what not in ROWS:
+        raise EINVAL(f"there is no snapshot of {request.args.what}")
     return Reply(abi.SnapshotResult(1, ROWS[request.args.what], 0))
 
 
@@ -179,6 +195,7 @@ def scene() -> Iterator[FakeKernel]:
     with tempfile.TemporaryDirectory() as folder, FakeKernel(Path(folder)) as kernel:
         kernel.replace |= {
             "snapshot": _snapshot,
+            "list_saves": _list_saves,
             "pmap": _pmap,
             "log": _log,
             "explain": _explain,
@@ -252,6 +269,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "ctx-tree": ("ctx", "tree"),
     "vmstat": ("vmstat",),
     "explain-task": ("explain", "57"),
+    "ctx-saves": ("ctx", "saves"),
     "lsdev": ("lsdev",),
     "lsdev-full": ("lsdev", "-f"),
     "dmesg": ("dmesg",),
@@ -262,7 +280,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
 CASES = [
     *((name, way) for name in SHOWN for way in ("tty", "pipe")),
     *(("pmap", way) for way in ("letters", "a11y", "plain", "wide")),
-    *(("ctx-tree", way) for way in ("letters", "a11y", "plain", "narrow")),
+    ("ctx-ls", "narrow"), *(("ctx-tree", way) for way in ("letters", "a11y", "plain", "narrow")),
     *(("vmstat", way) for way in ("wide", "narrow")), ("pmap-task", "letters"),
     ("pmap-task", "narrow"), ("free", "wide"),
     ("top", "letters"), ("dmesg", "plain"), ("ps", "plain"), ("ps-full", "wide"),

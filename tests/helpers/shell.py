@@ -19,7 +19,7 @@ import psutil
 import pyte
 
 from tests.helpers.byte_tokenizer import byte_tokenizer
-from tests.helpers.daemon import NULL, ROOT, Daemon, daemon, eventually
+from tests.helpers.daemon import NULL, ROOT, Daemon, daemon, eventually, keeping
 
 LLMSH = (sys.executable, "-m", "userland.llmsh.main")
 PATIENCE_S = float(os.environ.get("PATIENCE", 60))
@@ -33,9 +33,11 @@ TEMPLATE = (
 
 @contextmanager
 def talking(
-    home: Path, step_us: int = 0, template: str | None = TEMPLATE, options: Sequence[str] = ()
+    home: Path, step_us: int = 0, template: str | None = TEMPLATE, keeps: bool = False
 ) -> Iterator[Daemon]:
     """Run a kernel whose null model has a tokenizer, and turns if there is a template.
+
+    With `keeps` it has a store, where `llmos up` would put it.
 
     The kernel reads the text files of a model below its path. The path of a builtin is its options,
     relative to where the kernel runs: a folder of that name is all it takes.
@@ -47,7 +49,8 @@ def talking(
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     (folder / "config.json").write_text("{}")
-    with daemon(home, *NULL, builtin, *options, cwd=home) as running:
+    store = keeping(home) if keeps else ()
+    with daemon(home, *NULL, builtin, *store, cwd=home) as running:
         yield running
 
 

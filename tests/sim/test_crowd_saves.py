@@ -1,7 +1,6 @@
 """A crowd that saves and loads, while drivers, stores and programs die."""
 
 from random import Random
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ Kept = dict[str, list[list[int]]]
 class Saver(Member):
     """A member that also saves, loads and drops; `kept` is what each name may hold."""
 
+    legal = LEGAL | {Errno.ENOENT, Errno.ENODEV, Errno.EPERM}
     kept: Kept
     loads = 0
 
@@ -87,9 +87,7 @@ class SavingCrowd(Crowd):
 
 
 @pytest.mark.parametrize("tiers", [DEVICE, HOST, DISK, ALL])
-def test_a_crowd_that_saves(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
-    legal: Any = LEGAL | {Errno.ENOENT, Errno.ENODEV, Errno.EPERM}
-    monkeypatch.setattr("tests.helpers.crowd.LEGAL", legal)
+def test_a_crowd_that_saves(tiers: Tiers) -> None:
     crowds = [_crowd(tiers, seed) for seed in range(2)]
     assert sum(len(made) for crowd in crowds for made in crowd.kept.values()) > 20
     assert sum(member.loads for crowd in crowds for member in crowd.members) > 0

@@ -518,21 +518,41 @@ def test_without_a_state_directory_saves_are_not_supported() -> None:
     sim.end()
 
 
-def test_a_store_that_cannot_be_opened_says_why_and_the_kernel_runs_on() -> None:
-    sim, _ = _prepared(DEVICE)
+def _gone(disk: MemoryFiles) -> str:
+    del disk.names_of["/keys/root.key"]
+    return "there is no root key"
+
+
+def _another(disk: MemoryFiles) -> str:
+    disk.inodes[disk.names_of["/keys/root.key"]][0] ^= 1
+    return "is under the root key"
+
+
+@pytest.mark.parametrize("wrong", [_gone, _another])
+def test_a_store_without_its_key_says_so_and_the_kernel_runs_on(
+    wrong: Callable[[MemoryFiles], str],
+) -> None:
+    sim, old = _prepared(DEVICE)
     disk = sim.files
     assert isinstance(disk, MemoryFiles)
     sim.end()
-    del disk.names_of["/keys/root.key"]
+    before = disk.copy()
+    said = wrong(disk)
     sim = SavingSim(disk)
     assert sim.system.store.state is StoreState.FAILED
     client = sim.client()
     handle, ids = grown(client, OLD)
     for _ in range(3):
         reply = client.ask("save_ctx", handle, "n")
-        assert reply.errno == Errno.EIO and "root key" in reply.message
+        assert reply.errno == Errno.EIO and said in reply.message
+    (row,) = client.ask("snapshot", "store").result.rows
+    assert (row[0], row[1]) == ("failed", 0) and said in row[2] and "llmos key restore" in row[3]
     goes_on(client, handle, ids)
     assert sim.system.store.epoch == 1, "nobody tries it again"
+    sim.end()
+    sim = SavingSim(before)
+    client = sim.client()
+    goes_on(client, load(client, "n")[0], old)
     sim.end()
 
 

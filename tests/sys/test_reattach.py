@@ -9,7 +9,7 @@ import pytest
 
 import syscalls
 from syscalls import aio
-from tests.helpers.daemon import NULL, Daemon, daemon
+from tests.helpers.daemon import NULL, Daemon, daemon, keeping
 from tests.helpers.oracle import Knobs, next_id
 
 IDS = [(7 * n) % 250 + 1 for n in range(100)]
@@ -17,8 +17,7 @@ IDS = [(7 * n) % 250 + 1 for n in range(100)]
 
 @contextmanager
 def kernel(home: Path, *options: str) -> Iterator[Daemon]:
-    where = ("--state-dir", str(home / "state"), "--keys-dir", str(home / "keys"))
-    with daemon(home, *NULL, "null:vocab=251", *where, *options) as running:
+    with daemon(home, *NULL, "null:vocab=251", *keeping(home), *options) as running:
         yield running
 
 

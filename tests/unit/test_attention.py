@@ -17,6 +17,7 @@ from drivers.cpu import attention
 from drivers.cpu.attention import MIN_WASTE, Arena, Attention, Heads, Part, group
 from drivers.cpu.model import CpuModel
 from drivers.cpu.ordered import OrderedAttention
+from drivers.int8_pool import Int8Pool
 from drivers.models import weights
 from drivers.pool import KvPool, PoolShape
 from tests.helpers import tiny_model
@@ -168,13 +169,19 @@ LONG = "random:layers=1,hidden=64,heads=4,kv_heads=4,vocab=64,ffn=64,max_ctx=163
 
 
 @BOTH
+@pytest.mark.parametrize("kv_dtype", ["", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_step_takes_more_than_was_counted(deterministic: bool, dtype: str) -> None:
+def test_no_step_takes_more_than_was_counted(
+    deterministic: bool, dtype: str, kv_dtype: str
+) -> None:
     load = load_of(LONG, dtype, num_blocks=4, threads=1, deterministic=deterministic)
-    model = CpuModel(load, lambda message: None)
-    buffers = model._arena._buffers.values()
+    model = CpuModel(load._replace(kv_dtype=kv_dtype), lambda message: None)
+    buffers = [*model._arena._buffers.values()]
+    if isinstance(model.pool, Int8Pool):
+        buffers.append(model.pool._raw)
     count = sizes.ordered_bytes if deterministic else sizes.attention_bytes
-    counted = count(weights.open_source(LONG).config, sizes.ITEMSIZES[dtype], 16, 16384)
+    config, itemsize = weights.open_source(LONG).config, sizes.ITEMSIZES[dtype]
+    counted = count(config, itemsize, 16, 16384, kv_dtype == "int8")
     assert counted / 2 < sum(buffer.nbytes for buffer in buffers) <= counted
 
 

@@ -192,6 +192,14 @@ def test_sizes(text: str, size: int | None) -> None:
     assert size_of(text) == size
 
 
+def test_nothing_is_a_size_where_it_is_the_default() -> None:
+    keys = {key.name: key for key in kernel_keys()}
+    assert keys["host_mem"].of_text("0") == keys["host_mem"].of_toml(0) == 0
+    assert keys["host_mem"].of_text("8GiB") == 8 << 30
+    with pytest.raises(Unfit, match="a size like"):
+        keys["kv_mem"].of_text("0")
+
+
 @pytest.mark.parametrize("text", ["true", "YES", "on", "1"])
 def test_words_for_true(text: str) -> None:
     assert Key("x", "bool", False).of_text(text) is True

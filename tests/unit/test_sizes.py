@@ -18,6 +18,9 @@ def test_weights_and_blocks_are_those_that_torch_makes(kind: str, dtype: str) ->
     assert needs.weights == measure(config, kept, 300, 1 << 40).weights_bytes
     layers, heads, dim = config.num_layers, config.num_kv_heads, config.head_dim
     assert needs.block == PoolShape(1, layers, 16, heads, dim, kept).block_bytes
+    small = sizes.needs(config, sizes.ITEMSIZES[dtype], 16, 300, False, "int8")
+    assert small.block == PoolShape(1, layers, 16, heads, dim, kept, True).block_bytes
+    assert small.weights == needs.weights and small.work > needs.work
 
 
 def test_dtypes_are_those_of_the_driver() -> None:
@@ -28,3 +31,5 @@ def test_dtypes_are_those_of_the_driver() -> None:
 def test_room() -> None:
     assert sizes.Needs(100, 7, 50).room(170) == 20
     assert sizes.Needs(100, 7, 50).room(150) == sizes.Needs(100, 7, 50).room(0) == 0
+    assert sizes.Needs(100, 7, 50).room(170, 15) == 5
+    assert sizes.Needs(100, 7, 50).room(170, 25) == 0

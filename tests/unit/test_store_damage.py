@@ -149,6 +149,18 @@ def test_flip_every_byte(full: bool, window: Window) -> None:
     assert is_told_apart(files, window)
 
 
+def test_ids_that_were_cut_are_seen_when_the_store_is_opened(window: Window) -> None:
+    files = saved(window, "n")
+    (path,) = paths(files)
+    raw = read(files, path)
+    start, end = places(raw)["ids"]
+    for length, damaged in ((start, 1), (end - 1, 1), (end, 0)):
+        put(files, path, raw[:length])
+        with client(files, window) as store:
+            assert store.open().num_damaged == damaged
+            assert store.rows()[0].state == (SaveState.DAMAGED if damaged else SaveState.CURRENT)
+
+
 def test_more_than_was_written_is_not_read(window: Window) -> None:
     files = saved(window, "n")
     (path,) = paths(files)

@@ -12,8 +12,8 @@ from drivers.store.base import FaultKind
 from drivers.store.files import Files
 from drivers.store.keyring import MAGIC, Keyring, WrongRoot, unpack
 from drivers.store.keys import RootKey, find_root
-from drivers.store.places import default_keys_dir, default_state_dir
-from drivers.store.seal import NotAuthentic
+from drivers.store.places import default_keys_dir
+from drivers.store.seal import NotAuthentic, Seal, bind
 from tests.helpers.store_client import (
     OWNER,
     Client,
@@ -217,14 +217,12 @@ def test_keys_may_not_lie_with_what_they_lock(home: Home) -> None:
         store.open("state", str(home.state.parent / "keys"))
 
 
-def test_where_things_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_keys_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_HOME", str(tmp_path))
-    assert (default_state_dir(), default_keys_dir()) == (tmp_path / "state", tmp_path / "keys")
+    assert default_keys_dir() == tmp_path / "keys"
     monkeypatch.delenv("LLMOS_HOME")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "b"))
-    assert default_state_dir() == tmp_path / "a" / "llmos"
-    assert default_keys_dir() == tmp_path / "b" / "llmos" / "keys"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert default_keys_dir() == tmp_path / "config" / "llmos" / "keys"
 
 
 # --- the keyring ----------------------------------------------------------------------------------
@@ -291,7 +289,8 @@ def test_who_is_forgotten_cannot_be_read_any_more(home: Home) -> None:
     before = home.ring.read_bytes()
     Keyring.load(Files(), str(home.keys), root, str(home.state)).forget(OTHER)
     after = home.ring.read_bytes()
-    assert after[24:84] != before[24:84], "the keyring key is another one"
+    keys = [Seal(root.key).open(raw[24:84], bind(MAGIC, root.name)) for raw in (before, after)]
+    assert len({*keys, root.key}) == 3, "the keyring key is another one"
     assert home.loads("n", OWNER)
     with client(Files(), home.window) as store:
         assert store.open(str(home.state), str(home.keys)).num_damaged == 1

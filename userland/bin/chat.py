@@ -2,6 +2,7 @@
 
 import click
 
+from userland import complete
 from userland.desk import Desk, pass_desk
 
 
@@ -9,13 +10,26 @@ from userland.desk import Desk, pass_desk
 @click.option("-m", "--model", metavar="NAME", help="Model; the kernel's own unless given.")
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("-c", "--ctx", metavar="@NAME", help="Name of the context, main unless given.")
+@click.option(
+    "--load", metavar="SAVE", shell_complete=complete.saves, help="Go on with what was saved."
+)
+@click.option(
+    "--save",
+    metavar="SAVE",
+    shell_complete=complete.saves,
+    help="Save it at the end, under this name.",
+)
 @pass_desk
-def chat(desk: Desk, model: str | None, system: str | None, ctx: str | None) -> int:
+def chat(
+    desk: Desk, model: str | None, system: str | None, ctx: str | None, load: str | None,
+    save: str | None,
+) -> int:  # fmt: skip
     """Talk with a model: each line is a prompt.
 
     \b
     Examples:
       llmos chat
+      llmos chat --load notes --save notes
       llmos chat -m smollm2 -s "Answer in one sentence."
 
     @./path in a line sends a file along, /help lists the commands, Ctrl-D leaves. In llmsh `chat`
@@ -27,6 +41,6 @@ def chat(desk: Desk, model: str | None, system: str | None, ctx: str | None) -> 
     state = new_state(True, model=model, address=desk.address)
     end_with_signals()
     try:
-        return start(state, ctx, system)
+        return start(state, ctx, system, load, save)
     finally:
         close(state)

@@ -1,6 +1,7 @@
 """ctx: the contexts of the kernel, as a list or as a tree of what they share."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import click
@@ -8,28 +9,37 @@ import click
 from syscalls import KernelError
 from syscalls.abi import CtxRow, SharerRow, TaskRow
 from userland import complete, view
+from userland.bin.portable import export, import_
 from userland.bin.ps import COLORS, OF_CONTEXTS, Facts, context_columns, swapped
+from userland.bin.saves import rm, saves
 from userland.choosing import chosen
 from userland.desk import Desk, json_option, pass_desk
 from userland.families import Branch, Key, Relative, branches, key_of, relatives
 from userland.glyphs import unicode_to
 from userland.view import Column, count
 
+KEPT = ("pid", "ctx", "tok", "blocks", "name")
+"""Columns of the list that the narrowest terminal has."""
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.group(context_settings=_HELP)
 def ctx() -> None:
-    """List contexts, and show what they share.
+    """List contexts, and show what they share; list, move and delete those that are saved.
 
     \b
     Examples:
       llmos ctx ls
       llmos ctx tree
+      llmos ctx saves
 
-    A context belongs to its task: what changes one is in llmsh (ctx there) and in the library.
+    A context belongs to its task: what changes or saves one is in llmsh (ctx there) and in the
+    library.
     """
 
+
+for command in (saves, rm, export, import_):
+    ctx.add_command(command)
 
 _words = click.argument(
     "words", nargs=-1, metavar="[PID] [CTX|@NAME]", shell_complete=complete.tasks_and_contexts
@@ -59,7 +69,8 @@ def ls(desk: Desk, words: tuple[str, ...], no_headers: bool, as_json: bool) -> N
         return
     facts = Facts()
     facts.feed([], task.pools())
-    columns = view.choose(context_columns(facts), OF_CONTEXTS)
+    known = view.choose(context_columns(facts), OF_CONTEXTS)
+    columns = [replace(column, spare=column.key not in KEPT) for column in known]
     view.draw(desk, columns, rows, not no_headers, lambda row: COLORS.get(row.state, ""))
     if not rows:
         desk.note("no contexts")

@@ -1,14 +1,14 @@
 """key: keep a copy of the keys that saves are under, and bring it back. No kernel takes part."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from userland.desk import Desk, pass_desk
-from userland.exits import USAGE, Failure, reason
+from userland.exits import Failure
+from userland.passphrase import asking, passphrase_option
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -31,18 +31,12 @@ _file = click.argument("file", type=click.Path(path_type=Path))
 _keys_dir = click.option(
     "--keys-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the keys are."
 )
-_passphrase = click.option(
-    "--passphrase-file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Take the passphrase from the first line of a file.",
-)
 
 
 @key.command(context_settings=_HELP)
 @_file
 @_keys_dir
-@_passphrase
+@passphrase_option
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @pass_desk
 def backup(
@@ -63,7 +57,7 @@ def backup(
     from drivers.store.backup import write_backup
 
     with _as_failure():
-        ask = _asking(passphrase_file, twice=True)
+        ask = asking(passphrase_file, twice=True)
         kept = write_backup(keys_dir or _default(), file, ask, force)
     desk.note(f"saved {kept.path}: root key {kept.name}, keys of {_owners(kept.num_owners)}")
 
@@ -71,7 +65,7 @@ def backup(
 @key.command(context_settings=_HELP)
 @_file
 @_keys_dir
-@_passphrase
+@passphrase_option
 @click.option("--force", is_flag=True, help="Set other keys aside that are there.")
 @pass_desk
 def restore(
@@ -91,7 +85,7 @@ def restore(
     from drivers.store.backup import restore_backup
 
     with _as_failure():
-        ask = _asking(passphrase_file, twice=False)
+        ask = asking(passphrase_file, twice=False)
         kept = restore_backup((keys_dir or _default()).absolute(), file, ask, force)
     ring = {
         "kept": "the keyring there is kept",
@@ -119,36 +113,3 @@ def _as_failure() -> Iterator[None]:
         yield
     except BackupError as error:
         raise Failure(error.message, error.hint, code=error.code) from None
-
-
-def _asking(file: Path | None, twice: bool) -> Callable[[], str]:
-    """Return what gives the passphrase when it is needed."""
-    return (lambda: _from_file(file)) if file else (lambda: _from_terminal(twice))
-
-
-def _from_file(file: Path) -> str:
-    try:
-        with file.open(encoding="utf-8") as opened:
-            line = opened.readline(4096)
-    except (OSError, ValueError) as error:
-        raise Failure(
-            f"cannot read the passphrase in {file}: {reason(error)}", code="ENOENT"
-        ) from None
-    return _some(line.rstrip("\r\n"), f"the first line of {file}")
-
-
-def _from_terminal(twice: bool) -> str:
-    if not sys.stdin.isatty():
-        raise Failure(
-            "there is no terminal to ask for a passphrase", "--passphrase-file FILE", USAGE
-        )
-    answer: str = click.prompt(
-        "Passphrase", hide_input=True, confirmation_prompt="Once more" if twice else False, err=True
-    )
-    return _some(answer, "the passphrase")
-
-
-def _some(passphrase: str, what: str) -> str:
-    if not passphrase:
-        raise Failure(f"{what} is empty", "a passphrase of several words is a good one", USAGE)
-    return passphrase

@@ -28,6 +28,11 @@ from userland.view import count, size
 )
 @click.option("--kv-mem", metavar="SIZE", help="Memory for its KV, as 720M or 2GiB.")
 @click.option(
+    "--kv-dtype",
+    type=click.Choice(["float32", "bfloat16", "int8"]),
+    help="Of the KV; int8 takes about half.  [default: as the weights]",
+)
+@click.option(
     "--max-ctx", type=click.IntRange(1, 2**31 - 1), metavar="N", help="Longest context, in tokens."
 )
 @json_option
@@ -40,6 +45,7 @@ def load(
     dtype: str | None,
     deterministic: bool | None,
     kv_mem: str | None,
+    kv_dtype: str | None,
     max_ctx: int | None,
     as_json: bool,
 ) -> None:
@@ -65,15 +71,16 @@ def load(
 
         tell(f"loading {model}")
         row = desk.task.load_model(
-            name or model, folder, device, dtype, kv_bytes, max_ctx or 0, deterministic, progress
-        )
+            name or model, folder, device, dtype, kv_bytes, max_ctx or 0, deterministic, progress,
+            kv_dtype,
+        )  # fmt: skip
     if as_json:
         desk.say_json("load", row._asdict())
         return
     desk.note(
         f"{row.name} is up on {row.device} after {time.monotonic() - begin:.1f} s: {row.arch} in "
         f"{row.dtype}, {size(row.weights_bytes)} of weights, "
-        f"{size(row.num_blocks * row.block_bytes)} for KV, "
+        f"{size(row.num_blocks * row.block_bytes)} for KV in {row.kv_dtype}, "
         f"contexts up to {count(row.max_ctx)} tokens"
     )
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+from syscalls import Task
 from syscalls.abi import DeviceRow, ModelRow, PoolRow
 from userland import view
 from userland.desk import Desk, json_option, pass_desk
+from userland.running import store_of
 from userland.view import Column, count
 from userland.watch import repeat, watch_option
 
@@ -69,6 +71,17 @@ def lines(
     return found
 
 
+def _disk(task: Task) -> list[DeviceRow]:
+    """Return the store as a device, if the kernel has one."""
+    store = store_of(task)
+    if store is None:
+        return []
+    swap = f", swap: {view.size(store.swap_bytes)}" if store.swap_bytes else ""
+    kept = f"saves: {count(store.saves)}, {view.size(store.saves_bytes)}{swap}"
+    note = "; ".join(filter(None, (store.note, store.hint))) or kept
+    return [DeviceRow("disk", "store", store.state, store.epoch, store.host_pid, 0, 0, note)]
+
+
 def _document(device: DeviceRow, rows: list[Line]) -> dict[str, Any]:
     models = [
         {
@@ -100,13 +113,14 @@ def lsdev(desk: Desk, full: bool, no_headers: bool, watch: float | None, as_json
 
     \b
     STATE  starting, loading, up, failed: the model's where its device is up
+    DEV    disk is where saves and the swap file are
     NOTE   why it failed, or ended the last time; else what the device is
     EPOCH  how often its driver was started; HPID: the driver's pid on the host
     """
 
     def draw(desk: Desk) -> None:
         task = desk.task
-        devices = task.devices()
+        devices = [*task.devices(), *_disk(task)]
         rows = lines(devices, task.models(), task.pools())
         if as_json:
             data = [_document(device, rows) for device in devices]

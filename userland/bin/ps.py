@@ -130,7 +130,7 @@ def context_columns(facts: Facts) -> list[Column]:
 
 DEFAULT = "pid,ppid,user,s,wait,ctx,tok,blocks,shr,swp,in,out,age,name"
 WATCHED = "pid,user,s,wait,ctx,tok,blocks,swp,%kv,tok/s,in,out,age,name"
-OF_CONTEXTS = "pid,ctx,s,model,tok,computed,blocks,shr,swp,%kv,name"
+OF_CONTEXTS = "pid,ctx,s,model,tok,computed,blocks,shr,swp,pin,%kv,name"
 
 
 def forest(rows: list[TaskRow]) -> tuple[list[TaskRow], dict[int, int]]:

@@ -11,6 +11,7 @@ from typing import Any, TextIO, TypeVar
 import click
 
 import syscalls
+from drivers.sizes import KV_DTYPES
 from syscalls import Progress
 from syscalls.abi import KernelRow, PoolRow, Restore, StoreRow
 from syscalls.address import runtime_dir, socket_path
@@ -39,6 +40,8 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option("--device", help="Where to load it.  [default: cpu0]"),
     click.option("--dtype", type=click.Choice(DTYPES),
                  help="Of weights and KV.  [default: bfloat16]"),
+    click.option("--kv-dtype", type=click.Choice((*DTYPES, *KV_DTYPES)),
+                 help="Of KV, if another one: int8 takes half of bfloat16's memory."),
     click.option("--deterministic", is_flag=True, default=None,
                  help="Same ids whatever else is in the batch."),
     click.option("--kv-mem", metavar="SIZE",

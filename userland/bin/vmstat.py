@@ -78,6 +78,8 @@ COLUMNS = [
     _column("hit%", 4, _hit, spare=True),
     _column("ms", 3, _ms, spare=True),
     _column("seq", 3, lambda line: f"{line.rates.batch:.1f}", spare=True),
+    _column("bi", 3, _rate("disk_in_s"), spare=True),
+    _column("bo", 3, _rate("disk_out_s"), spare=True),
     _column("evict", 5, _rate("evicted_s"), spare=True),
     _column("cow", 3, _rate("copied_s"), spare=True),
     _column("cpu%", 4, _cpu, spare=True),
@@ -105,11 +107,12 @@ def vmstat(desk: Desk, delay: float | None, frames: int | None, as_json: bool) -
     \b
     r q d s t  tasks: in this step, ready, waiting for blocks, for their program, stopped
     used free cached  blocks of the device, all models together; swap: in use in lower tiers
-    si so      blocks copied to the device from a lower tier, and down, per second
+    si so      blocks copied to the device from the host tier, and down, per second
     pre dec    tokens of prompts computed, and tokens sampled, per second
     lost       tokens whose KV was dropped, per second; it is computed again if it is needed
     hit%       of the tokens of new prompts, those that had KV already
     ms seq     time of a step at the device, and sequences in it
+    bi bo      blocks read from the swap file, and written, per second
     evict cow  cached blocks given up, blocks copied on write, per second
     cpu%       of one processor, the kernel and its drivers together
     A narrow terminal has fewer columns; | cat has all.

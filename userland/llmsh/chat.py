@@ -18,7 +18,7 @@ import click
 
 from userland.asking import Question
 from userland.exits import EXPECTED, USAGE, Failure
-from userland.llmsh import pipeline
+from userland.llmsh import keeping, pipeline
 from userland.llmsh.builtins import BUILTINS
 from userland.llmsh.completion import ChatWords
 from userland.llmsh.person import attempt, greet, is_terminal, seated
@@ -42,28 +42,34 @@ def run(state: State, args: list[str], out: TextIO) -> int:
     except click.exceptions.Exit:
         return 0
     check_terminal(state.interactive)
-    begin(state, values["ctx"], values["system"])
+    _begin(state, values["ctx"], values["system"], values["load"])
     state.note(_HINT)
     talk(state)
+    _keep(state, values["save"])
     return 0
 
 
-def options() -> tuple[click.Option, click.Option]:
+def options() -> tuple[click.Option, ...]:
     """Return what `llmos chat` and the builtin have in common."""
     return (
         click.Option(["-s", "--system"], metavar="TEXT", help="System prompt."),
         click.Option(["-c", "--ctx"], metavar="@NAME", help="Context; made if there is none such."),
+        click.Option(["--load"], metavar="SAVE", help="Go on with what was saved."),
+        click.Option(["--save"], metavar="SAVE", help="Save it at the end, under this name."),
     )
 
 
-def start(state: State, ctx: str | None, system: str | None) -> int:
+def start(
+    state: State, ctx: str | None, system: str | None, load: str | None, save: str | None
+) -> int:
     """Talk in a shell of its own: `llmos chat`."""
     check_terminal(True)
 
     def conversation() -> int:
         greet(state, _HINT)
-        begin(state, ctx, system)
+        _begin(state, ctx, system, load)
         talk(state)
+        _keep(state, save)
         return 0
 
     return seated(state, conversation)
@@ -75,6 +81,27 @@ def check_terminal(interactive: bool) -> None:
         raise Failure(
             "chat needs a terminal", 'in a script a quoted string is a prompt: "why?"', USAGE
         )
+
+
+def _begin(state: State, ctx: str | None, system: str | None, load: str | None) -> None:
+    """Make the context that is talked in the current one: of a save, if one is named."""
+    if load is None:
+        begin(state, ctx, system)
+        return
+    if system is not None:
+        raise Failure("-s is for a context without turns, a save has some", exit_code=USAGE)
+    keeping.bring(state, load, ctx.removeprefix("@") if ctx is not None else None)
+
+
+def _keep(state: State, name: str | None) -> None:
+    """Save what was talked, if it is to be kept and there is anything."""
+    if name is None:
+        return
+    named = state.contexts.open()
+    if named.context.length:
+        keeping.keep(state, named, name)
+    else:
+        state.note(f"@{named.name} is empty: nothing is saved")
 
 
 def begin(state: State, ctx: str | None, system: str | None) -> None:

@@ -13,15 +13,17 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
+from syscalls import KernelError, ctxflow
 from userland.llmsh import settings
 from userland.llmsh.builtins import BUILTINS, SHARED, click_command
-from userland.llmsh.ctx import NAMING, VERBS
+from userland.llmsh.ctx import NAMING, OF_SAVES, VERBS
 from userland.llmsh.desk import ShellDesk
 from userland.llmsh.state import State
 
@@ -95,8 +97,20 @@ class Words(Completer):
     def _ctx(self, words: list[str], word: str) -> Iterator[Offer]:
         if len(words) == 1:
             yield from ((verb, "") for verb in VERBS if verb.startswith(word))
+        elif words[1] in OF_SAVES and not word.startswith("@"):
+            yield from self._saves(word)
         elif words[1] in NAMING:
             yield from self._contexts(word, "@" if word.startswith("@") else "")
+
+    def _saves(self, word: str) -> Iterator[Offer]:
+        """Offer the saves of the kernel that is known; one that is not asked yet has none."""
+        if not self._state.contexts.connected:
+            return
+        with suppress(KernelError):
+            task = self._state.contexts.task()
+            for row in task.run_for(ctxflow.saves(task.caller), _LIMIT_S):
+                if row.name.startswith(word):
+                    yield row.name, f"{row.length:,} tokens"
 
     def _contexts(self, word: str, mark: str) -> Iterator[Offer]:
         lengths = {named.name: named.context.length for named in self._state.contexts}

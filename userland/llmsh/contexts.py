@@ -15,6 +15,7 @@ from difflib import get_close_matches
 import syscalls
 from syscalls import ECONNRESET, ESRCH, ETIMEDOUT, Context, KernelError
 from syscalls.abi import ModelRow
+from syscalls.turnmarks import marks_of
 from userland.exits import USAGE, Failure
 from userland.patience import PATIENCE_S, come_back
 from userland.running import loaded_as, mind_variables
@@ -174,6 +175,26 @@ class Contexts:
         context = task.alloc_ctx(loaded_as(task, self._model), name, system=system)
         self._named[name] = Named(name, context)
         self.current = name
+
+    def load(self, name: str, at: str | None) -> Named:
+        """Make a context of a save and use it, as `at`, or as the save is called if that is free.
+
+        main is taken over as long as nothing is in it.
+        """
+        task = self.task()
+        wanted = at or (name if _NAME.fullmatch(name) else MAIN)
+        old = self._named.get(wanted)
+        if old is None or wanted != MAIN or old.context.length:
+            self._check_new(wanted)
+        context = task.load_ctx(name, title=wanted)
+        if old is not None:
+            old.context.free()
+        made = context.loaded
+        marks = marks_of(made.extra, made.length) if made else []
+        turns = tuple(mark.start for mark in marks if mark.role == "user")
+        self._named[wanted] = Named(wanted, context, turns)
+        self.current = wanted
+        return self._named[wanted]
 
     def fork(self, names: list[str]) -> Named:
         """Make contexts that go on from the current one; return the current one."""

@@ -7,12 +7,14 @@ from typing import TextIO
 from userland.bin.ctx import grow
 from userland.bin.ps import swapped
 from userland.exits import USAGE, Failure
+from userland.llmsh import keeping
 from userland.llmsh.contexts import Named
 from userland.llmsh.desk import ShellDesk
 from userland.llmsh.state import State
 
 _USAGE = """\
 ctx [ls] | tree | new NAME [-s SYSTEM] | use NAME | rm NAME... | name NEW
+ctx save [@NAME] [SAVE] | load SAVE [@NAME] | saves | drop SAVE...
 ctx pin [NAME] | unpin [NAME] | prefetch [NAME] | demote [NAME] | retain SECONDS [NAME]
 """
 _HINT = "ctx -h lists what there is"
@@ -151,6 +153,12 @@ VERBS: dict[str, Callable[[State, list[str], TextIO], None]] = {
     "prefetch": _prefetch,
     "demote": _demote,
     "retain": _retain,
+    "save": keeping.save,
+    "load": keeping.load,
+    "saves": keeping.saves,
+    "drop": keeping.drop,
 }
+OF_SAVES = ("load", "drop")
+"""Those that take the name of a save first."""
 NAMING = ("use", "rm", "pin", "unpin", "prefetch", "demote")
 """Those of them that take the name of a context first."""

@@ -12,6 +12,7 @@ A line is a command of the shell, a program of the host, or a prompt for the mod
                                  -f FILE  -s SYSTEM  --rm (in a fork, then freed)  --raw  -v
   ? what is wrong in @./a.py     @./path sends a file along
   chat [-s TEXT] [-c @NAME]      each line is a prompt, /name a builtin; Ctrl-D comes back
+       [--load SAVE] [--save SAVE]
   ls -l && make; vim notes       programs, as in any shell
 
 Contexts
@@ -20,9 +21,12 @@ Contexts
   ctx use NAME            make it the current one
   ctx rm NAME...          free it
   ctx name NEW            rename the current one
+  ctx save [@NAME] [SAVE] keep it on the disk, encrypted; ctx saves lists, ctx drop SAVE deletes
+  ctx load SAVE [@NAME]   bring it back, in this kernel or a later one
   ctx tree                what they share with one another
-  ctx pin [NAME]          keep its KV on the device; ctx unpin ends that. Likewise ctx prefetch,
-                          ctx demote (let it leave now), ctx retain SECONDS (let others leave first)
+  ctx pin [NAME]          keep its KV on the device; ctx unpin ends that
+  ctx demote [NAME]       let its KV leave the device now; ctx prefetch brings it back
+  ctx retain SECS [NAME]  let the KV of others leave first
   fork [NAME...]          make contexts that go on from here; nothing is copied
   undo [N]                take the last N turns back (1)
 

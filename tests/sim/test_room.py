@@ -1,0 +1,66 @@
+"""Who gets room, and when: moments in which all places are taken, each of them found by a walk.
+
+A request that could go on must be let to in the very turn that gives it room, or something must be
+on its way that wakes the kernel: `Sim.kernel_turn` sees to that.
+"""
+
+import pytest
+
+from kernel.loopback import LoopbackLink
+from syscalls.abi import Sig
+from syscalls.errors import Errno
+from tests.helpers.oracle import expected
+from tests.helpers.sim import Sim
+
+
+def test_a_request_that_fails_for_want_of_room_lets_the_next_one_run_at_once() -> None:
+    """It fails in the middle of a turn, and nothing else would wake the kernel."""
+    sim = Sim(num_blocks=6, block_size=4)
+    client = sim.client()
+    pinned = client.context(list(range(8)))
+    first = client.send("infer", client.context([50, 51, 52, 53, 54]), 10, 0.0)
+    sim.until(lambda: len(first.tokens) == 5)
+    client.send("advise_ctx", pinned, "pin")
+    second = client.send("infer", client.context([60, 61, 62]), 2, 0.0)
+    sim.until(lambda: first.done and second.done)
+    assert first.errno == Errno.ENOMEM and "pinned" in first.message
+    assert second.tokens == expected([60, 61, 62], 2)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_block_that_is_given_up_as_an_origin_is_room_at_once(pinned: bool) -> None:
+    """It becomes a cached one, which is nobody's: the request that waits takes its place."""
+    sim = Sim(num_blocks=4, block_size=4)
+    client = sim.client()
+    other = client.context([9, 9, 9])
+    assert client.ask("infer", other, 1, 0.0).errno == 0
+    parent, child = client.context(list(range(8))), client.new_handle()
+    assert client.ask("infer", parent, 1, 0.0).errno == 0
+    sim.settle()
+    if pinned:
+        client.ask("advise_ctx", other, "pin")
+    client.send("fork_ctx", parent, child)
+    client.send("free_ctx", parent)
+    client.send("trim_ctx", child, 6)
+    infer = client.send("infer", child, 1, 0.0, ids=[50])
+    sim.until(lambda: infer.done, turns=100)
+    assert infer.tokens == expected([*range(6), 50], 1)
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_the_oldest_goes_on_though_a_younger_one_decodes(host: int) -> None:
+    """It has lost its KV while it was stopped; the younger one is the first to want a place."""
+    sim = Sim(num_blocks=6, block_size=4, host_bytes=4096 * host,
+              link=LoopbackLink("null0", host_bytes=4096 * host))  # fmt: skip
+    client, other = sim.client(), sim.client()
+    pid = other.ask("stat_task").result.pid
+    oldest = other.send("infer", other.context(list(range(10))), 9, 0.0)
+    sim.until(lambda: len(oldest.tokens) == 3)
+    client.ask("kill", pid, int(Sig.STOP))
+    younger = client.send("infer", client.context([50]), 18, 0.0)
+    sim.until(lambda: len(younger.tokens) == 15)
+    client.ask("kill", pid, int(Sig.CONT))
+    sim.until(lambda: oldest.done and younger.done, turns=200)
+    assert oldest.tokens == expected(list(range(10)), 9)
+    assert younger.tokens == expected([50], 18)
+    sim.leave()

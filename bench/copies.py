@@ -101,7 +101,7 @@ def _took(complete: base.Complete) -> float:
 
 
 class Plain:
-    """Memory that is copied as a whole, by one thread."""
+    """Memory of as many bytes that is copied in one piece, by one thread."""
 
     def __init__(self, num_bytes: int) -> None:
         self._size = num_bytes

@@ -47,6 +47,8 @@ LIMITS = (
     Limit("fork", "fork against prefill", "ratio", ">=", 10_000),
     Limit("pager", "pager host swap 2048 ids", "ratio", ">=", 50),
     Limit("pager", "pager disk swap 2048 ids", "ratio", ">=", 10),
+    Limit("privacy", "privacy another owner's prompt", "value", "<=", 0.55),
+    Limit("privacy", "privacy another owner's prompt", "ratio", ">=", 0.95),  # the control
     Limit("engine", "prefill 2048 ids", "ratio", ">=", 0.6),
     Limit("engine", "decode B=32", "ratio", ">=", 0.5),
     Limit("cost", "kernel cost B=1", "ratio", "<=", 1.05),

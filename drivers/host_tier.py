@@ -73,6 +73,7 @@ class HostTier:
         self.num_blocks = where.num_bytes // block_bytes
         self._where, self._size = where, block_bytes
         self._memory = BlockMemory(where.map(), block_bytes)
+        self._libc = ctypes.CDLL(None, use_errno=True)
 
     def copy_out(self, pool: BlockMemory, src: Sequence[int], dst: Sequence[int]) -> None:
         """Copy blocks of a pool to here; COPY_FAILED names those that were not written."""
@@ -117,9 +118,18 @@ class HostTier:
                 self.copy_out(self._memory, [block], [to])
 
     def _is_there(self, block: int, count: int) -> bool:
-        """Whether some blocks have all of their pages; OSError if they are not in the file."""
-        start = self._where.offset + block * self._size
-        return os.lseek(self._where.fd, start, os.SEEK_HOLE) >= start + count * self._size
+        """Whether some blocks have all of their pages; OSError if they are not in the memory."""
+        if self._where.offset + (block + count) * self._size > os.fstat(self._where.fd).st_size:
+            raise OSError(0, "the host memory ends before")
+        # not SEEK_HOLE, which looks at all that is behind them as well
+        torn = self._memory.address(block) % mmap.PAGESIZE
+        size = torn + count * self._size
+        there = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        start = ctypes.c_void_p(self._memory.address(block) - torn)
+        if self._libc.mincore(start, ctypes.c_size_t(size), there) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return 0 not in bytes(there)
 
     def _write(self, block: int, content: memoryview) -> None:
         at = self._where.offset + block * self._size

@@ -85,10 +85,10 @@ class Block:
 
     __slots__ = (
         "chain", "disk", "filled", "heirs", "host", "id", "ids", "kept", "moving", "origin",
-        "origin_len", "owner", "planned", "readers", "refs", "target", "writer",
+        "origin_len", "owner", "planned", "readers", "refs", "salt", "target", "writer",
     )  # fmt: skip
 
-    def __init__(self, ids: "array[int]", writer: object) -> None:
+    def __init__(self, ids: "array[int]", writer: object, owner: int = 0) -> None:
         self.ids = ids
         self.writer: object = writer  # a Context; None: nobody
         self.refs = 1  # tables that name it
@@ -105,7 +105,8 @@ class Block:
         self.origin: Block | None = None
         self.origin_len = 0  # positions to take over from the origin
         self.chain = b""  # hash of its ids and of all before (kernel/prefix.py); empty: unknown
-        self.owner = 0  # the user whose context has computed it, once it is indexed
+        self.owner = owner  # the user whose ids they are, whoever computes them
+        self.salt = b""  # of the chain, if ids of somebody else's go before the owner's in it
 
     @property
     def reach(self) -> int:

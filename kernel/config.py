@@ -49,6 +49,7 @@ class Config:
     max_models: int = 64
     max_tasks: int = 10_000
     max_contexts: int = 100_000
+    max_grants: int = 1024  # of one task
     max_calls: int = 4096  # unfinished calls of one session
     max_sessions: int = 1024
     zombie_s: float = 60.0

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from kernel.block import NO_PLACE, Block
 from kernel.panic import check
 from kernel.pool import BlockPool
+from syscalls.abi import Access
 
 MAX_LOSSES = 16
 """That a context remembers."""
@@ -51,15 +52,24 @@ class Context:
         self.length = 0
         self.request: Any = None  # the Request being scheduled, at most one
         self.queued: deque[Any] = deque()  # calls that wait behind it (QUEUE)
+        self.fresh = 0  # positions computed for an append, that no infer has counted yet
         self.last_use = 0  # kernel turn
         self.pinned = False  # its KV stays on the device
         self.demoted = False  # its KV is the first to leave
         self.retained_until = 0.0  # its KV leaves after that of others
         self.stopped = False  # so is its task
         self.losses: deque[Loss] = deque(maxlen=MAX_LOSSES)
+        self.grant: Any = None  # the Grant (kernel/grant.py) through which it was opened
+        self.access = Access(15)  # what its task may do with it
+        self.foreign = 0  # leading ids that are the grantor's
         self._seen = pool.generation
         self._settled = 0  # leading blocks that are sealed
         self._table: array[int] = array("i")  # device ids of the settled blocks
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the grant was taken back through which it was opened: it is to be freed."""
+        return self.grant is not None and self.grant.taken
 
     @property
     def busy(self) -> bool:
@@ -77,21 +87,25 @@ class Context:
             tail.ids.extend(ids[:room])
             tail.writer = self
         for start in range(room, len(ids), size):
-            self.blocks.append(self.pool.new_block(array("i", ids[start : start + size]), self))
+            part = array("i", ids[start : start + size])
+            self.blocks.append(self.pool.new_block(part, self, self.owner))
         self.length += len(ids)
 
     def _own_tail(self, offset: int) -> Block:
         """Return the last block in a state in which this context may add ids at `offset`."""
         tail = self.blocks[-1]
         if len(tail.ids) == offset and (tail.writer is self or tail.refs == 1):
+            self._take(tail, tail, offset)
             return tail
         reach = max(tail.planned, tail.kept, len(tail.ids) if tail.disk != NO_PLACE else 0)
         if tail.refs == 1 and reach <= offset:
             self.pool.index.changed(tail)
             del tail.ids[offset:]  # mine alone, and no KV of it reaches past the offset
             tail.origin_len = min(tail.origin_len, offset)
+            self._take(tail, tail, offset)
             return tail
-        copy = self.pool.new_block(tail.ids[:offset], self)
+        copy = self.pool.new_block(tail.ids[:offset], self, self.owner)
+        self._take(copy, tail, offset)
         positions = min(offset, max(tail.filled, tail.kept))
         if positions:
             self.pool.pin_origin(copy, tail, positions)
@@ -100,6 +114,17 @@ class Context:
         del self._table[self._settled :]
         self.pool.unref(tail)
         return copy
+
+    def _take(self, block: Block, source: Block, offset: int) -> None:
+        """Make a block with others' ids before the offset this owner's, before it adds its own.
+
+        Its chain is salted then: who may not read those ids could else find them out, by prompts
+        that are found in the index if they are equal.
+        """
+        block.salt = source.salt
+        if source.owner != self.owner:
+            block.salt = b"%d ids of %d" % (offset, source.owner)
+            block.owner = self.owner
 
     def trim(self, length: int) -> None:
         """Drop ids from the end, and the writer role in a block that is cut."""
@@ -112,18 +137,29 @@ class Context:
         if length % size and self.blocks[-1].writer is self and length < self.length:
             self.blocks[-1].writer = None
         self.length = length
+        self.foreign = min(self.foreign, length)
         self._settled = min(self._settled, keep)
         del self._table[self._settled :]
 
     def fork(self, handle: int, pid: int, name: str) -> "Context":
-        """Return a context with the same ids that shares every block."""
+        """Return a context with the same ids and rights that shares every block."""
         child = Context(handle, pid, name, self.model, self.pool, self.owner)
+        child.grant, child.access, child.foreign = self.grant, self.access, self.foreign
         child.blocks = self.blocks.copy()
         for block in child.blocks:
             block.refs += 1  # this is all that a fork costs
         child.length = self.length
         child._seen, child._settled = self._seen, self._settled
         child._table = self._table[:]
+        return child
+
+    def open(self, handle: int, pid: int, name: str, owner: int, grant: Any) -> "Context":
+        """Return a context of another task that shares what a grant says, with its rights."""
+        child = self.fork(handle, pid, name)
+        child.owner = owner
+        if grant.length is not None:
+            child.trim(min(grant.length, child.length))
+        child.grant, child.access, child.foreign = grant, grant.access, child.length
         return child
 
     def adopt(self, at: int, block: Block) -> None:

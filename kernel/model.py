@@ -30,7 +30,6 @@ from kernel.step import StepLimits, step_limits
 from kernel.swap import Swap
 from syscalls.errors import EAGAIN, ENODEV, KernelError
 
-
 ZERO_BYTES = 8 << 20
 """Of the host tier, zeroed in one turn: about a millisecond."""
 

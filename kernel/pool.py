@@ -71,10 +71,10 @@ class BlockPool:
 
     # --- references ---------------------------------------------------------------------------
 
-    def new_block(self, ids: "array[int]", writer: object) -> Block:
+    def new_block(self, ids: "array[int]", writer: object, owner: int) -> Block:
         """Return a Block that one table names."""
         self.named += 1
-        return Block(ids, writer)
+        return Block(ids, writer, owner)
 
     def ref(self, block: Block) -> None:
         """Note that one table more names a Block that was found in the index."""

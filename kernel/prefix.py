@@ -6,6 +6,10 @@ place after its own prefix; nobody else can compute the key, or make two that ar
 are compared on a hit all the same (security.md A19, A20; vLLM's opt-in cache_salt is what not to
 do: vllm#53347).
 
+The owner is of a block, not of whoever looks: a context that was opened through a grant has blocks
+of its grantor before its own. Those are found, by whom they are computed all the same, under the
+grantor's key; its own lie after that prefix, and are found where it is opened again, by no prompt.
+
 A block is entered when a step that fills it is planned: its ids are final then. Whoever finds it
 before that step is done shares it as a fork would, and nobody computes it twice.
 
@@ -45,17 +49,18 @@ class PrefixIndex:
     def __contains__(self, block: Block) -> bool:
         return self._blocks.get(block.chain) is block
 
-    def find(self, blocks: Sequence[Block], at: int, owner: int) -> Block | None:
-        """Return a block of the owner that holds what blocks[at] does after the same prefix."""
+    def find(self, blocks: Sequence[Block], at: int) -> Block | None:
+        """Return a block of its owner that holds what blocks[at] does after the same prefix."""
         block = blocks[at]
-        found = self._blocks.get(self._chain(blocks, at, owner))
-        return found if found is not None and found.ids == block.ids else None
+        found = self._blocks.get(self._chain(blocks, at))
+        if found is None or found.ids != block.ids or found.owner != block.owner:
+            return None
+        return found
 
-    def add(self, blocks: Sequence[Block], at: int, owner: int) -> None:
+    def add(self, blocks: Sequence[Block], at: int) -> None:
         """Enter blocks[at], whose ids are final, unless one that has KV is there."""
         block = blocks[at]
-        chain = self._chain(blocks, at, owner)
-        block.owner = owner
+        chain = self._chain(blocks, at)
         there = self._blocks.get(chain)
         if there is None or (there is not block and not there.planned and not there.have):
             self._blocks[chain] = block
@@ -84,14 +89,14 @@ class PrefixIndex:
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def _chain(self, blocks: Sequence[Block], at: int, owner: int) -> bytes:
+    def _chain(self, blocks: Sequence[Block], at: int) -> bytes:
         first = at
         while first >= 0 and not blocks[first].chain:
             first -= 1
         chain = blocks[first].chain if first >= 0 else b""
-        key = self._key(owner)
         for block in blocks[first + 1 : at + 1]:
-            chain = block.chain = self._hash(chain, block.ids, key)
+            before = chain + block.salt
+            chain = block.chain = self._hash(before, block.ids, self._key(block.owner))
         return chain
 
     def _hash(self, before: bytes, ids: "array[int]", key: bytes) -> bytes:

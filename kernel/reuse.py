@@ -34,22 +34,24 @@ class Reuse:
             block = ctx.blocks[at]
             if not block.have and not block.planned and block.moving is Move.NONE:
                 count += 1
-                found = index.find(ctx.blocks, at, ctx.owner)
+                found = index.find(ctx.blocks, at)
                 if found is None or found is block:  # it has lost its KV, and none is as good
                     self._miss(request, at)
                     break
+                had = block.origin_len if block.origin is not None else 0
                 ctx.adopt(at, found)
-                self._hit(request, at)
+                self._hit(request, at, had)
             at += 1
         request.seeking = at < full and count == budget
         request.sought = at
         request.start = ctx.planned
         return count
 
-    def _hit(self, request: Request, at: int) -> None:
+    def _hit(self, request: Request, at: int, had: int) -> None:
+        """Count what was found; `had` positions of it were to be copied, and are counted."""
         size = self.pool.block_size
-        self.hit_tokens += size
-        request.cached += max(0, min((at + 1) * size, request.prompt - 1) - at * size)
+        self.hit_tokens += size - had
+        request.cached += max(0, min((at + 1) * size, request.prompt - 1) - at * size - had)
 
     def _miss(self, request: Request, at: int) -> None:
         """Remember why, if it was there once: `explain` tells it."""

@@ -1,9 +1,10 @@
 """Saving and loading: the errands of a context between its tiers and a file of the store.
 
 A save is of a fork, made when the call was accepted: what happens to the context meanwhile does not
-matter to it. It has all ids, and the KV of the leading full blocks that some tier has; a block of
-the device or of the swap file goes through the bulk window, one of the host tier is read where it
-lies. If the driver dies in between, the save begins anew with what is left.
+matter to it, unless the grant is revoked through which it was opened. It has all ids, and the KV of
+the leading full blocks that some tier has; a block of the device or of the swap file goes through
+the bulk window, one of the host tier is read where it lies. If the driver dies in between, the save
+begins anew with what is left.
 
 A load makes the context from the ids; KV is taken from the prefix index where it is there, and from
 the file where model, dtype and layout are those of the save. What is damaged, or finds no place, is
@@ -27,6 +28,7 @@ from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context
 from kernel.errand import DeviceOp, Lost
+from kernel.grant import check_revoked
 from kernel.model import Model
 from syscalls.errors import EIO, KernelError
 
@@ -79,11 +81,10 @@ def save(
             first = next((at for at in range(count) if ctx.blocks[at] not in elsewhere), count)
             extra = _LEFT_OUT.pack(first)
         yield base.BeginSave(number, owner, name, _meta(ctx, count - first, extra))
-        for start in range(0, ctx.length, base.MAX_IDS):
-            ids = ctx.read(start, min(ctx.length, start + base.MAX_IDS))
-            yield base.AddIds(number, start, ids.tobytes())
         try:
+            yield from _write_ids(ctx, number)
             yield from _write_blocks(ctx, number, first, count, bulk_bytes)
+            check_revoked(ctx)
         except KernelError as error:
             with suppress(KernelError):  # the store has ended it by itself
                 yield base.AbortSave(number)
@@ -102,13 +103,20 @@ def left_out(meta: base.SaveMeta) -> int:
     return int(_LEFT_OUT.unpack(meta.extra)[0]) if len(meta.extra) == _LEFT_OUT.size else 0
 
 
+def _write_ids(ctx: Context, number: int) -> Steps:
+    for start in range(0, ctx.length, base.MAX_IDS):
+        check_revoked(ctx)
+        ids = ctx.read(start, min(ctx.length, start + base.MAX_IDS))
+        yield base.AddIds(number, start, ids.tobytes())
+
+
 def _computed_blocks(ctx: Context, bulk_bytes: int) -> int:
     """Return how many leading blocks are full, have all their KV, and fit through the window."""
     size, count = ctx.pool.block_size, 0
     if not ctx.model.desc.digest or ctx.model.desc.block_bytes > bulk_bytes:
         return 0
-    for block in ctx.blocks:
-        if block.have < size or len(block.ids) < size:
+    for block in ctx.blocks[: ctx.length // size]:  # the one after may have ids of a sharer's
+        if block.have < size:
             break
         count += 1
     return count
@@ -119,11 +127,12 @@ def _write_blocks(ctx: Context, number: int, first: int, count: int, bulk_bytes:
     most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
     at = first
     while at < count:
+        check_revoked(ctx)
         run = _run_of_one_tier(ctx.model, ctx.blocks[at : min(count, at + most)])
         if not run:
             raise Lost("KV was lost in the middle of the save")
         with _reading(run):
-            yield from _write_run(ctx.model, number, at - first, run)
+            yield from _write_run(ctx, number, at - first, run)
         at += len(run)
 
 
@@ -166,8 +175,8 @@ def _reading(blocks: Sequence[Block]) -> Generator[None, None, None]:
             block.readers -= 1
 
 
-def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> Steps:
-    size = model.desc.block_bytes
+def _write_run(ctx: Context, number: int, first: int, run: Sequence[Block]) -> Steps:
+    model, size = ctx.model, ctx.model.desc.block_bytes
     tier, _ = _place(model, run[0])
     if tier is Tier.HOST:
         offsets = tuple(model.host_offset + block.host * size for block in run)
@@ -181,6 +190,7 @@ def _write_run(model: Model, number: int, first: int, run: Sequence[Block]) -> S
     else:
         ids = driver.ints(block.id for block in run)
         yield DeviceOp(model, driver.Export(ids, 0), Move.OUT)
+    check_revoked(ctx)
     offsets = tuple(range(0, len(run) * size, size))
     yield base.AddBlocks(number, first, BULK, offsets)
 
@@ -253,7 +263,7 @@ def read_blocks(
 
 def _found(ctx: Context, at: int) -> bool:
     """Take a block over from the prefix index, if it is there with all its KV."""
-    found = ctx.pool.index.find(ctx.blocks, at, ctx.owner)
+    found = ctx.pool.index.find(ctx.blocks, at)
     if found is None or found.have < ctx.pool.block_size:
         return False
     ctx.adopt(at, found)
@@ -311,7 +321,7 @@ def _into_host(
                 continue  # the model has gone meanwhile
             if state == base.BlockState.OK:
                 pool.host.arrived(block, pool.block_size)
-                pool.index.add(ctx.blocks, at, ctx.owner)
+                pool.index.add(ctx.blocks, at)
             else:
                 pool.host.drop(block)
     return _wrong(states)
@@ -337,7 +347,7 @@ def _into_device(
             yield DeviceOp(ctx.model, driver.Import(targets, 0), Move.IN)
             for at, block in zip(run[:sound], blocks, strict=False):
                 pool.arrived(block, pool.block_size)
-                pool.index.add(ctx.blocks, at, ctx.owner)
+                pool.index.add(ctx.blocks, at)
         return _wrong(answer.states)
     except Lost:
         return "the device died meanwhile"

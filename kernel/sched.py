@@ -96,7 +96,7 @@ class Scheduler:
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
         self._starved.clear()  # of a plan that was never sent
         rows = self.limits.max_logit_rows
-        runnable = [r for r in self.requests.values() if not r.held]
+        runnable = [r for r in self.requests.values() if not r.held and not r.ctx.revoked]
         for request in runnable:
             request.start = request.ctx.planned
         decodes = sum(r.decoding for r in runnable)
@@ -160,7 +160,7 @@ class Scheduler:
         if not self._adjusted:
             return []
         self._told = not self._told
-        runnable = [r for r in self.requests.values() if not r.held]
+        runnable = [r for r in self.requests.values() if not r.held and not r.ctx.revoked]
         if not self._told or not any(request.untold for request in runnable):
             self._told = False
             return []
@@ -269,7 +269,7 @@ class Scheduler:
                 block.planned = upto
                 writes.append(Write(block, block.id, upto))
                 if upto == size:
-                    self.pool.index.add(ctx.blocks, index, ctx.owner)
+                    self.pool.index.add(ctx.blocks, index)
         decoding = samples and end - start == 1
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)
         return Entry(request, start, end, writes, samples, scores)
@@ -337,6 +337,8 @@ class Scheduler:
         step = self._end_step()
         self._measure(step, took_us)
         for entry in step.entries:
+            if entry.request.background and not entry.request.done:
+                entry.request.ctx.fresh += entry.end - entry.start
             for write in entry.writes:
                 if write.block.id == write.id:
                     write.block.filled = max(write.block.filled, write.upto)

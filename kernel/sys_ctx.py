@@ -3,6 +3,7 @@
 from collections.abc import Generator
 
 from kernel.context import Context
+from kernel.grant import require
 from kernel.handler import Caller, Done
 from kernel.job import SLICE, Work
 from kernel.request import Request, RequestState
@@ -12,6 +13,7 @@ from kernel.tally import tally
 from kernel.task import Task, TaskState
 from syscalls import abi
 from syscalls.abi import (
+    Access,
     AllocCtx,
     AllocCtxResult,
     Append,
@@ -45,6 +47,7 @@ def sys_alloc_ctx(k: System, caller: Caller, args: AllocCtx) -> Done:
 def sys_fork_ctx(k: System, caller: Caller, args: ForkCtx) -> Done:
     """Make a context with the same ids; no KV is copied, whatever the length."""
     ctx = k.context(caller.task, args.ctx)
+    require(ctx, Access.FORK, "fork_ctx")
     take_handle(k, caller, args.child)
     child = ctx.fork(args.child, caller.task.pid, args.name or "")
     add_context(k, caller, child)
@@ -76,11 +79,13 @@ def add_context(k: System, caller: Caller, ctx: Context) -> None:
     ctx.stopped = caller.task.state is TaskState.STOPPED
     k.num_contexts += 1
     ctx.model.num_contexts += 1
+    k.grants.opened(ctx)
 
 
 def sys_append(k: System, caller: Caller, args: Append) -> Done:
     """Add ids; their prefill starts in the background, if there is room for it."""
     ctx = k.context(caller.task, args.ctx)
+    require(ctx, Access.INFER, "append")
     refuse_busy(ctx)
     ctx.model.require()
     ids = caller.ids
@@ -108,6 +113,8 @@ def sys_trim_ctx(k: System, caller: Caller, args: TrimCtx) -> Done:
     refuse_busy(ctx)
     if args.length > ctx.length:
         raise EINVAL(f"the context has {ctx.length} ids, it cannot be trimmed to {args.length}")
+    if args.length < ctx.foreign:  # what comes after each of them would tell what they are
+        require(ctx, Access.READ, f"to trim what it was opened with, {ctx.foreign} ids,")
     ctx.trim(args.length)
     ctx.last_use = k.counters.turns
     return Done(LengthResult(ctx.length))
@@ -118,7 +125,7 @@ def sys_free_ctx(k: System, caller: Caller, args: FreeCtx) -> Done:
     if args.ctx in caller.task.loading:
         caller.task.loading.discard(args.ctx)
         return Done(Nothing())
-    ctx = k.context(caller.task, args.ctx)
+    ctx = k.context(caller.task, args.ctx, revoked=True)
     free_context(k, caller.task, ctx, f"context {ctx.handle} was freed")
     return Done(Nothing())
 
@@ -144,6 +151,7 @@ def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     drop_request(k, ctx, why)
     k.num_contexts -= 1
     ctx.model.num_contexts -= 1
+    k.grants.freed(ctx, k.clock())
 
 
 def _bury(k: System) -> Work:
@@ -163,6 +171,8 @@ def sys_read_ctx(k: System, caller: Caller, args: ReadCtx) -> Done:
     ctx = k.context(caller.task, args.ctx)
     if args.start > ctx.length:
         raise EINVAL(f"the context has {ctx.length} ids, it cannot be read from {args.start}")
+    if args.start < ctx.foreign:
+        require(ctx, Access.READ, f"read_ctx of what it was opened with, {ctx.foreign} ids,")
     count = ctx.length - args.start
     if args.max_ids is not None:
         count = min(count, args.max_ids)
@@ -174,7 +184,7 @@ def sys_read_ctx(k: System, caller: Caller, args: ReadCtx) -> Done:
 
 def sys_stat_ctx(k: System, caller: Caller, args: StatCtx) -> Work:
     """Describe a context."""
-    return Done((yield from ctx_row(k, k.context(caller.task, args.ctx))))
+    return Done((yield from ctx_row(k, k.context(caller.task, args.ctx, revoked=True))))
 
 
 def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
@@ -202,4 +212,6 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
         sums.disk,
         ctx.pinned,
         lacks,
+        ctx.grant.pid if ctx.grant is not None else 0,
+        ctx.revoked,
     )

@@ -9,18 +9,29 @@ from collections import deque
 from typing import Any
 
 from kernel.context import Context
+from kernel.grant import require, revoked
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.loading import Outcome
 from kernel.request import Request, Scores, Token, penalizes
 from kernel.system import System
 from kernel.task import TaskState
-from syscalls.abi import Cancel, Event, Finish, Infer, InferResult, LengthResult, ScoreResult
+from syscalls.abi import (
+    Access,
+    Cancel,
+    Event,
+    Finish,
+    Infer,
+    InferResult,
+    LengthResult,
+    ScoreResult,
+)
 from syscalls.errors import E2BIG, EBUSY, ECANCELED, EINVAL, ENOMEM, ENOTSUP, ESRCH, KernelError
 
 
 def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     """Append the ids of frame 2, if any, and generate. Nothing has changed if it is refused."""
     ctx = k.context(caller.task, args.ctx)
+    require(ctx, Access.INFER, "infer")
     refuse_busy(ctx)
     ctx.model.require()
     desc = ctx.model.desc
@@ -57,6 +68,10 @@ def _check_adjust(k: System, ctx: Context, args: Infer, length: int) -> None:
         require_feature(k, "penalties")
     if args.penalize_from is not None and args.penalize_from > length:
         raise EINVAL(f"penalize_from {args.penalize_from} of a context of {length} ids")
+    start = length if args.penalize_from is None else args.penalize_from
+    if penalizes(args) and (args.repetition_penalty != 1 or start < ctx.foreign) and ctx.foreign:
+        # An id that is biased high comes, or does not if it is penalized: so it was there.
+        require(ctx, Access.READ, f"a penalty on what it was opened with, {ctx.foreign} ids,")
     if not args.logit_bias:
         return
     require_feature(k, "bias")
@@ -80,7 +95,8 @@ def start_request(k: System, caller: Caller, request: Request, cached: int) -> N
     ctx = request.ctx
     if ctx.request is not None:
         ctx.model.sched.remove(ctx.request)  # a background prefill: this does its work too
-    request.cached, request.since = cached, k.clock()
+    request.cached, request.since = max(0, cached - ctx.fresh), k.clock()
+    ctx.fresh = 0
     if caller.task.state is TaskState.STOPPED:
         request.held = "signal"
     ctx.model.sched.add(request)
@@ -195,6 +211,8 @@ def deliver(k: System, outcome: Outcome) -> None:
     request, what = outcome
     if request.done:
         return  # an earlier outcome of the same turn ended it
+    if request.ctx.revoked:
+        what = revoked(request.ctx)
     if isinstance(what, KernelError):
         fail_request(k, request, what)
         return

@@ -4,12 +4,14 @@ from drivers.store import base
 from kernel import journal, saving
 from kernel.context import Context
 from kernel.errand import Errand
+from kernel.grant import require
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.model import Model
 from kernel.sys_ctx import add_context, take_handle
 from kernel.sys_infer import check_room
 from kernel.system import System
 from syscalls.abi import (
+    Access,
     DropSave,
     ListSaves,
     ListSavesResult,
@@ -26,6 +28,9 @@ from syscalls.errors import ECANCELED, EINVAL, ENOENT, KernelError
 def sys_save_ctx(k: System, caller: Caller, args: SaveCtx) -> Pending:
     """Keep a context as it is now under a name."""
     ctx = k.context(caller.task, args.ctx)
+    if ctx.foreign:  # what is loaded will be the caller's own
+        what = f"to save what it was opened with, {ctx.foreign} ids,"
+        require(ctx, Access.READ | Access.COPY, what)
     k.store.require()
     ctx.model.require()
     if ctx.length == 0:

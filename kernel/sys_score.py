@@ -5,17 +5,21 @@ the logits of the positions from start - 1 on, those of the last id excepted: wh
 already is run again for them and stored nowhere, so whoever shares its blocks notices nothing.
 """
 
+from kernel.grant import require
 from kernel.handler import PENDING, Caller, Pending
 from kernel.request import Request
 from kernel.sys_infer import check_ids, check_room, refuse_busy, require_feature, start_request
 from kernel.system import System
-from syscalls.abi import Score
+from syscalls.abi import Access, Score
 from syscalls.errors import ECANCELED, EINVAL
 
 
 def sys_score(k: System, caller: Caller, args: Score) -> Pending:
     """Append the ids of frame 2, if any, and score. Nothing has changed if it is refused."""
     ctx = k.context(caller.task, args.ctx)
+    require(ctx, Access.INFER, "score")
+    if args.start < ctx.foreign:
+        require(ctx, Access.READ, f"score of what it was opened with, {ctx.foreign} ids,")
     refuse_busy(ctx)
     ctx.model.require()
     require_feature(k, "score")

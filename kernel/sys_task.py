@@ -9,6 +9,7 @@ from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import Work
 from kernel.session import Session
 from kernel.sys_ctx import free_contexts
+from kernel.sys_grant import revoke_all
 from kernel.sys_infer import cancel_queued, finish_request
 from kernel.system import System
 from kernel.tally import tally
@@ -172,6 +173,7 @@ def end_task(k: System, task: Task, status: int, reason: str, but: int = 0) -> N
     if task.ended_already:
         return
     free_contexts(k, task, f"task {task.pid} ended: {reason}")
+    revoke_all(k, task)
     session, task.session = task.session, None
     if session is not None:
         session.task, session.ended = None, f"task {task.pid} ended: {reason}"

@@ -12,6 +12,7 @@ from typing import Any
 from kernel import (
     sys_admin,
     sys_ctx,
+    sys_grant,
     sys_infer,
     sys_inspect,
     sys_memory,
@@ -61,6 +62,9 @@ HANDLERS: dict[str, Handler] = {
     "load_ctx": sys_save.sys_load_ctx,
     "list_saves": sys_save.sys_list_saves,
     "drop_save": sys_save.sys_drop_save,
+    "grant_ctx": sys_grant.sys_grant_ctx,
+    "open_ctx": sys_grant.sys_open_ctx,
+    "revoke": sys_grant.sys_revoke,
     "infer": sys_infer.sys_infer,
     "cancel": sys_infer.sys_cancel,
     "score": sys_score.sys_score,
@@ -88,10 +92,10 @@ LIMITS = (EAGAIN, ENOMEM, E2BIG)
 _ON_CONTEXT = frozenset({"append", "trim_ctx", "infer", "score"})
 _WORK = _ON_CONTEXT | {
     "spawn", "alloc_ctx", "fork_ctx", "advise_ctx", "save_ctx", "load_ctx", "load_model",
-    "unload_model",
+    "unload_model", "grant_ctx", "open_ctx",
 }  # fmt: skip
 """What a kernel that saves everything and stops does not take any more."""
-_RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill"})
+_RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill", "revoke"})
 """What a client that is at its limits may still call: it brings it below them."""
 
 
@@ -188,7 +192,7 @@ def _limit(k: System, session: Session) -> None:
 def _queue(k: System, caller: Caller, request: Request) -> bool:
     """Let a call with QUEUE wait behind the context's infer; refuse one that would overtake."""
     ctx = caller.task.contexts.get(request.args.ctx)
-    if ctx is None:
+    if ctx is None or ctx.revoked:
         return False
     if request.flags & abi.Flag.QUEUE and (ctx.busy or ctx.queued):
         if request.ids:

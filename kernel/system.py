@@ -18,6 +18,7 @@ from kernel.context import Context
 from kernel.device import Device, DeviceState, Limits
 from kernel.diskswap import SwapFile
 from kernel.errand import Errands
+from kernel.grant import GrantTable, check_revoked
 from kernel.hibernation import Comeback, Hibernation
 from kernel.job import Jobs
 from kernel.link import Link
@@ -64,6 +65,7 @@ class System:
         self.counters = Counters()
         self.tasks = TaskTable(config.max_tasks, uid, self.born)
         self.num_contexts = 0
+        self.grants = GrantTable(random, config.max_grants)
         self.sessions: dict[bytes, Session] = {}
         self.arrivals = count(1)
         self.again: deque[Context] = deque()  # free now: the calls queued on them may run
@@ -122,11 +124,16 @@ class System:
         for task in self.tasks:
             yield from task.contexts.values()
 
-    def context(self, task: Task, handle: int) -> Context:
-        """Return a context of the task; EBADCTX if there is none."""
+    def context(self, task: Task, handle: int, revoked: bool = False) -> Context:
+        """Return a context of the task; EBADCTX if there is none.
+
+        EREVOKED if what it was opened with was taken back, unless a `revoked` one will do.
+        """
         ctx = task.contexts.get(handle)
         if ctx is None:
             raise EBADCTX(f"there is no context {handle} in task {task.pid}")
+        if not revoked:
+            check_revoked(ctx)
         return ctx
 
     def model(self, name: str | None) -> Model:

@@ -16,6 +16,7 @@ from drivers.store import base
 from kernel import journal, saving
 from kernel.context import Context
 from kernel.errand import PAUSE, Errand
+from kernel.grant import check_revoked, require
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.hibernation import Hibernation, Phase
 from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, TaskEntry
@@ -23,8 +24,8 @@ from kernel.model import Model
 from kernel.sys_infer import cancel_queued, finish_request
 from kernel.system import System
 from kernel.task import INIT, Task, TaskState
-from syscalls.abi import Event, Finish, Restore, Shutdown
-from syscalls.errors import EAGAIN, EBUSY, ECONNRESET, ENOENT, KernelError
+from syscalls.abi import Access, Event, Finish, Restore, Shutdown
+from syscalls.errors import EAGAIN, EBUSY, ECONNRESET, ENOENT, EPERM, EREVOKED, KernelError
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +101,24 @@ def _save_all(k: System, h: Hibernation) -> Steps:
             if done % SLICE == 0:
                 yield PAUSE
             if _there(task, ctx):
-                if ctx.length:
-                    yield from _save(k, h, task, ctx)
-                h.saved[ctx] = task
+                yield from _keep(k, h, task, ctx)
             done += 1
             _tell(h, "contexts", done, total)
             _tell(h, "bytes", h.result.file_bytes, 0)
+
+
+def _keep(k: System, h: Hibernation, task: Task, ctx: Context) -> Steps:
+    """Save a context, unless it holds what is another task's, and may not be copied."""
+    try:
+        check_revoked(ctx)
+        if ctx.foreign:
+            require(ctx, Access.READ | Access.COPY, "a save")
+        if ctx.length:
+            yield from _save(k, h, task, ctx)
+        h.saved[ctx] = task
+    except (EPERM, EREVOKED):
+        h.result = h.result._replace(left=h.result.left + 1)
+        log.info("context %d of task %d is not saved: its grant", ctx.handle, task.pid)
 
 
 def _stays(task: Task, h: Hibernation) -> bool:

@@ -9,9 +9,10 @@ text.
 
 from typing import TYPE_CHECKING, Any
 
+from syscalls.abi import Access
 from syscalls.child import Child
 from syscalls.client import Task, connect
-from syscalls.context import Answers, Context, Stream
+from syscalls.context import Answers, Context, Grant, Stream
 from syscalls.conversation import Turn
 from syscalls.errors import (
     E2BIG,
@@ -58,7 +59,9 @@ __all__ = [
     "Context",
     "Stream",
     "Answers",
+    "Grant",
     # values
+    "Access",
     "Piece",
     "Scored",
     "Usage",

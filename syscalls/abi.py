@@ -90,6 +90,7 @@ Path = Annotated[str, Text(4096, re.compile(r"[^\x00-\x1f\x7f]*"))]
 ModelName = Annotated[str, Text(128, re.compile(r"[A-Za-z0-9._:/-]{1,128}"))]
 SaveName = Annotated[str, Text(256, re.compile(r"[^\x00-\x1f\x7f]+"))]
 Ticket = Annotated[bytes, Blob(32)]
+GrantId = Annotated[bytes, Blob(16)]
 StopIds = Annotated[tuple[int, ...], Ints(MAX_STOP_IDS, 0, INT32_MAX)]
 Penalty = Annotated[float, Real(-2.0, 2.0)]
 Biases = Annotated[
@@ -175,6 +176,15 @@ class Restore(Enum):
     DONE = "done"  # what could come is back; the rest is among the saves
     WAITING = "waiting"  # it stays on the disk: the kernel was told so, or it has no room
     FAILED = "failed"  # it cannot be read; the log says why
+
+
+class Access(IntFlag):
+    """What a grant lets others do with a context. Of one that is not opened, its task may all."""
+
+    READ = 1  # read the granted ids, and have them scored
+    INFER = 2  # append, infer and score: go on after them
+    FORK = 4  # make forks, and grants of it to others with no more than these rights
+    COPY = 8  # with READ: save and export it; what comes of that is no grant's any more
 
 
 class Right(Enum):
@@ -342,6 +352,51 @@ class AdviseCtxResult(NamedTuple):
     blocks: int  # that this concerns: pinned, on their way, ...
 
 
+class GrantCtx(NamedTuple):
+    """Whoever shows the id of the grant may open the context, as it is then: open_ctx.
+
+    A context that was opened itself can be granted with the rights that it has, FORK among them.
+    """
+
+    ctx: Handle
+    access: Annotated[int, Int(1, 15)]  # Access
+    length: Length | None = None  # the most ids to be opened, from the start; nil: all
+    uid: U32 | None = None  # who may open it; nil: anyone
+    pid: Pid = 0  # which task may; 0: any
+    ttl_s: Annotated[float, Real(0.0, 31_536_000.0)] = 0.0  # how long it may be opened; 0: no limit
+    opens: U32 = 0  # how often; 0: no limit
+
+
+class GrantCtxResult(NamedTuple):
+    grant: bytes  # 16 bytes that nobody can guess; the kernel does not tell them again
+
+
+class OpenCtx(NamedTuple):
+    """`ctx` is the new handle. The context shares all blocks with the one that was granted."""
+
+    grant: GrantId
+    ctx: Handle
+    name: Title | None = None
+
+
+class OpenCtxResult(NamedTuple):
+    length: int
+    access: int  # Access
+    pid: int  # the task that granted it
+    model: str
+    max_ctx: int
+    block_size: int
+    load: int  # number of the model's loading
+
+
+class Revoke(NamedTuple):
+    grant: GrantId
+
+
+class RevokeResult(NamedTuple):
+    contexts: int  # that have lost their ids, forks and those of further grants included
+
+
 class DropCache(NamedTuple):
     pass
 
@@ -436,6 +491,8 @@ class CtxRow(NamedTuple):
     disk_blocks: int = 0
     pinned: bool = False
     lacks: int = 0  # blocks that it waits for (state D)
+    opened_from: int = 0  # pid of the task that granted it; 0: it was not opened
+    revoked: bool = False  # that grant was taken back: it has no ids any more
 
 
 # --- inference --------------------------------------------------------------------------------
@@ -479,7 +536,7 @@ class InferResult(NamedTuple):
     finish: int
     length: int  # of the context
     prompt: int  # ids in the context when the call was accepted
-    cached: int  # of these, computed before
+    cached: int  # of these, found: neither this call nor an append before it computed them
     output: int
     overrun: int  # sampled and thrown away
     seed: int
@@ -801,6 +858,7 @@ class ShutdownResult(NamedTuple):
     tokens: int = 0
     kv_tokens: int = 0  # positions whose KV is in the saves
     file_bytes: int = 0
+    left: int = 0  # contexts that were opened through grants which do not allow a copy
 
 
 class Nothing(NamedTuple):
@@ -861,24 +919,25 @@ CALLS: tuple[Call, ...] = (
          "Make an empty context under a handle that the caller chooses.",
          "EINVAL EEXIST ENOENT ENODEV EAGAIN ENOTSUP"),
     Call(33, "fork_ctx", ForkCtx, ForkCtxResult, _T, False, False,
-         "Make a context that shares every block of another.", "EBADCTX EINVAL EEXIST EAGAIN"),
+         "Make a context that shares every block of another.",
+         "EBADCTX EREVOKED EPERM EINVAL EEXIST EAGAIN"),
     Call(34, "append", Append, LengthResult, _T, False, False,
          "Add the ids of frame 2 to a context; prefill follows.",
-         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN", ids=True),
+         "EBADCTX EREVOKED EPERM EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN", ids=True),
     Call(35, "trim_ctx", TrimCtx, LengthResult, _T, True, False,
-         "Drop ids from the end.", "EBADCTX EBUSY EINVAL"),
+         "Drop ids from the end.", "EBADCTX EREVOKED EPERM EBUSY EINVAL"),
     Call(36, "free_ctx", FreeCtx, Nothing, _T, False, False,
          "Give a context back; cancels its infer.", "EBADCTX"),
     Call(37, "read_ctx", ReadCtx, ReadCtxResult, _T, True, False,
-         "Return committed ids in frame 2.", "EBADCTX EINVAL E2BIG"),
+         "Return committed ids in frame 2.", "EBADCTX EREVOKED EPERM EINVAL E2BIG"),
     Call(38, "stat_ctx", StatCtx, CtxRow, _T, True, False, "Describe a context.", "EBADCTX"),
     Call(39, "advise_ctx", AdviseCtx, AdviseCtxResult, _T, True, False,
          "Say what a context's KV is needed for: prefetch, demote, pin, unpin, retain.",
-         "EBADCTX EINVAL EDQUOT EAGAIN"),
+         "EBADCTX EREVOKED EINVAL EDQUOT EAGAIN"),
     _reserved(40, "label_ctx", _T, "Name a context.", idempotent=True),
     Call(41, "save_ctx", SaveCtx, SaveCtxResult, _T, True, True,
          "Keep a context under a name; ends when it is on the disk.",
-         "EBADCTX EINVAL ENOSPC EIO ENOTSUP EAGAIN ECORRUPT"),
+         "EBADCTX EREVOKED EPERM EINVAL ENOSPC EIO ENOTSUP EAGAIN ECORRUPT"),
     Call(42, "load_ctx", LoadCtx, LoadCtxResult, _T, False, False,
          "Make a context from a save of the caller's user.",
          "EINVAL EEXIST ENOENT ENODEV EAGAIN E2BIG ENOMEM EIO ECORRUPT ENOTSUP ECANCELED"),
@@ -888,21 +947,29 @@ CALLS: tuple[Call, ...] = (
          "Delete a save of the caller's user for good.", "ENOENT EIO ENOTSUP EAGAIN"),
     _reserved(45, "export_ctx", _T, "Write a context to a file."),
     _reserved(46, "import_ctx", _T, "Make a context from an exported file."),
-    _reserved(47, "grant_ctx", _T, "Let another task open a context."),
-    _reserved(48, "open_ctx", _T, "Open a granted context."),
-    _reserved(49, "revoke", _T, "Take a grant back."),
+    Call(47, "grant_ctx", GrantCtx, GrantCtxResult, _T, False, False,
+         "Let other tasks open a context, and return the id that they need for it.",
+         "EBADCTX EREVOKED EPERM EINVAL EDQUOT"),
+    Call(48, "open_ctx", OpenCtx, OpenCtxResult, _T, False, False,
+         "Make a context from a granted one, with the rights of the grant.",
+         "EBADCTX EINVAL EEXIST EAGAIN"),
+    Call(49, "revoke", Revoke, RevokeResult, _T, False, False,
+         "Take a grant back: what was opened through it, however often passed on, loses its ids.",
+         "EBADCTX"),
     Call(50, "drop_cache", DropCache, DropCacheResult, _T, True, False,
          "Free the cached blocks that the caller's user has computed."),
     # inference
     Call(64, "infer", Infer, InferResult, _T, False, False,
          "Generate: TOKEN events, then FIN.",
-         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED ENOTSUP", ids=True),
+         "EBADCTX EREVOKED EPERM EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED ENOTSUP",
+         ids=True),
     Call(65, "cancel", Cancel, LengthResult, _T, True, False,
          "End an infer or a score of this session, keeping some of an infer's output.",
          "ESRCH EINVAL"),
     Call(66, "score", Score, ScoreResult, _T, False, False,
          "Return the log-probabilities of ids of a context: TOKEN events, then FIN.",
-         "EBADCTX EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED ENOTSUP", ids=True),
+         "EBADCTX EREVOKED EPERM EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED ENOTSUP",
+         ids=True),
     _reserved(67, "embed", _T, "Return a vector for given ids.", idempotent=True, ids=True),
     # messages
     _reserved(80, "bind", _T, "Own a named port."),
@@ -933,13 +1000,13 @@ CALLS: tuple[Call, ...] = (
          "Read counters: tasks, contexts, pools, kernel, config or store, a page at a time.",
          "EINVAL"),
     Call(113, "pmap", Pmap, PmapResult, _T, True, False,
-         "Describe a context block by block, a page at a time.", "EBADCTX ESRCH EINVAL"),
+         "Describe a context block by block, a page at a time.", "EBADCTX EREVOKED ESRCH EINVAL"),
     _reserved(114, "trace", _O, "Stream calls or steps."),
     Call(115, "log", Log, LogResult, _O, True, False,
          "Read the kernel's log, a page at a time.", "EPERM EINVAL"),
     Call(116, "explain", Explain, ExplainResult, _T, True, False,
          "Say what a context waits for, and why its KV had to be computed again.",
-         "EBADCTX ESRCH EINVAL"),
+         "EBADCTX EREVOKED ESRCH EINVAL"),
     # administration
     _reserved(128, "set_policy", _O, "Choose a loaded policy."),
     _reserved(129, "save_all", _O, "Save every durable context.", durable=True),

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import zmq
 
-from syscalls import abi, ctxflow
+from syscalls import abi, ctxflow, grants
 from syscalls.address import locate
 from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
+from syscalls.aiocontext import Grant as Grant
 from syscalls.aiocontext import Stream as Stream
 from syscalls.channel import (
     Channel,
@@ -119,6 +120,14 @@ class Task:
     async def drop_save(self, name: str) -> None:
         """Delete a save for good."""
         await self.run(self.caller.ask("drop_save", name))
+
+    async def open_ctx(self, grant: bytes, name: str | None = None) -> Context:
+        """Make a context from a granted one, by the id of the grant."""
+        return Context(self, await self.run(grants.open_ctx(self.caller, grant, name)))
+
+    async def revoke(self, grant: bytes) -> int:
+        """Take back a grant of this task by its id; return how many contexts lose their ids."""
+        return await self.run(grants.revoke(self.caller, grant))
 
     async def text_model(self, model: str) -> "TextModel | None":
         """Return the text layer of a loaded model, None if it has no tokenizer."""

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, overload
 
-from syscalls import abi, forks
+from syscalls import abi, forks, grants
 from syscalls.abi import Advice
 from syscalls.ctxflow import ContextFacts, ContextFlow
 from syscalls.forks import Answer, Held, Scored
 from syscalls.generation import Generation, StreamFacts
+from syscalls.grants import GrantFacts, GrantFlow
 from syscalls.output import Piece
 from syscalls.sampling import Options, asked
 
@@ -39,6 +40,18 @@ class Stream(StreamFacts, AsyncIterator[Piece]):
     async def cancel(self, keep: int | None = None) -> int:
         """Stop generating, keep that many output ids (None: all); return the context's length."""
         return await self._task.run(self._generation.cancel(keep))
+
+
+class Grant(GrantFacts):
+    """A context that others may open. Made by `Context.grant`."""
+
+    def __init__(self, task: "Task", flow: GrantFlow) -> None:
+        super().__init__(flow)
+        self._task = task
+
+    async def revoke(self) -> int:
+        """Take it back; harmless if repeated. Return how many contexts have lost their ids."""
+        return await self._task.run(self._flow.revoke())
 
 
 class Context(ContextFacts):
@@ -126,6 +139,19 @@ class Context(ContextFacts):
         forks = await self._task.run(self._flow.fork(1 if n is None else n, name))
         contexts = [Context(self._task, flow) for flow in forks]
         return contexts[0] if n is None else contexts
+
+    async def grant(
+        self,
+        access: abi.Access,
+        length: int | None = None,
+        uid: int | None = None,
+        pid: int = 0,
+        ttl_s: float = 0.0,
+        opens: int = 0,
+    ) -> Grant:
+        """Let whoever has the id of the grant open this context; see `context.Context.grant`."""
+        flow = grants.grant(self._flow, access, length, uid, pid, ttl_s, opens)
+        return Grant(self._task, await self._task.run(flow))
 
     async def trim(self, length: int) -> int:
         """Drop ids from the end; return the length."""

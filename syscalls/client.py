@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
-from syscalls import abi, ctxflow
+from syscalls import abi, ctxflow, grants
 from syscalls.address import locate
 from syscalls.channel import (
     Channel,
@@ -129,6 +129,14 @@ class Task:
     def drop_save(self, name: str) -> None:
         """Delete a save for good."""
         self.run(self.caller.ask("drop_save", name))
+
+    def open_ctx(self, grant: bytes, name: str | None = None) -> Context:
+        """Make a context from a granted one, by the id of the grant."""
+        return Context(self, self.run(grants.open_ctx(self.caller, grant, name)))
+
+    def revoke(self, grant: bytes) -> int:
+        """Take back a grant of this task by its id; return how many contexts lose their ids."""
+        return self.run(grants.revoke(self.caller, grant))
 
     def text_model(self, model: str) -> "TextModel | None":
         """Return the text layer of a loaded model, None if it has no tokenizer."""

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, overload
 
-from syscalls import abi, forks
+from syscalls import abi, forks, grants
 from syscalls.abi import Advice
 from syscalls.ctxflow import ContextFacts, ContextFlow
 from syscalls.errors import ETIMEDOUT
 from syscalls.forks import Answer, Held, Scored
 from syscalls.generation import Generation, StreamFacts
+from syscalls.grants import GrantFacts, GrantFlow
 from syscalls.output import Piece
 from syscalls.sampling import Options, asked
 
@@ -54,6 +55,18 @@ class Stream(StreamFacts, Iterator[Piece]):
     def cancel(self, keep: int | None = None) -> int:
         """Stop generating, keep that many output ids (None: all); return the context's length."""
         return self._task.run(self._generation.cancel(keep))
+
+
+class Grant(GrantFacts):
+    """A context that others may open. Made by `Context.grant`."""
+
+    def __init__(self, task: "Task", flow: GrantFlow) -> None:
+        super().__init__(flow)
+        self._task = task
+
+    def revoke(self) -> int:
+        """Take it back; harmless if repeated. Return how many contexts have lost their ids."""
+        return self._task.run(self._flow.revoke())
 
 
 class Context(ContextFacts):
@@ -158,6 +171,24 @@ class Context(ContextFacts):
         forks = self._task.run(self._flow.fork(1 if n is None else n, name))
         contexts = [Context(self._task, flow) for flow in forks]
         return contexts[0] if n is None else contexts
+
+    def grant(
+        self,
+        access: abi.Access,
+        length: int | None = None,
+        uid: int | None = None,
+        pid: int = 0,
+        ttl_s: float = 0.0,
+        opens: int = 0,
+    ) -> Grant:
+        """Let whoever has the id of the grant open this context, as it is then.
+
+        With the rights of `access` only, at most `length` ids from the start (None: all); for one
+        user (`uid`) or one task (`pid`); within `ttl_s` seconds, `opens` times (0: no limit). The
+        grant ends with the task, or by `revoke`; what was opened through it loses its ids then.
+        """
+        flow = grants.grant(self._flow, access, length, uid, pid, ttl_s, opens)
+        return Grant(self._task, self._task.run(flow))
 
     def trim(self, length: int) -> int:
         """Drop ids from the end; return the length."""

@@ -30,6 +30,7 @@ class ContextFlow:
         self.handle = handle
         self.about = about
         self.length = 0
+        self.access = abi.Access(15)
         self.freed = False
         self.conversation = Conversation()
         self.generation: Generation | None = None
@@ -181,7 +182,7 @@ class ContextFlow:
 
     def _child(self, handle: int, length: int) -> "ContextFlow":
         child = ContextFlow(self.caller, handle, self.about)
-        child.length = length
+        child.length, child.access = length, self.access
         child.conversation = self.conversation.copy()
         child.conversation.trim(length)
         running = self.generation
@@ -302,6 +303,11 @@ class ContextFacts:
     def length(self) -> int:
         """Ids in the context."""
         return self._flow.length
+
+    @property
+    def access(self) -> abi.Access:
+        """What may be done with it; less than all if it was opened through a grant."""
+        return self._flow.access
 
     @property
     def turns(self) -> tuple[Turn, ...]:

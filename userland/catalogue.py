@@ -26,7 +26,8 @@ ENTRIES: dict[str, Entry] = {
     "EPERM": Entry(
         ("the socket's directory, or the kernel, is another user's",
          "the directory of the socket is open to others (mode other than 700)",
-         "the call is for the uid that the kernel runs as, or pid 1 was to be killed"),
+         "the call is for the uid that the kernel runs as, or pid 1 was to be killed",
+         "the context was opened through a grant without the right that the message names"),
         ("llmos doctor says whose directory it is", "chmod 700 DIRECTORY, or set LLMOS_HOME")),
     "ENOENT": Entry(
         ("no model of that name is loaded or installed", "you have no save of that name",
@@ -102,19 +103,25 @@ ENTRIES: dict[str, Entry] = {
         ("a ticket has been used, or is too old", "a program repeats a call of long ago"),
         ("spawn again: a ticket is for one program, once",)),
     "EDQUOT": Entry(
-        ("pinned contexts would hold more than half of the KV pool",),
+        ("pinned contexts would hold more than half of the KV pool",
+         "the task has as many grants as it may have"),
         ("unpin another context: ctx unpin in llmsh, unpin in the library",
          "retain it for some time, or leave it: its KV comes back by itself",
-         "llmos free shows what is pinned")),
+         "llmos free shows what is pinned",
+         "revoke grants, or start the kernel with a larger --max-grants")),
     "ECANCELED": Entry(
         ("the task was sent INT, or has been ended: kill", "the kernel was stopped meanwhile",
          "an earlier call failed that this one needs"),
         ("look at the error before it", "llmos ps shows whether the task is there")),
     "EBADCTX": Entry(
         ("the context has been freed, or went with its task",
-         "it is another task's: the answer is the same"),
-        ("make a context, and keep the task that owns it",)),
-    "EREVOKED": Entry(UNBUILT, ("report it: it is a bug",)),
+         "it is another task's: the answer is the same",
+         "the id of a grant is wrong, is for another task, or the grant is over: likewise"),
+        ("make a context, and keep the task that owns it",
+         "ask for another grant whoever gave the id")),
+    "EREVOKED": Entry(
+        ("the grant through which the context was opened has been taken back, or its task ended",),
+        ("free the context, and ask for another grant",)),
     "ECORRUPT": Entry(
         ("a file is damaged, or is not what its checksum says", "so is a save, or it was exchanged",
          "a model's files contradict each other"),

@@ -52,6 +52,9 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "list_saves": ("notes",),
     "drop_save": ("notes of today",),
     "explain": (HANDLE, 52),
+    "grant_ctx": (HANDLE, 7, 236, 1000, 52, 2.5, 3),
+    "open_ctx": (bytes(range(16)), HANDLE + 1, "notes"),
+    "revoke": (bytes(range(16)),),
     "score": (HANDLE, 17, 5),
     # A call that has grown, once more: what was recorded of it before is above.
     "infer+adjusted": (

@@ -303,6 +303,7 @@ class Sim:
             model.pool.check()
             users = [ctx for ctx in k.contexts() if ctx.model is model]
             assert model.num_contexts == len(users)
+        k.grants.check(k.contexts())
         tables = Counter(block for ctx in self.tables() for block in ctx.blocks)
         for block, count in tables.items():
             assert block.refs == count, "refs are the tables that name the block"
@@ -350,7 +351,7 @@ class Sim:
             assert host.free == host.total, host
         assert not self.system.floating
         assert [task.pid for task in self.system.tasks] == [1]
-        assert self.system.num_contexts == 0
+        assert self.system.num_contexts == len(self.system.grants) == 0
         assert not self.system.again
 
     def drop_cache(self) -> None:

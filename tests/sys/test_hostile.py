@@ -52,6 +52,8 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "load_model": ("other", "null:vocab=17", None, None, 0, 8, 0, None),
     "unload_model": ("other", True), "shutdown": (0.0,), "advise_ctx": (1, "retain", 1.0),
     "drop_cache": (), "explain": (1, 0),
+    "grant_ctx": (1, 3, None, None, 0, 0.0, 0), "open_ctx": (b"x" * 16, 9, None),
+    "revoke": (b"x" * 16,),
 }  # fmt: skip
 NEED_IDS = ("append", "infer", "score")
 BUILT = [row for row in abi.CALLS if row.args is not None]

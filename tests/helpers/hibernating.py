@@ -4,6 +4,7 @@ A `HibernatingSim` on the disk of another one is the next boot. Nothing happens 
 `slowly` lets driver and store do one message at a time.
 """
 
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,8 @@ class HibernatingSim(Sim):
         seed: int = 0, **config: Any,
     ) -> None:  # fmt: skip
         """Boot, unless `boot` says not to, and `wait` until everything is back."""
-        bulk_bytes, host_bytes = 3 * BLOCK_BYTES, host_blocks * BLOCK_BYTES
+        swap_part = mmap.PAGESIZE if config.get("swap_bytes") else 0  # of the window, whole pages
+        bulk_bytes, host_bytes = 3 * BLOCK_BYTES + 2 * swap_part, host_blocks * BLOCK_BYTES
         max_models = config.setdefault("max_models", 2)
         link = LoopbackLink("null0", bulk_bytes, host_part(host_bytes) * max_models)
         windows = [link.bulk_fd, *([link.host_fd] if host_blocks else [])]

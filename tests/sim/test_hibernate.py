@@ -9,7 +9,7 @@ import pytest
 from drivers.store import base
 from kernel import journal
 from kernel.task import INIT
-from syscalls.abi import Finish, Restore, Sig
+from syscalls.abi import Access, Finish, Restore, Sig
 from syscalls.errors import Errno
 from tests.helpers.disks import FailingFiles, MemoryFiles
 from tests.helpers.hibernating import (
@@ -94,6 +94,51 @@ def test_shared_kv_is_saved_once() -> None:
     blocks = sum(len(m.offsets) for m in sim.asked if isinstance(m, base.AddBlocks))
     lengths = [len(ids) // 16 for ids in known.ids.values()]
     assert blocks == max(lengths), "the forks have nothing of their own but the longest's tail"
+
+
+def test_kv_of_every_tier_is_kept() -> None:
+    """Some is on the device, some in the host tier, and some in the swap file only."""
+    files = MemoryFiles()
+    sim = HibernatingSim(files, host_blocks=32, swap_bytes=1 << 16)
+    client, known = program(sim)
+    handles = [grown(client, known, ids_of(n, 100), 1) for n in range(8)]
+    for handle in handles[:7]:
+        assert client.ask("advise_ctx", handle, "demote").errno == 0
+    for _ in range(50):
+        sim.turn()
+    blocks = [b for ctx in sim.system.contexts() for b in ctx.blocks if len(b.ids) == 16]
+    places = {(b.filled == 16, b.kept == 16, b.disk >= 0) for b in blocks}
+    assert {(True, False, False), (False, True, False), (False, False, True)} <= places
+    reply = sim.hibernate()
+    assert (reply.errno, reply.result.kv_tokens) == (0, 16 * len(blocks))
+    sim = HibernatingSim(files, num_blocks=80)
+    for handle in handles:
+        context = sim.system.tasks.find(known.pid).contexts[handle]
+        assert context.computed >= context.length // 16 * 16
+    reunited(sim, known)
+    sim.leave()
+
+
+def test_what_was_opened_through_a_grant_comes_back_if_it_may_be_copied() -> None:
+    files = MemoryFiles()
+    sim = HibernatingSim(files)
+    client, known = family(sim)
+    other, other_known = program(sim, "other")
+    rights = (Access.READ | Access.INFER, Access.READ | Access.COPY | Access.INFER)
+    for access in rights:
+        grant = client.ask("grant_ctx", 1, int(access)).result.grant
+        handle = other.new_handle()
+        assert other.ask("open_ctx", grant, handle).errno == 0
+        other_known.ids[handle] = list(known.ids[1])
+    reply = sim.hibernate()
+    assert (reply.errno, reply.result.contexts, reply.result.left) == (0, 5, 1)
+    sim = HibernatingSim(files)
+    client, _ = sim.attach(other_known.pid, other_known.token)
+    kept, lost = other.handle, other.handle - 1
+    assert list(client.ask("read_ctx", kept).ids) == other_known.ids[kept]
+    assert client.ask("read_ctx", lost).errno == Errno.EBADCTX
+    reunited(sim, known)
+    sim.leave()
 
 
 def test_again_and_again() -> None:
@@ -557,13 +602,13 @@ def test_kernels_killed_at_every_moment_of_the_way_up() -> None:
 @pytest.mark.parametrize("what", ["store", "driver"])
 def test_a_death_at_every_moment_of_the_way_up(what: str) -> None:
     files = MemoryFiles()
-    sim = HibernatingSim(files, host_blocks=16)
+    sim = HibernatingSim(files, host_blocks=32)
     _, known = family(sim)
     sim.hibernate()
     start = files.copy()
     moment = 0
     while True:
-        sim = HibernatingSim(start.copy(), host_blocks=16, wait=False, boot=False)
+        sim = HibernatingSim(start.copy(), host_blocks=32, wait=False, boot=False)
         died = False
         for now in slowly(sim, lambda: not sim.system.comeback.under_way):  # noqa: B023
             if now == moment:

@@ -886,3 +886,22 @@ def _most_messages(sim: HibernatingSim, done: Callable[[], bool]) -> int:
         for client in sim.clients:
             client.read()
     raise AssertionError("not done")
+
+
+def test_an_old_record_that_is_put_back_is_no_record() -> None:
+    files = MemoryFiles()
+    sim = HibernatingSim(files)
+    _, known = family(sim)
+    sim.hibernate()
+    old = files.copy()
+    sim = HibernatingSim(files)
+    sim.crash()
+    for path, inode in old.names_of.items():
+        if path not in files.names_of:
+            files.names_of[path] = number = 1 + max(files.inodes)
+            files.inodes[number] = bytearray(old.inodes[inode])
+    sim = HibernatingSim(files)
+    assert sim.system.comeback.state is Restore.FAILED
+    assert sim.attach(known.pid, known.token)[1].errno == Errno.ESRCH
+    assert len(sim.system.tasks) == 1 and sim.system.num_contexts == 0
+    sim.leave()

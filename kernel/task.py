@@ -12,6 +12,7 @@ program until one attaches (kernel/way_up.py).
 
 from collections.abc import Iterator
 from enum import Enum
+from math import inf
 from typing import Any
 
 from kernel.context import Context
@@ -55,7 +56,7 @@ class Task:
         self.ticket_expires = 0.0
         self.token = b""  # digest of what attaches to it, should it outlive the kernel
         self.connection = 0  # the last one that its program had
-        self.lease: float | None = None  # it came back, and has no program: until when it waits
+        self.lease: float | None = None  # it came back, and waits for a program until then
         self.prompt_tokens = 0
         self.cached_tokens = 0  # of these, found computed
         self.output_tokens = 0
@@ -97,6 +98,11 @@ class Task:
         if self.session is None:
             return "S", "kernel" if self.pid == INIT else "attach"
         return "S", "child" if self.waits else "program"
+
+    @property
+    def leased(self) -> bool:
+        """Whether it waits for a program, and not for ever."""
+        return self.lease is not None and self.lease < inf
 
     @property
     def lacks(self) -> int:

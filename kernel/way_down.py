@@ -24,7 +24,7 @@ from kernel.model import Model
 from kernel.sys_infer import cancel_queued, finish_request
 from kernel.system import System
 from kernel.task import INIT, Task, TaskState
-from syscalls.abi import Access, Event, Finish, Restore, Shutdown
+from syscalls.abi import Access, Event, Finish, Shutdown
 from syscalls.errors import EAGAIN, EBUSY, ECONNRESET, ENOENT, EPERM, EREVOKED, KernelError
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ def begin(k: System, caller: Caller, args: Shutdown) -> Pending:
         raise EBUSY("the kernel is being stopped already")
     if k.comeback.under_way:
         raise EAGAIN("contexts of the kernel before are being brought back", "llmos status")
-    if k.comeback.state is Restore.WAITING and not args.replace:
+    if k.comeback.num_waiting and not args.replace:
         raise EBUSY(
-            f"{k.comeback.unrestored} contexts that were saved before wait for another kernel",
+            f"{k.comeback.num_waiting} contexts that were saved before wait for another kernel",
             "llmos down and llmos up bring them back; --replace gives their places up, and they "
             "stay as saves: llmos ctx saves",
         )
@@ -117,6 +117,7 @@ def _keep(k: System, h: Hibernation, task: Task, ctx: Context) -> Steps:
             yield from _save(k, h, task, ctx)
         h.saved[ctx] = task
     except (EPERM, EREVOKED):
+        h.names.pop(ctx, None)
         h.result = h.result._replace(left=h.result.left + 1)
         log.info("context %d of task %d is not saved: its grant", ctx.handle, task.pid)
 
@@ -125,6 +126,11 @@ def _stays(task: Task, h: Hibernation) -> bool:
     """Whether a task is for the next kernel: not the caller's, nor one that nobody has begun."""
     mine = h.session.task is task
     return task.pid != INIT and task.state is not TaskState.NEW and not mine
+
+
+def _is_of_use(task: Task, pids: set[int]) -> bool:
+    """Whether a task can still become something: a zombie, if there is who waits for it."""
+    return not task.ended_already or task.parent in pids
 
 
 def _there(task: Task, ctx: Context) -> bool:
@@ -172,7 +178,8 @@ def _write_record(k: System, h: Hibernation) -> Steps:
 
 
 def _write_rows(k: System, h: Hibernation) -> Steps:
-    tasks = [task for task in h.tasks if k.tasks.has(task)]
+    pids = {task.pid for task in h.tasks if k.tasks.has(task)}
+    tasks = [task for task in h.tasks if task.pid in pids and _is_of_use(task, pids)]
     contexts: list[tuple[Task, Context]] = []
     models: dict[Model, None] = {}
     for at, (ctx, task) in enumerate(h.saved.items()):

@@ -68,7 +68,7 @@ def go_on(k: System) -> None:
     """Begin what can be begun now."""
     c = k.comeback
     for _ in range(STEPS):
-        if c.working or not c.under_way:
+        if c.working or not c.under_way or k.stop_by is not None:
             return
         if k.store.state is StoreState.FAILED:
             _give_up(k, "the store has failed")
@@ -89,7 +89,9 @@ def go_on(k: System) -> None:
 def due(k: System) -> bool:
     """Whether the next turn has something to begin."""
     c = k.comeback
-    if c.working or c.state is not Restore.COMING or k.store.state is not StoreState.UP:
+    if c.working or c.state is not Restore.COMING or k.stop_by is not None:
+        return False
+    if k.store.state is not StoreState.UP:
         return False
     return not c.entries or _models_settled(k)
 

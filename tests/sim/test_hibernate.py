@@ -65,9 +65,11 @@ def test_all_is_back_and_nothing_is_computed_again(host_blocks: int) -> None:
     reply = sim.hibernate()
     assert reply.errno == 0 and sim.kernel.stopped
     assert (reply.result.tasks, reply.result.contexts) == (1, 4)
+    last_pid = sim.system.tasks.last_pid
 
     sim = HibernatingSim(files, host_blocks)
     assert sim.system.comeback.state is Restore.DONE
+    assert sim.system.tasks.last_pid == last_pid > known.pid, "no pid is used again"
     sim.check()
     row = sim.client().ask("stat_task", known.pid).result
     assert (row.state, row.wait, row.contexts, row.host_pid) == ("S", "attach", 4, 0)
@@ -83,7 +85,6 @@ def test_all_is_back_and_nothing_is_computed_again(host_blocks: int) -> None:
     assert client.ask("alloc_ctx", 9).errno == Errno.EINVAL, "a handle of the old connection"
     assert client.ask("alloc_ctx", new).errno == 0
     assert sim.saves(client) == []
-    assert sim.system.tasks.last_pid > known.pid
     sim.leave()
 
 

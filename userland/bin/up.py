@@ -219,13 +219,21 @@ def down(desk: Desk, grace: float, save: bool, replace: bool) -> None:  # fmt: s
         desk.note("no kernel is running")
         return
     with telling(desk.err) as tell:
-        pid, saved = daemon.stop(desk.address, grace, save, replace, saving(tell))
+        try:
+            pid, saved = daemon.stop(desk.address, grace, save, replace, saving(tell))
+        except syscalls.KernelError as error:
+            if not save:
+                raise
+            why = f"the kernel was not stopped: {error.message}"
+            raise type(error)(why, error.hint, error.details) from None
     desk.note(f"kernel {pid} has stopped")
     if save:
         desk.note(
             f"saved: {count(saved.contexts)} contexts of {count(saved.tasks)} tasks, "
             f"{count(saved.tokens)} tokens, {size(saved.file_bytes)}; llmos up brings them back"
         )
+        if saved.left:
+            desk.note(f"not saved: {count(saved.left)} whose grants do not allow a copy")
 
 
 def saving(tell: Tell) -> Callable[[Progress], None]:

@@ -1,12 +1,15 @@
 """Soak: hours of use, and afterwards nothing left. Run it on a quiet machine: `make soak HOURS=8`.
 
 Rounds, until the time is up. In each, a life of a simulated kernel with a seed of its own (clients
-that fork, cancel, trim, stall and die, drivers that die), and a while with one real kernel on the
-null driver, which stays: programs that come and go in it, and a driver host that is killed. After
-each of both no block is used or in limbo, no task is left, every call has ended once; and the real
-kernel's memory and open files do not grow.
+that fork, cancel, trim, stall and die, drivers that die), some walks on others (operations on all
+that shares, caches and moves KV, every moment compared with what it must be), and a while with one
+real kernel on the null driver, which stays: programs that come and go in it, and a driver host that
+is killed. After each of them no block is used or in limbo, no task is left, every call has ended
+once; and the real kernel's memory and open files do not grow.
 
-A line of JSON for each round; exit code 1 with the seed at the first thing that is wrong.
+A line of JSON for each round; exit code 1 with the seed at the first thing that is wrong; of a
+walk, a short list of operations. `--walk-ops N` walks so many and does nothing else; several of
+them, each with a `--seed` of its own, use as many cores.
 """
 
 import argparse
@@ -24,9 +27,14 @@ from bench.record import surroundings
 from syscalls import Context, KernelError, Task
 from tests.helpers.crowd import Crowd
 from tests.helpers.sim import Sim
+from tests.helpers.walker import walk
 
 CALLS = 10_000
 POOLS = (12, 33, 64, 512)
+WALKS = 4
+"""Of a round."""
+WALK_OPS = 500
+"""Of a walk."""
 PROGRAMS = 40
 GROWTH_BYTES = 16 << 20
 WARM_UP = 5
@@ -43,6 +51,22 @@ def life(seed: int) -> int:
     crowd.check_ended()
     sim.check_empty()
     return sum(member.checked for member in crowd.members)
+
+
+def walks(seed: int) -> int:
+    """Walk on the grounds of a round; return the operations."""
+    return sum(walk(seed * WALKS + number, WALK_OPS).done for number in range(WALKS))
+
+
+def walk_on(seed: int, count: int) -> None:
+    """Walk `count` operations, and tell each thousandth part of them."""
+    done, told, begun = 0, 0, time.monotonic()
+    while done < count:
+        done += walks(seed)
+        if done - told >= count // 1000 or done >= count:
+            told, seconds = done, round(time.monotonic() - begun)
+            print(json.dumps({"seed": seed, "ops": done, "seconds": seconds}), flush=True)
+        seed += 1
 
 
 def crowd_of_programs(kernel: Booted, random: Random) -> int:
@@ -94,13 +118,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/soak.py", description=__doc__.split("\n")[0])
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
+    parser.add_argument("--walk-ops", type=int, default=0, help="walk, and nothing else")
     given = parser.parse_args()
+    if given.walk_ops:
+        walk_on(given.seed, given.walk_ops)
+        return 0
     end, first = time.monotonic() + 3600 * given.hours, None
     print(json.dumps({"bench": "soak", "hours": given.hours} | surroundings()), flush=True)
     with booted(*NULL, "--num-blocks", "2048", "--max-restarts", "1000000") as kernel:
         process, seed = psutil.Process(kernel.pid), given.seed
         while time.monotonic() < end:
-            checked = life(seed)
+            checked, ops = life(seed), walks(seed)
             ids = crowd_of_programs(kernel, Random(seed))
             wrong = left(kernel)
             rss, files = process.memory_info().rss, process.num_fds()
@@ -108,7 +136,7 @@ def main() -> int:
                 first = rss, files
             if first is not None and (rss > first[0] + GROWTH_BYTES or files > first[1] + 2):
                 wrong = f"memory and files grew from {first} to {(rss, files)}"
-            print(json.dumps({"seed": seed, "checked": checked, "ids": ids, "rss": rss,
+            print(json.dumps({"seed": seed, "checked": checked, "ops": ops, "ids": ids, "rss": rss,
                               "files": files, "wrong": wrong}), flush=True)  # fmt: skip
             if wrong:
                 return 1

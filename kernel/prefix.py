@@ -3,8 +3,8 @@
 The key of a block is a chain: BLAKE2b, 32 bytes, over the key of the block before it and its own
 ids, under a secret of the owner and of this boot. So a block is found by its owner only, at its own
 place after its own prefix; nobody else can compute the key, or make two that are equal; and the ids
-are compared on a hit all the same (security.md A19, A20; vLLM's opt-in cache_salt is what not to
-do: vllm#53347).
+are compared on a hit all the same, those of the whole prefix (security.md A19, A20; vLLM's opt-in
+cache_salt is what not to do: vllm#53347).
 
 The owner is of a block, not of whoever looks: a context that was opened through a grant has blocks
 of its grantor before its own. Those are found, by whom they are computed all the same, under the
@@ -40,6 +40,7 @@ class PrefixIndex:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._blocks: dict[bytes, Block] = {}
+        self._before: dict[Block, Block | None] = {}  # of each, the one that it comes after
         self._keys: dict[int, bytes] = {}  # by owner
         self._evicted: dict[bytes, Eviction] = {}
 
@@ -51,11 +52,18 @@ class PrefixIndex:
 
     def find(self, blocks: Sequence[Block], at: int) -> Block | None:
         """Return a block of its owner that holds what blocks[at] does after the same prefix."""
-        block = blocks[at]
         found = self._blocks.get(self._chain(blocks, at))
-        if found is None or found.ids != block.ids or found.owner != block.owner:
-            return None
-        return found
+        return found if found is not None and self._alike(found, blocks, at) else None
+
+    def _alike(self, found: Block | None, blocks: Sequence[Block], at: int) -> bool:
+        """Compare ids, back to where both tables have the same block: that is soon, as a rule."""
+        while at >= 0 and found is not blocks[at]:
+            if found is None or found not in self._before:
+                return False
+            if (found.ids, found.owner) != (blocks[at].ids, blocks[at].owner):
+                return False
+            found, at = self._before[found], at - 1
+        return at >= 0 or found is None
 
     def add(self, blocks: Sequence[Block], at: int) -> None:
         """Enter blocks[at], whose ids are final, unless one that has KV is there."""
@@ -63,13 +71,15 @@ class PrefixIndex:
         chain = self._chain(blocks, at)
         there = self._blocks.get(chain)
         if there is None or (there is not block and not there.planned and not there.have):
-            self._blocks[chain] = block
+            if there is not None:
+                del self._before[there]
+            self._blocks[chain], self._before[block] = block, blocks[at - 1] if at else None
             self._evicted.pop(chain, None)
 
     def discard(self, block: Block) -> None:
         """Take a block out, if it is there."""
         if block in self:
-            del self._blocks[block.chain]
+            del self._blocks[block.chain], self._before[block]
 
     def changed(self, block: Block) -> None:
         """Forget the key of a block whose ids change."""

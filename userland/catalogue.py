@@ -32,7 +32,8 @@ ENTRIES: dict[str, Entry] = {
     "ENOENT": Entry(
         ("no model of that name is loaded or installed", "you have no save of that name",
          "a file that was named is not there"),
-        ("llmos ctx saves lists what you have saved", "llmos status lists loaded models", "llmos pull NAME installs, llmos load NAME loads")),
+        ("llmos ctx saves lists what you have saved", "llmos status lists loaded models",
+         "llmos pull NAME installs, llmos load NAME loads")),
     "ESRCH": Entry(
         ("the task has ended, or never was", "it is another user's: the answer is the same"),
         ("llmos ps lists the tasks",)),

@@ -77,25 +77,31 @@ class Books:
         self.sim = sim
         self.pages: dict[Block, Page] = {}
         self.looked_at = 0  # blocks whose bytes were compared
-        self._begun: list[tuple[Block, Block]] = []  # as copies of others, since the last check
+        self._begun: list[tuple[Block, Block]] = []  # as copies, and of what
         self._watched: set[BlockPool] = set()
         self._checks = 0
 
     def check(self) -> None:
-        """Compare everything, between turns or in the middle of the driver's work."""
+        """Compare everything, after a turn."""
         self._read_tables()
         for model in self.sim.loaded:
             self._watch(model.pool)
             if model.state is not ModelState.FAILED:
                 self._check_index(model)
                 self._check_counts(model)
-                self._check_device(model)
-                self._check_host(model)
+        self.check_bytes()
         self._check_gone()
         self._check_waiting()
         self._checks += 1
         if self._checks % PRUNE == 0:
             self._prune()
+
+    def check_bytes(self) -> None:
+        """Compare what lies in the tiers: also in the middle of the driver's work."""
+        for model in self.sim.loaded:
+            if model.state is not ModelState.FAILED:
+                self._check_device(model)
+                self._check_host(model)
 
     def _watch(self, pool: BlockPool) -> None:
         """Note from now on which blocks begin as copies: a step may end that within a turn."""
@@ -122,14 +128,13 @@ class Books:
                 assert page.owner == ctx.owner, f"block {block.id} is in tables of two users"
                 assert (page.at, page.before) == (at, before), "shared after different ids"
                 page.read(block, size, secret)
-                if block.origin is not None:
-                    page.past |= pages[block.origin].past
                 before, head = page.content[-SLOT:], page.chain
             assert ctx.length <= sum(len(block.ids) for block in ctx.blocks)
         for block, origin in self._begun:
             if block in pages:  # else it has gone again
                 pages[block].past |= pages[origin].past
-        self._begun.clear()
+        # once more after the copy went out: the origin may have got an id in that very turn
+        self._begun = [(block, origin) for block, origin in self._begun if block.origin is origin]
 
     def _check_index(self, model: Model) -> None:
         index = model.pool.index

@@ -61,6 +61,9 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
         HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), True, 5,
         1.25, -0.5, 0.25, ((7, -100.0), (151645, 2.5)), 236,
     ),
+    "load_model+kv_dtype": (
+        "other:1b", "/models/other", "cpu0", "float32", 2**33, 4096, 2048, True, "int8",
+    ),
     "shutdown+saving": (2.5, True, True),
 }  # fmt: skip
 IDS = {"append": (0, 1, 49151, 2**31 - 1), "infer": (7,), "infer+adjusted": (7,), "score": (8, 9)}

@@ -4,8 +4,8 @@ An operation is a name and a seed; what it does, and to whom, is drawn from that
 is there when it is done. So every part of a list is a list, and a walk that fails is made shorter
 until nothing can be left out: what then fails is a few operations (`shortest`).
 
-After every operation, every turn of the kernel and all work of the driver, `Sim.check` and
-tests/helpers/books.py compare all that is there. Clients follow their contexts as those of a crowd
+After every turn of the kernel and all work of the driver, `Sim.check` and tests/helpers/books.py
+compare all that is there; before a turn, an operation is but a message that waits. Clients follow their contexts as those of a crowd
 do (tests/helpers/crowd.py): each id that is sampled is what the ids before it say.
 
 To add an operation: a method of Walk, and its weight in OPS.
@@ -199,7 +199,6 @@ class Walk:
         self.random = Random(op.seed)
         OPS[op.name][1](self)
         self.done += 1
-        self.look()
         for _ in range(self.random.choice([0, 1, 1, 1, 2])):
             self.turn(self.random.choice([0, 1, 1, 2]))
 
@@ -215,7 +214,7 @@ class Walk:
             operator.take()
         self.look()
         if sim.link.pump(pump):
-            self.look()
+            self.books.check_bytes()  # the kernel knows of nothing yet
 
     def look(self) -> None:
         """Compare all that is there."""
@@ -387,10 +386,11 @@ OPS: dict[str, tuple[int, Callable[[Walk], None]]] = {
 
 
 def draw(seed: int, count: int) -> list[Op]:
-    """Return the operations of a seed."""
-    random = Random(seed)
-    names = random.choices(list(OPS), [weight for weight, _ in OPS.values()], k=count)
-    return [Op(name, random.getrandbits(32)) for name in names]
+    """Return the first operations of a seed."""
+    random, names, weights = Random(seed), list(OPS), [weight for weight, _ in OPS.values()]
+    return [
+        Op(random.choices(names, weights)[0], random.getrandbits(32)) for _ in range(count)
+    ]  # fmt: skip
 
 
 # --- what fails, in as few operations as possible -------------------------------------------------

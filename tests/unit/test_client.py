@@ -201,9 +201,7 @@ def test_an_empty_kernel_row(kernel: FakeKernel, task: Task) -> None:
 
 def test_what_is_not_built(task: Task) -> None:
     with pytest.raises(ENOTSUP):
-        task.load_ctx("name")
-    with task.alloc_ctx() as ctx, pytest.raises(ENOTSUP):
-        ctx.save("name")
+        task.call_raw("embed", ids=[1])
 
 
 def test_any_call(task: Task) -> None:

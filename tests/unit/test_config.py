@@ -212,7 +212,10 @@ def test_words_for_true(text: str) -> None:
 
 def test_every_key_of_the_kernel_reaches_it(tmp_path: Path) -> None:
     """What is set here is what the kernel parses, whatever its field is called."""
-    texts = {"str": "null0", "int": "7654321", "float": "7.5", "bool": "true", "size": "7654321"}
+    texts = {
+        "str": "null0", "int": "7654321", "float": "7.5", "bool": "true", "size": "7654321",
+        "folder": str(tmp_path / "elsewhere"),
+    }  # fmt: skip
     pairs = [
         f"{key.name}={'float32' if key.name == 'dtype' else texts[key.kind]}"
         for key in kernel_keys()
@@ -227,8 +230,9 @@ def test_every_key_of_the_kernel_reaches_it(tmp_path: Path) -> None:
 
 
 def test_what_nobody_has_set_is_left_to_the_kernel(tmp_path: Path) -> None:
+    """But for the folders, which follow from whose kernel it is."""
     boot = boot_of(configured(pairs=()), tmp_path, f"ipc://{tmp_path}/kernel.sock")
-    assert boot.options == ()
+    assert boot.options[::2] == ("--state-dir", "--keys-dir")
 
 
 def test_the_table_that_userland_reads_is_the_kernels_own() -> None:

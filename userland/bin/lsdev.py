@@ -78,7 +78,8 @@ def _disk(task: Task) -> list[DeviceRow]:
         return []
     swap = f", swap: {view.size(store.swap_bytes)}" if store.swap_bytes else ""
     kept = f"saves: {count(store.saves)}, {view.size(store.saves_bytes)}{swap}"
-    note = "; ".join(filter(None, (store.note, store.hint))) or kept
+    why = "; ".join(filter(None, (store.note, store.hint)))
+    note = kept if store.state == "up" else why
     return [DeviceRow("disk", "store", store.state, store.epoch, store.host_pid, 0, 0, note)]
 
 

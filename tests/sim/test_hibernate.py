@@ -533,6 +533,11 @@ def _dies(what: Callable[[HibernatingSim], None], moment: int) -> bool:
         return False
     if reply.errno:
         _goes_on_after(sim, client, known)
+        other = HibernatingSim(files.copy(), host_blocks=32)
+        assert other.system.comeback.state is Restore.NONE, (
+            "nothing is left of it, the record least"
+        )
+        assert other.saves(other.client()) == []
         assert sim.hibernate().errno == 0
     sim = HibernatingSim(files, host_blocks=32)
     reunited(sim, known)
@@ -656,6 +661,31 @@ def test_a_death_at_every_moment_of_the_way_up(what: str) -> None:
         assert sim.saves(sim.client()) == []
         sim.leave()
         moment += 2
+
+
+def test_a_task_that_is_killed_at_every_moment_of_the_way_up() -> None:
+    files = MemoryFiles()
+    sim = HibernatingSim(files)
+    _, known = family(sim)
+    sim.hibernate()
+    start, moment, killed = files.copy(), 0, True
+    while killed:
+        sim = HibernatingSim(start.copy(), wait=False, boot=False)
+        killer, kill = sim.client(hello=False), Reply(0, "")
+        killer.send("hello", "killer")
+        killed = False
+        for now in slowly(sim, lambda: not sim.system.comeback.under_way):  # noqa: B023
+            if now == moment:
+                killed = True
+                kill = killer.send("kill", known.pid, int(Sig.KILL))
+        sim.settle()
+        assert not killed or kill.done
+        assert (sim.system.tasks.peek(known.pid) is None) == (killed and not kill.errno)
+        assert sim.saves(killer) == []
+        sim.check()
+        sim.leave()
+        moment += 2
+    assert moment > 20
 
 
 # --- what cannot come back ------------------------------------------------------------------------
@@ -818,6 +848,10 @@ def record() -> list[bytes]:
     return [journal.pack(row) for row in rows]
 
 
+def _head(num_tasks: int, num_contexts: int) -> bytes:
+    return journal.pack(journal.Head(1, "0" * 16, 9, False, 0, num_tasks, num_contexts))
+
+
 def read(raw: bytes, part: int = 7) -> list[Any]:
     reader = journal.Reader(len(raw), (1000, 0))
     rows: list[Any] = []
@@ -866,7 +900,22 @@ def test_every_damaged_record_is_refused() -> None:
         journal.pack(journal.CtxEntry(5, 1, 1000, "", "m", 0, True, False, 0)),
     ]
     early = [rows[0], rows[1], rows[3], rows[2], *rows[4:]]
-    for wrong in (twice, orphan, stranger, early, rows[1:], [b"\xc1"], [rows[0], b"\x90" * 50]):
+    task, context = rows[2], rows[4]
+    tasks_twice = [_head(2, 0), task, task]
+    contexts_twice = [_head(1, 2), task, context, context]
+    for good in ([_head(1, 0), task], [_head(1, 1), task, context]):
+        assert len(read(b"".join(good))) == len(good) - 1
+    for wrong in (
+        tasks_twice,
+        contexts_twice,
+        twice,
+        orphan,
+        stranger,
+        early,
+        rows[1:],
+        [b"\xc1"],
+        [rows[0], b"\x90" * 50],
+    ):
         with pytest.raises(journal.Damaged):
             read(b"".join(wrong))
     with pytest.raises(journal.Damaged, match="form 2"):

@@ -21,7 +21,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from kernel import way_down, way_up
+from kernel import sys_attach, way_down, way_up
 from kernel.hibernation import Phase
 from kernel.ipc import Arrival, Transport
 from kernel.loading import News, Outcome
@@ -192,7 +192,7 @@ class Kernel:
         k.errands.go_on()
         k.store.collect()
         way_up.go_on(k)
-        for session, request in way_up.released(k):
+        for session, request in sys_attach.released(k):
             run(k, session, request)
         run_queued(k)
 
@@ -205,7 +205,7 @@ class Kernel:
         if now >= self._tick + TICK_S:
             self._tick = now
             expire_tasks(k, now)
-            way_up.expire_leases(k, now)
+            sys_attach.expire_leases(k, now)
         for session in list(k.sessions.values()):
             since = session.stalled_since
             if since is not None and now >= since + k.config.stalled_s:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kernel import (
     sys_admin,
+    sys_attach,
     sys_ctx,
     sys_grant,
     sys_infer,
@@ -20,7 +21,6 @@ from kernel import (
     sys_save,
     sys_score,
     sys_task,
-    way_up,
 )  # fmt: skip
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import Work
@@ -165,10 +165,10 @@ def _invoke(k: System, session: Session, request: Request, queued: bool) -> Done
         raise ECANCELED("the call before it failed")
     if request.row.name == "hello":
         if k.comeback.reading:
-            return way_up.wait(k, session, request)
+            return sys_attach.wait(k, session, request)
         return sys_task.sys_hello(k, session, request.args)
     if request.row.name == "attach":
-        return way_up.sys_attach(k, session, request)
+        return sys_attach.sys_attach(k, session, request)
     if session.task is None:
         raise (ESRCH(session.ended) if session.ended else EPERM("say hello first"))
     if request.row.name not in _RELIEF:

@@ -6,57 +6,40 @@ by an errand of its own, so that what others save and load goes between. A conte
 (its model is not there, its save is damaged) stays as a save that its user can load by hand. At the
 end the record says only which saves are to go; then these go, then the record. So a crash at any
 moment means that all begins anew, or that nothing is left to do.
-
-A program comes back to its task by `attach`. What nobody attaches to within a lease ends, if it has
-no contexts; else it is kept for whoever comes later, or for `llmos kill`: contexts do not vanish
-because a program was slow to come. Their KV is the first to leave the device from then on.
 """
 
-import hashlib
-import hmac
 import logging
-from collections import deque
 from collections.abc import Generator
-from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from drivers.store import base
 from kernel import journal, saving
-from kernel.answer import ModelSpec
 from kernel.context import Context
 from kernel.device import DeviceState
 from kernel.errand import PAUSE, Errand
-from kernel.handler import PENDING, Done, Pending
-from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, Reader, TaskEntry
+from kernel.handler import Done
+from kernel.journal import CtxEntry, Head
 from kernel.model import ModelState
-from kernel.session import Session
+from kernel.record import BY_HAND, SLICE, read
 from kernel.storehost import StoreState
 from kernel.sys_infer import check_room
-from kernel.sys_task import end_task, welcome
-from kernel.system import System, host_part
+from kernel.system import System
 from kernel.task import Task, TaskState
 from kernel.way_down import drop, write_record
-from syscalls.abi import Attach, Restore
+from syscalls.abi import Restore
 from syscalls.errors import (
-    EAGAIN,
-    EBUSY,
     ECORRUPT,
     EINVAL,
     ENOENT,
-    ESRCH,
     KernelError,
 )  # fmt: skip
-from syscalls.wire import Request
 
 log = logging.getLogger(__name__)
 
-SLICE = 128
-"""Rows of the record that one turn takes in."""
 MAX_TRIES = 3
 """Stores that may die over one context, or over what is to be removed."""
 STEPS = 64
 """Contexts that one turn is done with if nothing has to be read for them."""
-BY_HAND = "llmos ctx saves shows them"
 
 Steps = Generator[Any, Any, Any]
 
@@ -77,7 +60,7 @@ def go_on(k: System) -> None:
         elif k.store.state is not StoreState.UP:
             return
         elif c.reading:
-            _beside(k, _read(k))
+            _beside(k, read(k))
         elif c.entries and not _models_settled(k):
             return
         elif c.entries:
@@ -122,216 +105,13 @@ def _models_settled(k: System) -> bool:
 def _give_up(k: System, why: str) -> None:
     """Go on without what is not back yet; on the disk all is as it was."""
     c = k.comeback
-    log.error("%d contexts are not back: %s", len(c.entries), why)
+    if c.reading:
+        log.error("what the kernel before may have left cannot be read: %s", why)
+    else:
+        log.error("%d contexts are not back: %s", len(c.entries), why)
     c.num_waiting = len(c.entries)
     c.entries.clear()
     c.state = Restore.FAILED
-
-
-# --- attaching --------------------------------------------------------------------------------
-
-
-def wait(k: System, session: Session, request: Request) -> Pending:
-    """Let a hello or an attach wait until it can be told what there is."""
-    if any(waits is session for waits, _ in k.comeback.waiting):
-        raise EBUSY("this session has said hello already")
-    k.comeback.waiting.append((session, request))
-    return PENDING
-
-
-def released(k: System) -> list[tuple[Session, Request]]:
-    """Take the calls that need not wait any more, of sessions that are still there."""
-    c = k.comeback
-    if c.reading or not c.waiting:
-        return []
-    waiting, c.waiting = c.waiting, deque()
-    ready = []
-    for session, request in waiting:
-        if k.sessions.get(session.route) is not session or request.call not in session.open:
-            continue
-        if request.row.name == "attach" and c.coming(request.args.pid):
-            c.waiting.append((session, request))
-        else:
-            ready.append((session, request))
-    return ready
-
-
-def sys_attach(k: System, session: Session, request: Request) -> Done | Pending:
-    """Make a session the program of a task that came back; it waits for the task's contexts."""
-    args: Attach = request.args
-    if session.task is not None or session.ended:
-        raise EBUSY("this session has said hello already")
-    if k.comeback.reading:
-        return wait(k, session, request)
-    task = k.tasks.peek(args.pid)
-    expected = task.token if task is not None and task.token else bytes(32)
-    known = hmac.compare_digest(expected, hashlib.sha256(args.token).digest())
-    if not known or task is None or task.uid != session.uid or task.lease is None:
-        raise ESRCH("no task waits for a program with this pid and token", "connect() begins anew")
-    if k.comeback.coming(task.pid):
-        return wait(k, session, request)
-    session.connection = task.connection = _connection(task)
-    task.lease = None
-    task.session, session.task = session, task
-    return Done(welcome(k, session, task, args.token))
-
-
-def _connection(task: Task) -> int:
-    """Return a connection number of which the task has no context."""
-    taken = {handle >> 24 for handle in task.contexts}
-    free = (n % 256 for n in range(task.connection + 1, task.connection + 257))
-    found = next((number for number in free if number not in taken), None)
-    if found is None:
-        raise EAGAIN("the task has contexts of all 256 connections", "free some, or end the task")
-    return found
-
-
-def expire_leases(k: System, now: float) -> None:
-    """End tasks that nobody has attached to and that have nothing; let the others' KV go first."""
-    if k.comeback.under_way:
-        return
-    for task in k.tasks:
-        if task.lease is None or now < task.lease or task.ended_already:
-            continue
-        if not task.contexts:
-            end_task(k, task, 0, f"nobody attached to it for {k.comeback.lease_s:g} s")
-            continue
-        task.lease = inf
-        for ctx in task.contexts.values():
-            ctx.demoted = not ctx.pinned
-        log.warning(
-            "nobody attached to task %d (%s) for %g s; it is kept with %d contexts: llmos kill %d",
-            task.pid, task.name, k.comeback.lease_s, len(task.contexts), task.pid,
-        )  # fmt: skip
-
-
-# --- reading the record -----------------------------------------------------------------------
-
-
-def _read(k: System) -> Steps:
-    c, epoch = k.comeback, k.store.epoch
-    try:
-        yield from _read_record(k)
-    except ENOENT:
-        c.state = Restore.NONE
-    except (ECORRUPT, Damaged) as wrong:
-        why = wrong.message if isinstance(wrong, KernelError) else str(wrong)
-        c.left = yield from _count_saves(k)
-        c.state = Restore.FAILED
-        log.error("the record of the kernel before is damaged (%s), and left where it is", why)
-        log.error("%d of its contexts can be loaded by hand: %s", c.left, BY_HAND)
-    except KernelError as error:
-        if k.store.epoch == epoch:
-            c.state = Restore.FAILED
-            log.error("the record of the kernel before cannot be read: %s", error.message)
-
-
-def _read_record(k: System) -> Steps:
-    number = k.store.new_job()
-    found: base.Found = yield base.OpenSave(number, k.uid, journal.RECORD, 0)
-    if found.state == base.SaveState.STALE:
-        yield base.CloseSave(number)
-        raise Damaged("it is an old one, which was put back")
-    try:
-        record = yield from _rows(k, number, found.meta.length)
-    except Damaged:
-        yield base.CloseSave(number)
-        raise
-    yield base.CloseSave(number)
-    yield from _take(k, record)
-
-
-class Record(NamedTuple):
-    """All rows of a record."""
-
-    head: Head
-    models: list[ModelEntry]
-    tasks: list[TaskEntry]
-    contexts: list[CtxEntry]
-
-
-def _rows(k: System, number: int, length: int) -> Generator[Any, Any, Record]:
-    """Read and check the rows of an open record; Damaged."""
-    reader = Reader(4 * length, (k.uid, 0))
-    rows: dict[type, list[Any]] = {ModelEntry: [], TaskEntry: [], CtxEntry: []}
-    for start in range(0, length, base.MAX_IDS):
-        count = min(base.MAX_IDS, length - start)
-        part: base.Ids = yield base.ReadIds(number, start, count)
-        for at, entry in enumerate(reader.feed(part.ids)):
-            rows[type(entry)].append(entry)
-            if at % SLICE == SLICE - 1:
-                yield PAUSE
-    head = reader.end()
-    return Record(head, rows[ModelEntry], rows[TaskEntry], rows[CtxEntry])
-
-
-def _count_saves(k: System) -> Steps:
-    """Return how many contexts the kernel before has saved."""
-    count, after, more = 0, "", True
-    try:
-        while more:
-            saves: base.Saves = yield base.ListSaves(k.store.new_job(), k.uid, after)
-            names = [row.name for row in saves.rows]
-            count += sum(journal.is_kernels(journal.shown(name)) for name in names)
-            after, more = (names[-1], saves.more) if names else ("", False)
-    except KernelError:
-        pass
-    return count
-
-
-# --- tasks ------------------------------------------------------------------------------------
-
-
-def _take(k: System, record: Record) -> Steps:
-    """Make the tasks of a record, and expect its contexts; or leave it alone."""
-    c, head, contexts = k.comeback, record.head, record.contexts
-    c.head = head
-    k.tasks.skip(head.last_pid)
-    if head.restored:
-        c.back = contexts
-        c.state = Restore.COMING
-        return
-    why = _why_not(k, head)
-    if why:
-        c.num_waiting, c.state = head.num_contexts, Restore.WAITING
-        log.warning("%d contexts of %d tasks wait: %s", head.num_contexts, head.num_tasks, why)
-        return
-    for at, entry in enumerate(record.tasks):
-        _revive(k, entry)
-        if at % SLICE == SLICE - 1:
-            yield PAUSE
-    c.expect(contexts)
-    c.state = Restore.COMING
-    _load_models(k, record.models)
-    log.info("%d tasks of the kernel before are back, %d contexts come", *head[5:])
-
-
-def _why_not(k: System, head: Head) -> str:
-    """Say why nothing is brought back, and what to do; empty: it is."""
-    if k.config.fresh:
-        return f"this kernel was started with --fresh; llmos down, llmos up; {BY_HAND}"
-    if head.num_tasks >= k.config.max_tasks:
-        return f"--max-tasks is {k.config.max_tasks}; llmos down, llmos up with a higher one"
-    if head.num_contexts > k.config.max_contexts:
-        return f"--max-contexts is {k.config.max_contexts}; llmos down, llmos up with a higher one"
-    return ""
-
-
-def _revive(k: System, entry: TaskEntry) -> None:
-    now = k.clock()
-    task = Task(entry.pid, entry.parent, entry.uid, entry.name, now - entry.age_s)
-    task.token, task.connection = entry.token, entry.connection
-    task.prompt_tokens, task.cached_tokens = entry.prompt_tokens, entry.cached_tokens
-    task.output_tokens = entry.output_tokens
-    if entry.zombie:
-        task.become(TaskState.ZOMBIE)
-        task.status, task.reason, task.ended = entry.status, entry.reason, now
-    else:
-        task.become(TaskState.LIVE)
-        task.lease = now + k.comeback.lease_s
-        if entry.stopped:
-            task.become(TaskState.STOPPED)
-    k.tasks.revive(task)
 
 
 # --- contexts ---------------------------------------------------------------------------------
@@ -427,15 +207,6 @@ def _add(k: System, task: Task, entry: CtxEntry, ctx: Context) -> None:
     ctx.retained_until = k.clock() + entry.retain_s if entry.retain_s else 0.0
     k.num_contexts += 1
     ctx.model.num_contexts += 1
-
-
-def _load_models(k: System, entries: list[ModelEntry]) -> None:
-    """Have the models loaded that contexts need, and this kernel was not started with."""
-    models, config = k.device.models, k.config
-    for entry in entries:
-        if models.find(entry.name) is None and len(models) < config.max_models:
-            log.info("model %s is loaded for contexts of the kernel before", entry.name)
-            models.add(ModelSpec(*entry[:9], host_part(config.host_bytes), *entry[9:]))
 
 
 # --- the end ----------------------------------------------------------------------------------

@@ -643,3 +643,29 @@ def test_a_context_that_is_freed_while_it_is_loaded() -> None:
         assert loading.errno in (0, Errno.ECANCELED) and freed.errno == 0
         assert client.ask("stat_ctx", handle).errno == Errno.EBADCTX
         sim.end()
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["once", "from then on"])
+def test_a_disk_that_fails_at_every_operation_of_a_load(forever: bool) -> None:
+    """The ids come or an error does; KV that could not be read is computed again."""
+    at, hit, notes = 1, True, set()
+    while hit:
+        disk = MemoryFiles()
+        failing = FailingFiles(disk, 0, errno.EIO, False)
+        sim, old = _prepared_on(failing)
+        client = sim.client()
+        failing.count, failing._at, failing._forever = 0, at, forever
+        handle, reply = load(client, "n")
+        hit = failing.hit
+        failing._at, failing._forever = 0, False
+        if reply.errno:
+            assert reply.errno in (Errno.EIO, Errno.ECORRUPT), reply.message
+            assert client.ask("stat_ctx", handle).errno == Errno.EBADCTX
+        else:
+            notes.add(bool(reply.result.note))
+            goes_on(client, handle, old)
+        goes_on(client, load(client, "n")[0], old)
+        sim.check()
+        sim.end()
+        at += 1
+    assert at > 5 and notes == {False, True}

@@ -41,6 +41,8 @@ class Config:
     state_dir: str = ""  # of saves and the swap file; empty: nothing is kept on disk
     keys_dir: str = ""  # of the root key and the keyring, outside of state_dir; empty: no saves
     swap_bytes: int = 0  # of the swap file, taken at once; 0: no disk tier
+    fresh: bool = False  # leave what the kernel before has saved when it stopped on the disk
+    attach_s: float = 600.0  # for programs to come back to their tasks
     max_ctx: int = 0  # 0: the model's own
     prefill_chunk: int = 512  # tokens of one request in one step
     target_us: int = 30_000  # of a step that decodes; 0: none

@@ -5,11 +5,14 @@ and is resumed with the answer; a fault is raised in it as a KernelError. Errand
 turns, for they share the bulk window; what asks the store only (a list, a drop) goes beside.
 
 An errand that nobody waits for any more goes on to its end: it was promised when it was accepted.
+One of the kernel's own has no call at all, and ends without an error. Either yields PAUSE where it
+would hold the loop for too long: it goes on in the next turn.
 """
 
 import logging
 from collections import deque
 from collections.abc import Callable, Generator
+from enum import Enum
 from typing import Any, NamedTuple
 
 from drivers.store import base
@@ -35,6 +38,13 @@ class Lost(EIO):
     """The device died, and the op with it."""
 
 
+class Pause(Enum):
+    """What an errand yields to go on in the next turn."""
+
+    PAUSE = 0
+
+
+PAUSE = Pause.PAUSE
 Errand = Generator[Any, Any, Any]
 """Ends with the Done of its call, or with anything if it has none."""
 
@@ -56,13 +66,25 @@ class Errands:
         self._idle = idle
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
+        self._paused: list[Job] = []
 
     @property
     def busy(self) -> bool:
         """Whether any errand that uses the window is not done."""
         return self._running is not None
 
-    def start(self, errand: Errand, session: Session, call: int) -> None:
+    @property
+    def paused(self) -> bool:
+        """Whether one goes on in the next turn."""
+        return bool(self._paused)
+
+    def go_on(self) -> None:
+        """Resume those that have paused."""
+        paused, self._paused = self._paused, []
+        for job in paused:
+            self._resume(job, None)
+
+    def start(self, errand: Errand, session: Session | None = None, call: int = 0) -> None:
         """Begin an errand when those before it are done."""
         self._waiting.append(Job(errand, session, call))
         if self._running is None:
@@ -74,7 +96,7 @@ class Errands:
         self._running = Job(errand, None, 0)
         self._resume(self._running, None)
 
-    def beside(self, errand: Errand, session: Session, call: int) -> None:
+    def beside(self, errand: Errand, session: Session | None = None, call: int = 0) -> None:
         """Begin an errand that asks the store only."""
         self._resume(Job(errand, session, call), None)
 
@@ -98,6 +120,9 @@ class Errands:
             self._ask(job, asked)
 
     def _ask(self, job: Job, asked: Any) -> None:
+        if asked is PAUSE:
+            self._paused.append(job)
+            return
         if isinstance(asked, DeviceOp):
             if not asked.model.serves:
                 self._resume(job, asked.model.unavailable())
@@ -123,7 +148,9 @@ class Errands:
 
     def _end(self, job: Job, result: Done | KernelError) -> None:
         session = job.session
-        if session is not None and job.call in session.open:
+        if session is None:
+            check(not isinstance(result, KernelError), f"an errand of the kernel's own: {result}")
+        elif job.call in session.open:
             if isinstance(result, KernelError):
                 session.fail(job.call, result)
             else:

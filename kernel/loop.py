@@ -21,13 +21,15 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+from kernel import sys_attach, way_down, way_up
+from kernel.hibernation import Phase
 from kernel.ipc import Arrival, Transport
 from kernel.loading import News, Outcome
 from kernel.session import Session
 from kernel.sys_infer import deliver, finish_request
 from kernel.sys_model import tell
 from kernel.sys_task import end_task, expire_tasks
-from kernel.syscall import receive, run_queued
+from kernel.syscall import receive, run, run_queued
 from kernel.system import System
 from syscalls.abi import Finish
 from syscalls.errors import EAGAIN, ECONNRESET, EPERM, KernelError
@@ -73,14 +75,18 @@ class Kernel:
 
     def timeout(self) -> float | None:
         """Return how long the loop may sleep; None: until something comes."""
-        if self._more or self.system.jobs or self.system.store.fallen or self.front.has_input():
-            return 0.0
-        now = self.system.clock()
         k = self.system
+        if self._more or k.jobs or k.errands.paused or k.store.fallen or self.front.has_input():
+            return 0.0
+        if way_up.due(k):
+            return 0.0
+        now = k.clock()
         deadlines = [k.device.deadline(), k.store.deadline(), k.stop_by, k.bursts.deadline]
-        if any(session.stalled_since is not None for session in self.system.sessions.values()):
+        if k.hibernation is not None and k.hibernation.phase is Phase.GRACE:
+            deadlines.append(k.hibernation.by)
+        if any(session.stalled_since is not None for session in k.sessions.values()):
             deadlines.append(now + 0.1)
-        if any(task.ticket or task.ended_already for task in self.system.tasks):
+        if any(task.ticket or task.ended_already or task.leased for task in k.tasks):
             deadlines.append(self._tick + TICK_S)
         due = [deadline for deadline in deadlines if deadline is not None]
         return max(0.0, min(due) - now) if due else None
@@ -182,8 +188,13 @@ class Kernel:
         """Take the results of the step that the driver has finished."""
         for outcome in self.system.device.collect():
             self._deliver(outcome)
-        self.system.store.collect()
-        run_queued(self.system)
+        k = self.system
+        k.errands.go_on()
+        k.store.collect()
+        way_up.go_on(k)
+        for session, request in sys_attach.released(k):
+            run(k, session, request)
+        run_queued(k)
 
     def expire(self) -> None:
         """Act on deadlines that have passed."""
@@ -194,11 +205,17 @@ class Kernel:
         if now >= self._tick + TICK_S:
             self._tick = now
             expire_tasks(k, now)
+            sys_attach.expire_leases(k, now)
         for session in list(k.sessions.values()):
             since = session.stalled_since
             if since is not None and now >= since + k.config.stalled_s:
                 self._drop(session, f"its program read nothing for {k.config.stalled_s:g} s")
         k.bursts.expire(now)
+        way_down.go_on(k, now)
+        if k.hibernation is not None and k.hibernation.phase is Phase.SAVED:
+            way_down.say_goodbye(k)
+            self.stopped = True
+            return
         if k.stop_by is not None:
             self._shut_down(now)
 

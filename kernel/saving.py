@@ -9,8 +9,13 @@ begins anew with what is left.
 A load makes the context from the ids; KV is taken from the prefix index where it is there, and from
 the file where model, dtype and layout are those of the save. What is damaged, or finds no place, is
 computed when it is needed, and the result says so.
+
+A save of the kernel's own, one of all contexts when it stops (kernel/way_down.py), may leave out
+the KV of its first blocks, which another such save has. It is read as the others are once these
+blocks are there; without them its KV is of no use. How many they are is in its `extra`.
 """
 
+import struct
 from array import array
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +36,8 @@ MAX_TRIES = 3
 """Drivers that may die in the middle of one save."""
 BULK, HOST = 0, 1
 """Windows of the store, in the order in which they are given to it."""
+_LEFT_OUT = struct.Struct("<I")
+"""`extra` of a save of the kernel's own."""
 
 Steps = Generator[Any, Any, Any]
 
@@ -60,15 +67,23 @@ def _meta(ctx: Context, num_blocks: int, extra: bytes) -> base.SaveMeta:
 
 
 def save(
-    ctx: Context, new_job: Callable[[], int], owner: int, name: str, extra: bytes, bulk_bytes: int
-) -> Generator[Any, Any, tuple[base.Saved, int]]:
-    """Write a context that nobody else has; return how it went and how many blocks have KV."""
+    ctx: Context, new_job: Callable[[], int], owner: int, name: str, extra: bytes, bulk_bytes: int,
+    elsewhere: set[Block] | None = None,
+) -> Generator[Any, Any, tuple[base.Saved, int]]:  # fmt: skip
+    """Write a context that nobody else has; return how it went and how many blocks have KV.
+
+    `elsewhere` makes it one of the kernel's own: blocks whose KV other such saves have. The leading
+    ones of these are left out, and what this save has is added.
+    """
     for _ in range(MAX_TRIES):
-        number, count = new_job(), _computed_blocks(ctx, bulk_bytes)
-        yield base.BeginSave(number, owner, name, _meta(ctx, count, extra))
+        number, first, count = new_job(), 0, _computed_blocks(ctx, bulk_bytes)
+        if elsewhere is not None:
+            first = next((at for at in range(count) if ctx.blocks[at] not in elsewhere), count)
+            extra = _LEFT_OUT.pack(first)
+        yield base.BeginSave(number, owner, name, _meta(ctx, count - first, extra))
         try:
             yield from _write_ids(ctx, number)
-            yield from _write_blocks(ctx, number, count, bulk_bytes)
+            yield from _write_blocks(ctx, number, first, count, bulk_bytes)
             check_revoked(ctx)
         except KernelError as error:
             with suppress(KernelError):  # the store has ended it by itself
@@ -77,8 +92,15 @@ def save(
                 continue
             raise
         saved = yield base.CommitSave(number)
-        return saved, count
+        if elsewhere is not None:
+            elsewhere.update(ctx.blocks[first:count])
+        return saved, count - first
     raise EIO(f"the device died {MAX_TRIES} times in the middle of the save", "save it again")
+
+
+def left_out(meta: base.SaveMeta) -> int:
+    """Return how many leading blocks a save of the kernel's own leaves to others."""
+    return int(_LEFT_OUT.unpack(meta.extra)[0]) if len(meta.extra) == _LEFT_OUT.size else 0
 
 
 def _write_ids(ctx: Context, number: int) -> Steps:
@@ -100,18 +122,18 @@ def _computed_blocks(ctx: Context, bulk_bytes: int) -> int:
     return count
 
 
-def _write_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Steps:
-    """Give the store the KV of the first `count` blocks, in runs of one tier each."""
+def _write_blocks(ctx: Context, number: int, first: int, count: int, bulk_bytes: int) -> Steps:
+    """Give the store the KV of the blocks from `first` to `count`, in runs of one tier each."""
     most = min(base.MAX_BLOCKS, bulk_bytes // ctx.model.desc.block_bytes)
-    first = 0
-    while first < count:
+    at = first
+    while at < count:
         check_revoked(ctx)
-        run = _run_of_one_tier(ctx.model, ctx.blocks[first : min(count, first + most)])
+        run = _run_of_one_tier(ctx.model, ctx.blocks[at : min(count, at + most)])
         if not run:
             raise Lost("KV was lost in the middle of the save")
         with _reading(run):
-            yield from _write_run(ctx, number, first, run)
-        first += len(run)
+            yield from _write_run(ctx, number, at - first, run)
+        at += len(run)
 
 
 class Tier(Enum):
@@ -199,30 +221,62 @@ def unlike(model: Model, meta: base.SaveMeta) -> str:
     return ""
 
 
-def read_blocks(ctx: Context, number: int, count: int, bulk_bytes: int) -> Generator[Any, Any, str]:
-    """Bring the KV of the first `count` blocks to a tier; say why it is not all of it."""
-    pool, index = ctx.pool, ctx.pool.index
+def bring(
+    ctx: Context, number: int, save: base.Found, first: int, bulk_bytes: int
+) -> Generator[Any, Any, str]:
+    """Take the KV of a save as far as it can be used, then close it; say why it is not all of it.
+
+    The save has the KV of the blocks from `first` on.
+    """
+    why, count = "", save.meta.num_blocks
+    if count:
+        why = unlike(ctx.model, save.meta)
+    if save.state == base.SaveState.STALE:
+        why = "it is not the last save of its name"
+    if not why and first + count:
+        why = yield from read_blocks(ctx, number, first, first + count, bulk_bytes)
+    yield base.CloseSave(number)
+    return why
+
+
+def read_blocks(
+    ctx: Context, number: int, first: int, count: int, bulk_bytes: int
+) -> Generator[Any, Any, str]:
+    """Bring the KV of the first `count` blocks to a tier; say why it is not all of it.
+
+    Those before `first` are not in the save: they are there already, or it is of no use.
+    """
     size = ctx.model.desc.block_bytes
     if size > bulk_bytes:
         return f"a block has {size} bytes, the window to the device {bulk_bytes} (--bulk-bytes)"
     most = min(base.MAX_BLOCKS, bulk_bytes // size)
-    for first in range(0, count, most):
-        wanted = []
-        for at in range(first, min(count, first + most)):
-            found = index.find(ctx.blocks, at)
-            if found is not None and found.have == pool.block_size:
-                ctx.adopt(at, found)
-            else:
-                wanted.append(at)
+    for start in range(0, count, most):
+        wanted = [at for at in range(start, min(count, start + most)) if not _found(ctx, at)]
+        if wanted and wanted[0] < first:
+            return f"its first {first} blocks are in another save"
         if wanted:
-            why = yield from _read_run(ctx, number, wanted)
+            why = yield from _read_run(ctx, number, first, wanted)
             if why:
                 return why
     return ""
 
 
-def _read_run(ctx: Context, number: int, wanted: Sequence[int]) -> Generator[Any, Any, str]:
-    """Read blocks into the host tier, and onto the device what finds no room there."""
+def _found(ctx: Context, at: int) -> bool:
+    """Take a block over from the prefix index, if it is there with all its KV."""
+    found = ctx.pool.index.find(ctx.blocks, at)
+    if found is None or found.have < ctx.pool.block_size:
+        return False
+    ctx.adopt(at, found)
+    return True
+
+
+def _read_run(
+    ctx: Context, number: int, before: int, wanted: Sequence[int]
+) -> Generator[Any, Any, str]:
+    """Read blocks into the host tier, and onto the device what finds no room there.
+
+    The save leaves the `before` first blocks out.
+    """
     why, count = "", 0
     while count < len(wanted) and ctx.pool.host.alloc(
         ctx.blocks[wanted[count]], ctx.pool.index.discard
@@ -230,10 +284,10 @@ def _read_run(ctx: Context, number: int, wanted: Sequence[int]) -> Generator[Any
         ctx.blocks[wanted[count]].moving = Move.OUT
         count += 1
     for run in _consecutive(wanted[:count]):
-        why = (yield from _into_host(ctx, number, run)) or why
+        why = (yield from _into_host(ctx, number, before, run)) or why
     room = ctx.pool.num_free
     for run in _consecutive(wanted[count : count + room]):
-        why = why or (yield from _into_device(ctx, number, run))
+        why = why or (yield from _into_device(ctx, number, before, run))
     left = len(wanted) - count - room
     return why or (f"{left} blocks found no free place" if left > 0 else "")
 
@@ -249,14 +303,16 @@ def _consecutive(places: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def _into_host(ctx: Context, number: int, run: Sequence[int]) -> Generator[Any, Any, str]:
+def _into_host(
+    ctx: Context, number: int, before: int, run: Sequence[int]
+) -> Generator[Any, Any, str]:
     """Read neighbours into their places of the host tier; say what was wrong."""
     pool, size = ctx.pool, ctx.model.desc.block_bytes
     blocks = [ctx.blocks[at] for at in run]
     offsets = tuple(ctx.model.host_offset + block.host * size for block in blocks)
     states = bytes([base.BlockState.FAILED]) * len(run)
     try:
-        answer: base.Blocks = yield base.ReadBlocks(number, run[0], HOST, offsets)
+        answer: base.Blocks = yield base.ReadBlocks(number, run[0] - before, HOST, offsets)
         states = answer.states
     finally:
         for at, block, state in zip(run, blocks, states, strict=True):
@@ -271,7 +327,9 @@ def _into_host(ctx: Context, number: int, run: Sequence[int]) -> Generator[Any, 
     return _wrong(states)
 
 
-def _into_device(ctx: Context, number: int, run: Sequence[int]) -> Generator[Any, Any, str]:
+def _into_device(
+    ctx: Context, number: int, before: int, run: Sequence[int]
+) -> Generator[Any, Any, str]:
     """Read neighbours onto free places of the device; say what was wrong."""
     pool, size = ctx.pool, ctx.model.desc.block_bytes
     blocks = [ctx.blocks[at] for at in run]
@@ -280,7 +338,7 @@ def _into_device(ctx: Context, number: int, run: Sequence[int]) -> Generator[Any
         block.moving = Move.IN
     try:
         offsets = tuple(range(0, len(run) * size, size))
-        answer: base.Blocks = yield base.ReadBlocks(number, run[0], BULK, offsets)
+        answer: base.Blocks = yield base.ReadBlocks(number, run[0] - before, BULK, offsets)
         sound = len(answer.states) - len(answer.states.lstrip(bytes([base.BlockState.OK])))
         if any(block.target == NOT_RESIDENT for block in blocks):
             return "the device died meanwhile"

@@ -35,7 +35,7 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     refuse_busy(ctx)
     ctx.model.require()
     desc = ctx.model.desc
-    if k.stop_by is not None:
+    if k.stopping:
         raise ECANCELED("the kernel is shutting down")
     ids = caller.ids
     length = ctx.length + (len(ids) if ids else 0)

@@ -138,6 +138,7 @@ def _kernel_row(k: System, _: System) -> Row:
         totals.prefill_tokens, totals.decode_tokens, totals.seqs, totals.step_us,
         c.prompt_tokens, c.cached_tokens, c.output_tokens, c.first_tokens, c.first_token_s,
         now - since, k.log.end - 1, len(k.sessions), *totals[8:],
+        k.comeback.state.value, k.comeback.num_back, k.comeback.unrestored,
     )  # fmt: skip
 
 

@@ -1,10 +1,7 @@
 """Handlers of save_ctx, load_ctx, list_saves and drop_save. What they start are errands."""
 
-from collections.abc import Generator
-from typing import Any
-
 from drivers.store import base
-from kernel import saving
+from kernel import journal, saving
 from kernel.context import Context
 from kernel.errand import Errand
 from kernel.grant import require
@@ -38,6 +35,8 @@ def sys_save_ctx(k: System, caller: Caller, args: SaveCtx) -> Pending:
     ctx.model.require()
     if ctx.length == 0:
         raise EINVAL("the context is empty: there is nothing to save")
+    if journal.is_kernels(args.name):
+        raise EINVAL("names that begin so are those of contexts that a kernel has saved itself")
     frozen = ctx.fork(0, ctx.pid, "")
     k.floating.append(frozen)
     errand = _save(k, frozen, caller.task.uid, args.name, args.extra)
@@ -79,7 +78,9 @@ def _load(k: System, caller: Caller, args: LoadCtx) -> Errand:
 
 def _loaded(k: System, caller: Caller, args: LoadCtx) -> Errand:
     number, owner = k.store.new_job(), caller.task.uid
-    found = yield from saving.find(number, owner, args.name)
+    found = yield from saving.find(number, owner, journal.stored(args.name))
+    own = journal.is_kernels(args.name)
+    first, extra = (saving.left_out(found.save.meta), b"") if own else (0, found.save.meta.extra)
     try:
         model = _model(k, args.model, found.save.meta)
         if max(found.ids) >= model.desc.vocab:
@@ -93,7 +94,7 @@ def _loaded(k: System, caller: Caller, args: LoadCtx) -> Errand:
     k.floating.append(ctx)
     model.loads += 1
     try:
-        note = yield from _bring(k, ctx, number, found.save)
+        why = yield from saving.bring(ctx, number, found.save, first, k.save_part)
     except KernelError:
         ctx.free()
         raise
@@ -108,10 +109,11 @@ def _loaded(k: System, caller: Caller, args: LoadCtx) -> Errand:
         raise ECANCELED("its context was freed meanwhile")
     add_context(k, caller, ctx)
     save, desc = found.save, model.desc
+    note = f"{why}: what lacks is computed again" if why else ""
     return Done(
         LoadCtxResult(
             model.name, desc.max_ctx, desc.block_size, model.number, ctx.length, ctx.computed,
-            save.generation, float(save.saved_unix), note, save.meta.extra,
+            save.generation, float(save.saved_unix), note, extra,
         )
     )  # fmt: skip
 
@@ -133,17 +135,6 @@ def _model(k: System, name: str | None, meta: base.SaveMeta) -> Model:
     return model
 
 
-def _bring(k: System, ctx: Context, number: int, save: base.Found) -> Generator[Any, Any, str]:
-    """Take the KV of a save, as far as it can be used; say why it is not all of it."""
-    why = saving.unlike(ctx.model, save.meta) if save.meta.num_blocks else ""
-    if save.state == base.SaveState.STALE:
-        why = "it is not the last save of its name"
-    if not why and save.meta.num_blocks:
-        why = yield from saving.read_blocks(ctx, number, save.meta.num_blocks, k.save_part)
-    yield base.CloseSave(number)
-    return f"{why}: what lacks is computed again" if why else ""
-
-
 def sys_list_saves(k: System, caller: Caller, args: ListSaves) -> Pending:
     """List saves of the caller's user."""
     k.store.require()
@@ -152,23 +143,25 @@ def sys_list_saves(k: System, caller: Caller, args: ListSaves) -> Pending:
 
 
 def _list(k: System, owner: int, after: str) -> Errand:
-    saves: base.Saves = yield base.ListSaves(k.store.new_job(), owner, after)
-    rows = [_row(k, row) for row in saves.rows]
+    saves: base.Saves = yield base.ListSaves(k.store.new_job(), owner, journal.stored(after))
+    rows = [_row(row) for row in saves.rows if journal.shown(row.name)]
     return Done(ListSavesResult(rows, saves.more))
 
 
-def _row(k: System, row: base.SaveRow) -> SaveRow:
+def _row(row: base.SaveRow) -> SaveRow:
     state = base.SaveState(row.state).name.lower()
     return SaveRow(
-        row.name, row.generation, state, row.model, row.length, row.num_blocks, row.file_bytes,
-        float(row.saved_unix),
+        journal.shown(row.name), row.generation, state, row.model, row.length, row.num_blocks,
+        row.file_bytes, float(row.saved_unix),
     )  # fmt: skip
 
 
 def sys_drop_save(k: System, caller: Caller, args: DropSave) -> Pending:
     """Delete a save of the caller's user."""
     k.store.require()
-    k.errands.beside(_drop(k, caller.task.uid, args.name), caller.session, caller.call)
+    k.errands.beside(
+        _drop(k, caller.task.uid, journal.stored(args.name)), caller.session, caller.call
+    )
     return PENDING
 
 

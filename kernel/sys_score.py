@@ -23,7 +23,7 @@ def sys_score(k: System, caller: Caller, args: Score) -> Pending:
     refuse_busy(ctx)
     ctx.model.require()
     require_feature(k, "score")
-    if k.stop_by is not None:
+    if k.stopping:
         raise ECANCELED("the kernel is shutting down")
     ids = caller.ids
     length = ctx.length + (len(ids) if ids else 0)

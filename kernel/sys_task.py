@@ -52,9 +52,15 @@ def sys_hello(k: System, session: Session, args: Hello) -> Done:
         task = _redeem(k, session, args.ticket)
     task.become(TaskState.LIVE)
     task.session, session.task = session, task
-    return Done(
-        HelloResult(task.pid, session.connection, k.kernel_pid, VERSION, abi.MAX_FRAME, abi.MAX_IDS)
-    )
+    token = k.attach_token(task.pid)
+    task.token = hashlib.sha256(token).digest()
+    return Done(welcome(k, session, task, token))
+
+
+def welcome(k: System, session: Session, task: Task, token: bytes) -> HelloResult:
+    """Return what a program is told that becomes a task."""
+    limits = abi.MAX_FRAME, abi.MAX_IDS
+    return HelloResult(task.pid, session.connection, k.kernel_pid, VERSION, *limits, token)
 
 
 def _redeem(k: System, session: Session, ticket: bytes) -> Task:
@@ -134,6 +140,7 @@ def stop_task(k: System, task: Task) -> None:
     task.become(TaskState.STOPPED)
     for ctx in task.contexts.values():
         ctx.stopped = True
+        ctx.model.sched.pager.idle.first(ctx)
         if ctx.request is not None:
             ctx.request.held = "signal"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kernel import (
     sys_admin,
+    sys_attach,
     sys_ctx,
     sys_grant,
     sys_infer,
@@ -80,7 +81,7 @@ HANDLERS: dict[str, Handler] = {
     "log": sys_inspect.sys_log,
     "shutdown": sys_admin.sys_shutdown,
 }
-"""hello is not here: it is the one call of a session without a task."""
+"""hello and attach are not here: they are the calls of a session without a task."""
 
 MAX_STRIKES = 3
 """Messages that are not of this ABI, before the session is closed."""
@@ -89,6 +90,11 @@ LIMITS = (EAGAIN, ENOMEM, E2BIG)
 """Errors of a call that are a limit's; whoever runs the kernel may want to know, and raise it."""
 
 _ON_CONTEXT = frozenset({"append", "trim_ctx", "infer", "score"})
+_WORK = _ON_CONTEXT | {
+    "spawn", "alloc_ctx", "fork_ctx", "advise_ctx", "save_ctx", "load_ctx", "load_model",
+    "unload_model", "grant_ctx", "open_ctx",
+}  # fmt: skip
+"""What a kernel that saves everything and stops does not take any more."""
 _RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill", "revoke"})
 """What a client that is at its limits may still call: it brings it below them."""
 
@@ -158,11 +164,17 @@ def _invoke(k: System, session: Session, request: Request, queued: bool) -> Done
     if request.flags & abi.Flag.CHAIN and session.broken(request.call):
         raise ECANCELED("the call before it failed")
     if request.row.name == "hello":
+        if k.comeback.reading:
+            return sys_attach.wait(k, session, request)
         return sys_task.sys_hello(k, session, request.args)
+    if request.row.name == "attach":
+        return sys_attach.sys_attach(k, session, request)
     if session.task is None:
         raise (ESRCH(session.ended) if session.ended else EPERM("say hello first"))
     if request.row.name not in _RELIEF:
         _limit(k, session)
+    if k.hibernation is not None and request.row.name in _WORK and not queued:
+        raise ECANCELED("the kernel saves all tasks, and stops", "again, if it does not stop")
     caller = Caller(session, session.task, request.call, request.ids)
     if request.row.name in _ON_CONTEXT and not queued and _queue(k, caller, request):
         return PENDING

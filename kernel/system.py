@@ -4,6 +4,7 @@ Handlers of system calls and the loop work on it. Clock and randomness are hande
 kernel runs in real time and in the simulator.
 """
 
+import hashlib
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from kernel.device import Device, DeviceState, Limits
 from kernel.diskswap import SwapFile
 from kernel.errand import Errands
 from kernel.grant import GrantTable, check_revoked
+from kernel.hibernation import Comeback, Hibernation
 from kernel.job import Jobs
 from kernel.link import Link
 from kernel.logring import LogRing
@@ -83,13 +85,25 @@ class System:
         swap_part = host_part(config.bulk_bytes // 2) if config.swap_bytes else 0
         self.save_part = config.bulk_bytes - swap_part  # of the bulk window; swap has the rest
         self.swap_file = SwapFile(self.store, config.swap_bytes, self.save_part, swap_part)
+        kept = store is not None and bool(config.state_dir and config.keys_dir)
+        self.comeback = Comeback(kept, config.attach_s)
+        self.hibernation: Hibernation | None = None  # going down with everything saved
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
-        self.device = Device(
-            link, limits, policy, clock, self.contexts, secret, self._burying, self.swap_file
-        )
+        self._attach_key = hashlib.blake2b(b"attach", key=secret, digest_size=32).digest()
+        self.device = Device(link, limits, policy, clock, secret, self._burying, self.swap_file)
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
+
+    def attach_token(self, pid: int) -> bytes:
+        """Return what proves that a program was the task of this pid in this boot."""
+        name = str(pid).encode()
+        return hashlib.blake2b(name, key=self._attach_key, digest_size=32).digest()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no request is taken any more."""
+        return self.stop_by is not None or self.hibernation is not None
 
     def _burying(self) -> bool:
         return bool(self.graves)

@@ -6,11 +6,13 @@ and are never used again while the kernel runs, so a pid needs no generation.
     NEW --ticket--> LIVE <--> STOPPED          NEW, LIVE, STOPPED --> ZOMBIE --waited for--> gone
 
 A task ends with its program (pidfd), by exit, or by a signal. Orphans go to pid 1, which waits for
-nobody: its children leave without a zombie.
+nobody: its children leave without a zombie. A task that comes back with the next kernel has no
+program until one attaches (kernel/way_up.py).
 """
 
 from collections.abc import Iterator
 from enum import Enum
+from math import inf
 from typing import Any
 
 from kernel.context import Context
@@ -52,6 +54,9 @@ class Task:
         self.waits: list[tuple[int, int]] = []  # (call, pid or 0) of pending wait calls
         self.ticket = b""  # digest of the ticket, while one is out
         self.ticket_expires = 0.0
+        self.token = b""  # digest of what attaches to it, should it outlive the kernel
+        self.connection = 0  # the last one that its program had
+        self.lease: float | None = None  # it came back, and waits for a program until then
         self.prompt_tokens = 0
         self.cached_tokens = 0  # of these, found computed
         self.output_tokens = 0
@@ -90,7 +95,14 @@ class Task:
             if state in states:
                 waits = {"D": f"{self.lacks} blocks", "Q": "step"}
                 return state.value, waits.get(state.value, "")
-        return "S", "child" if self.waits else "program" if self.session else "kernel"
+        if self.session is None:
+            return "S", "kernel" if self.pid == INIT else "attach"
+        return "S", "child" if self.waits else "program"
+
+    @property
+    def leased(self) -> bool:
+        """Whether it waits for a program, and not for ever."""
+        return self.lease is not None and self.lease < inf
 
     @property
     def lacks(self) -> int:
@@ -122,6 +134,30 @@ class TaskTable:
         self._tasks[task.pid] = task
         self._children.setdefault(parent, {})[task.pid] = task
         return task
+
+    @property
+    def last_pid(self) -> int:
+        """The highest that there was."""
+        return self._last_pid
+
+    def skip(self, pid: int) -> None:
+        """Use no pid up to this one any more."""
+        self._last_pid = max(self._last_pid, pid)
+
+    def revive(self, task: Task) -> None:
+        """Enter a task of the kernel before, whose pid is below those to come."""
+        taken = task.pid in self._tasks or task.pid > self._last_pid
+        check(not taken, f"pid {task.pid} is taken")
+        self._tasks[task.pid] = task
+        self._children.setdefault(task.parent, {})[task.pid] = task
+
+    def has(self, task: Task) -> bool:
+        """Whether a task is still there."""
+        return self._tasks.get(task.pid) is task
+
+    def peek(self, pid: int) -> Task | None:
+        """Return a task, None if there is none."""
+        return self._tasks.get(pid)
 
     def find(self, pid: int) -> Task:
         """Return a task; ESRCH if there is none."""

@@ -167,6 +167,17 @@ class Advice(Enum):
     RETAIN = "retain"  # for ttl_s its KV leaves the device only after that of others
 
 
+class Restore(Enum):
+    """How far a kernel is with what the one before it has saved (shutdown with `save`)."""
+
+    NONE = ""  # there is nothing
+    READING = "reading"  # it is not known yet what there is: hello waits
+    COMING = "coming"  # the tasks are there, their contexts come
+    DONE = "done"  # what could come is back; the rest is among the saves
+    WAITING = "waiting"  # it stays on the disk: the kernel was told so, or it has no room
+    FAILED = "failed"  # it cannot be read; the log says why
+
+
 class Access(IntFlag):
     """What a grant lets others do with a context. Of one that is not opened, its task may all."""
 
@@ -201,6 +212,15 @@ class HelloResult(NamedTuple):
     version: str
     max_frame: int
     max_ids: int
+    token: bytes = b""  # with which the task is attached to, should it outlive this kernel
+
+
+class Attach(NamedTuple):
+    """A task without a program is one that came back with a kernel (shutdown with `save`). What
+    contexts it had are under their old handles; new ones have another connection number."""
+
+    pid: Pid
+    token: Ticket
 
 
 class Spawn(NamedTuple):
@@ -697,6 +717,9 @@ class KernelRow(NamedTuple):
     lost_tokens: int = 0  # positions whose KV was dropped, and no tier had it
     disk_out_blocks: int = 0  # written to the swap file
     disk_in_blocks: int = 0  # and read back
+    restore: str = ""  # Restore: how far the way back from a save of everything is
+    restored: int = 0  # contexts that are back
+    unrestored: int = 0  # contexts that are not, or not yet
 
 
 class Pmap(NamedTuple):
@@ -817,7 +840,25 @@ class StoreRow(NamedTuple):
 
 
 class Shutdown(NamedTuple):
+    """With `save` every task and every context is kept for the next kernel, which has them again
+    under the same pids and handles. If anything cannot be saved, the kernel does not stop: the call
+    fails and all goes on, only that infers which were longer than `grace_s` have been cancelled.
+    """
+
     grace_s: Annotated[float, Real(0.0, 3600.0)] = 10.0
+    save: bool = False
+    replace: bool = False  # what was saved before, and waits; its contexts stay as saves
+
+
+class ShutdownResult(NamedTuple):
+    """What was saved."""
+
+    tasks: int = 0
+    contexts: int = 0
+    tokens: int = 0
+    kv_tokens: int = 0  # positions whose KV is in the saves
+    file_bytes: int = 0
+    left: int = 0  # contexts that were opened through grants which do not allow a copy
 
 
 class Nothing(NamedTuple):
@@ -859,7 +900,8 @@ CALLS: tuple[Call, ...] = (
     Call(1, "hello", Hello, HelloResult, _P, False, False,
          "Open the session: become a new task, or the program of a spawned one.",
          "EPERM ESTALE EBUSY EAGAIN ENOTSUP"),
-    _reserved(2, "attach", _P, "Come back to a task after a lost connection."),
+    Call(2, "attach", Attach, HelloResult, _P, False, False,
+         "Become the program of a task that came back with this kernel.", "ESRCH EBUSY"),
     Call(3, "spawn", Spawn, SpawnResult, _T, False, False,
          "Make a child task and a one-use ticket for its program.", "EAGAIN"),
     _reserved(4, "fork_task", _T, "Make a child task with forks of all contexts."),
@@ -970,8 +1012,10 @@ CALLS: tuple[Call, ...] = (
     _reserved(129, "save_all", _O, "Save every durable context.", durable=True),
     _reserved(130, "subject", _O, "Export or erase what belongs to one person.", durable=True),
     _reserved(131, "audit", _O, "Read the audit chain.", idempotent=True),
-    Call(132, "shutdown", Shutdown, Nothing, _O, True, False,
-         "Stop the kernel: refuse new work, let requests end for grace_s, then cancel them."),
+    Call(132, "shutdown", Shutdown, ShutdownResult, _O, True, False,
+         "Stop the kernel: refuse new work, let requests end for grace_s, then cancel them; with "
+         "save, keep tasks and contexts for the next one.",
+         "EPERM EBUSY EAGAIN ENOSPC EIO ENOTSUP ECORRUPT"),
 )  # fmt: skip
 
 BY_NUMBER: dict[int, Call] = {call.number: call for call in CALLS}

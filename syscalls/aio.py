@@ -30,7 +30,15 @@ from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
 from syscalls.aiocontext import Grant as Grant
 from syscalls.aiocontext import Stream as Stream
-from syscalls.channel import Channel, closed, no_answer, pump
+from syscalls.channel import (
+    Channel,
+    closed,
+    is_saved,
+    may_reattach,
+    no_answer,
+    not_back,
+    pump,
+)  # fmt: skip
 from syscalls.child import discard, spawn
 from syscalls.client import EXIT_S, HELLO_S
 from syscalls.errors import ETIMEDOUT, KernelError
@@ -77,7 +85,11 @@ class Task:
         self.caller = Caller(self._session, self._send)
         self._waiting: dict[Pending, list[asyncio.Future[None]]] = {}
         self._loop = asyncio.get_running_loop()
-        self._fds = [channel.socket.FD, channel.monitor.FD]
+        self._fds: list[int] = []
+        self._watch()
+
+    def _watch(self) -> None:
+        self._fds = [self._channel.socket.FD, self._channel.monitor.FD]
         for fd in self._fds:
             self._loop.add_reader(fd, self._pump)
 
@@ -167,6 +179,11 @@ class Task:
         """Why no call can succeed any more; None while the session lives."""
         return self._session.lost
 
+    @property
+    def saved(self) -> bool:
+        """Whether the kernel has saved this task, and stopped: `reattach` comes back to it."""
+        return is_saved(self._session.lost)
+
     def events(self) -> list[SessionEvent]:
         """Return what has happened to the task since the last time: signals, ended children."""
         happened = list(self._session.events)
@@ -245,9 +262,20 @@ class Task:
         """List the devices."""
         return await self.run(self.caller.listed("list_devices", abi.DeviceRow))
 
-    async def shutdown(self, grace_s: float = 10.0) -> None:
-        """Stop the kernel; running requests may take grace_s to end."""
-        await self.run_for(self.caller.ask("shutdown", grace_s), None)
+    async def shutdown(
+        self,
+        grace_s: float = 10.0,
+        save: bool = False,
+        replace: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> abi.ShutdownResult:
+        """Stop the kernel; running requests may take grace_s to end.
+
+        With `save` tasks and contexts are kept for the next kernel; if they cannot be, this one
+        goes on. `replace` gives the places of what was saved before, and waits, up.
+        """
+        args = abi.Shutdown(grace_s, save, replace)
+        return await self.run_for(self.caller.shutdown(args, progress), None)
 
     async def call_raw(
         self, name: str, *args: Any, ids: "Sequence[int] | array[int] | None" = None
@@ -255,6 +283,21 @@ class Task:
         """Make any call of the table."""
         call = self.caller.call(name, *args, ids=ids)
         return Raw(await self.run_for(finish(call), None), list(call.ids))
+
+    async def reattach(self, timeout: float | None = None) -> None:
+        """Come back to this task in a kernel that is up again; see `syscalls.Task.reattach`."""
+        secret, lost = may_reattach(self._session, self.hello), self._session.lost
+        channel = Channel(self.address)
+        self._drop_channel()
+        self._channel, self._session = channel, Session()
+        self.caller.renew(self._session, self._send)
+        self._watch()
+        try:
+            self.hello = await self.run_for(self.caller.attach(self.pid, secret), timeout)
+        except BaseException as error:
+            self._wake(self._session.fail_all(not_back(lost, error)))
+            self._drop_channel()
+            raise
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -271,6 +314,9 @@ class Task:
     def abandon(self) -> None:
         """Close the connection without a word; the kernel sees the program's end by itself."""
         self._wake(self._session.fail_all(closed()))
+        self._drop_channel()
+
+    def _drop_channel(self) -> None:
         if not self._channel.closed and self._channel.mine:
             for fd in self._fds:
                 self._loop.remove_reader(fd)

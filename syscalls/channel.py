@@ -1,8 +1,9 @@
 """A DEALER socket to the kernel and the news of its end, for the sync and the asyncio client.
 
 Two sockets are watched together: `socket` carries messages, `monitor` tells that the kernel is
-gone. There is no reconnect: a kernel that comes back knows nothing of this session. Nothing here
-blocks; the twins wait, each in its own way, on both sockets.
+gone. There is no reconnect: a kernel that comes back knows nothing of this session, at most of its
+task, to which another session may attach. Nothing here blocks; the twins wait, each in its own way,
+on both sockets.
 
 The queues have no limit on this side: what the kernel has sent belongs to a program that may be
 slow to read it, and the kernel must not lose a terminal event because of that.
@@ -15,8 +16,18 @@ from contextlib import closing
 
 import zmq
 
+from syscalls.abi import HelloResult
 from syscalls.address import socket_path
-from syscalls.errors import ECONNRESET, EPERM, EPROTO, ETIMEDOUT, KernelError
+from syscalls.errors import (
+    ECONNRESET,
+    EINVAL,
+    ENOTSUP,
+    EPERM,
+    EPROTO,
+    ESRCH,
+    ETIMEDOUT,
+    KernelError,
+)  # fmt: skip
 from syscalls.session import Pending, Session
 
 _UCRED = struct.Struct("3i")
@@ -132,6 +143,27 @@ def gone(why: str = "") -> ECONNRESET:
 def closed() -> ECONNRESET:
     """Return the error of a call whose Task was closed here."""
     return ECONNRESET("this Task is closed", "connect() makes another one")
+
+
+def is_saved(lost: KernelError | None) -> bool:
+    """Whether a session was lost because its kernel has saved everything and stopped."""
+    return lost is not None and bool(lost.details.get("saved"))
+
+
+def not_back(lost: KernelError | None, why: BaseException) -> KernelError | None:
+    """Return the error of calls of a Task that could not come back to its kernel."""
+    if isinstance(why, ESRCH):
+        return ECONNRESET("the kernel does not have this task", "connect() makes another one")
+    return lost
+
+
+def may_reattach(session: Session, hello: HelloResult | None) -> bytes:
+    """Return the secret of a lost session's task; EINVAL if it is not lost, ENOTSUP without one."""
+    if session.lost is None or hello is None:
+        raise EINVAL("this Task has its kernel", "reattach() is for one that has lost it")
+    if not hello.token:
+        raise ENOTSUP("that kernel could not save its tasks", "connect() makes another one")
+    return hello.token
 
 
 def no_answer(channel: Channel, limit: float) -> ETIMEDOUT:

@@ -8,8 +8,9 @@
 
 Calls block until the kernel has answered, and raise the error of the call (`syscalls.errors`). A
 kernel that is not there, or goes away, is ECONNRESET: at once, in every call that waits, and there
-is no reconnect. One that is there and does not answer a `connect` is ETIMEDOUT. Ctrl-C interrupts
-any wait and leaves the session in order.
+is no reconnect but `Task.reattach`, to a kernel that has saved everything and is up again. One that
+is there and does not answer a `connect` is ETIMEDOUT. Ctrl-C interrupts any wait and leaves the
+session in order.
 
 A Task is for one thread at a time (EINVAL), and for the host process that made it. Leaving the
 `with` block, or `close`, ends the task (status 1 after an exception) unless it is durable.
@@ -29,7 +30,15 @@ import zmq
 
 from syscalls import abi, ctxflow, grants
 from syscalls.address import locate
-from syscalls.channel import Channel, closed, no_answer, pump
+from syscalls.channel import (
+    Channel,
+    closed,
+    is_saved,
+    may_reattach,
+    no_answer,
+    not_back,
+    pump,
+)  # fmt: skip
 from syscalls.child import Child, as_program_ended, end_unattached, start
 from syscalls.context import Context
 from syscalls.errors import ETIMEDOUT, KernelError
@@ -83,6 +92,9 @@ class Task:
         self._turn = Turn()
         self._session = Session()
         self.caller = Caller(self._session, channel.send)
+        self._watch(channel)
+
+    def _watch(self, channel: Channel) -> None:
         self._poller = zmq.Poller()
         self._poller.register(channel.socket, zmq.POLLIN)
         self._poller.register(channel.monitor, zmq.POLLIN)
@@ -171,6 +183,11 @@ class Task:
         """Why no call can succeed any more; None while the session lives."""
         return self._session.lost
 
+    @property
+    def saved(self) -> bool:
+        """Whether the kernel has saved this task, and stopped: `reattach` comes back to it."""
+        return is_saved(self._session.lost)
+
     def events(self) -> list[SessionEvent]:
         """Return what has happened to the task since the last time: signals, ended children."""
         with self._turn, Shield():
@@ -251,9 +268,20 @@ class Task:
         """List the devices."""
         return self.run(self.caller.listed("list_devices", abi.DeviceRow))
 
-    def shutdown(self, grace_s: float = 10.0) -> None:
-        """Stop the kernel; running requests may take grace_s to end."""
-        self.run_for(self.caller.ask("shutdown", grace_s), None)
+    def shutdown(
+        self,
+        grace_s: float = 10.0,
+        save: bool = False,
+        replace: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> abi.ShutdownResult:
+        """Stop the kernel; running requests may take grace_s to end.
+
+        With `save` tasks and contexts are kept for the next kernel; if they cannot be, this one
+        goes on. `replace` gives the places of what was saved before, and waits, up.
+        """
+        args = abi.Shutdown(grace_s, save, replace)
+        return self.run_for(self.caller.shutdown(args, progress), None)
 
     def call_raw(
         self, name: str, *args: Any, ids: "Sequence[int] | array[int] | None" = None
@@ -282,6 +310,30 @@ class Task:
             return not self._wait(call, None, pidfd)
         finally:
             os.close(pidfd)
+
+    def reattach(self, timeout: float | None = None) -> None:
+        """Come back to this task after its kernel was stopped with everything saved, and is up.
+
+        Contexts go on as they were; what was in flight has failed with ECONNRESET. It waits until
+        the task's contexts are back, no longer than `timeout` seconds. ECONNRESET: there is no
+        kernel yet; ESRCH: this one does not have the task.
+        """
+        with self._turn:
+            if self._session.lost is None:
+                with Shield():
+                    pump(self._channel, self._session)  # nothing has asked since
+            secret, lost = may_reattach(self._session, self.hello), self._session.lost
+            channel = Channel(self.address)
+            self._channel.close()
+            self._channel, self._session = channel, Session()
+            self.caller.renew(self._session, channel.send)
+            self._watch(channel)
+            try:
+                self.hello = self.run_for(self.caller.attach(self.pid, secret), timeout)
+            except BaseException as error:
+                self._session.fail_all(not_back(lost, error))
+                channel.close()
+                raise
 
     # --- the end ------------------------------------------------------------------------------
 

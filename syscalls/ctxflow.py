@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from syscalls import abi, turnmarks
 from syscalls.conversation import Conversation, Turn, encode
-from syscalls.errors import EBUSY, EINVAL, EPROTO
+from syscalls.errors import EBADCTX, EBUSY, EINVAL, EPROTO
 from syscalls.flow import Caller, Flow, finish
 from syscalls.generation import Generation
 from syscalls.output import Output
@@ -35,6 +35,24 @@ class ContextFlow:
         self.conversation = Conversation()
         self.generation: Generation | None = None
         self.loaded: abi.LoadCtxResult | None = None
+        caller.enter(self)
+
+    def came_back(self, load: int) -> Flow[None]:
+        """Take over what a kernel has of it that was stopped and is up again.
+
+        That is what it was, unless the kernel had to begin with an older state of it.
+        """
+        self.about = self.about._replace(load=load)
+        running = self.generation
+        if self.freed or (running is not None and not running.ended):
+            return  # whoever reads the stream learns the length with its error
+        try:
+            row = yield from self.stat()
+        except EBADCTX:
+            return  # it has not come back; every call on it says so
+        if row.length != self.length:
+            self.length = row.length
+            self.conversation.trim(self.length)
 
     # --- ids in -------------------------------------------------------------------------------
 

@@ -18,12 +18,14 @@ from contextlib import suppress
 from pathlib import Path
 from re import sub
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 from syscalls import abi
 from syscalls.errors import ECORRUPT, EINVAL, ENODEV, ENOENT, EPROTO, KernelError
 from syscalls.session import Pending, Progress, Session, make_row
 
 if TYPE_CHECKING:
+    from syscalls.ctxflow import ContextFlow
     from syscalls.text import TextModel
 
 T = TypeVar("T")
@@ -53,6 +55,7 @@ class Caller:
         self._send = send
         self._unheard: dict[int, Pending] = {}
         self._texts: dict[tuple[str, int], TextModel | None] = {}  # by name and loading
+        self._contexts: WeakSet[ContextFlow] = WeakSet()
 
     def call(
         self,
@@ -82,6 +85,38 @@ class Caller:
         result: abi.HelloResult = yield from self.ask("hello", name, ticket, durable)
         self.session.bind(result.connection)
         return result
+
+    def enter(self, context: "ContextFlow") -> None:
+        """Know of a context, for as long as the program does."""
+        self._contexts.add(context)
+
+    def renew(self, session: Session, send: Callable[[list[bytes]], None]) -> None:
+        """Go on in another session: the one before is lost."""
+        self.session, self._send = session, send
+        self._unheard.clear()
+
+    def attach(self, pid: int, token: bytes) -> Flow[abi.HelloResult]:
+        """Become the program of a task again, and see how its contexts have come back."""
+        result: abi.HelloResult = yield from self.ask("attach", pid, token)
+        self.session.bind(result.connection)
+        self._texts.clear()
+        loads: dict[str, int] = {}
+        for context in list(self._contexts):
+            model = context.about.model
+            if model not in loads:
+                loads[model] = yield from self._load_of(model)
+            yield from context.came_back(loads[model])
+        return result
+
+    def _load_of(self, model: str) -> Flow[int]:
+        """Return the number of a model's loading; 0 if it has no parts, which are asked for it."""
+        for part in ("config.json", "tokenizer.json"):  # the first is short
+            try:
+                first: abi.ReadModelResult = yield from self.ask("read_model", model, part)
+            except KernelError:
+                continue
+            return first.load
+        return 0
 
     def wait(self, pid: int) -> Flow[abi.WaitResult]:
         """Wait for a child; if that is interrupted, the next wait for it takes the answer."""
@@ -177,15 +212,15 @@ class Caller:
         self, args: abi.LoadModel, progress: Callable[[Progress], None] | None
     ) -> Flow[abi.ModelRow]:
         """Load a model, telling how far it is."""
-        call = self.call("load_model", *args)
-        while not call.done:
-            while call.events:
-                event = call.events.popleft()
-                if progress is not None and isinstance(event, Progress):
-                    progress(event)
-            yield call
-        row: abi.ModelRow = call.value()
+        row: abi.ModelRow = yield from _told(self.call("load_model", *args), progress)
         return row
+
+    def shutdown(
+        self, args: abi.Shutdown, progress: Callable[[Progress], None] | None
+    ) -> Flow[abi.ShutdownResult]:
+        """Stop the kernel, telling how far it is with saving."""
+        result: abi.ShutdownResult = yield from _told(self.call("shutdown", *args), progress)
+        return result
 
     def part(self, model: str, part: str, load: int | None) -> Flow[bytes | None]:
         """Return a part of a model, None if the model has no such part.
@@ -232,6 +267,17 @@ class Caller:
                 continue
             return (yield from self.text_model(model, first.load))
         return None
+
+
+def _told(call: Pending, progress: Callable[[Progress], None] | None) -> Flow[Any]:
+    """Wait for the end of a long call, telling how far it is."""
+    while not call.done:
+        while call.events:
+            event = call.events.popleft()
+            if progress is not None and isinstance(event, Progress):
+                progress(event)
+        yield call
+    return call.value()
 
 
 def _text_model(

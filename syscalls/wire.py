@@ -202,21 +202,26 @@ def _call(message: list[Any]) -> tuple[abi.Call, Any]:
 
 def check_args(row: abi.Call, values: list[Any]) -> Any:
     """Return the argument row for decoded values; EPROTO, ENOTSUP, or EINVAL naming the field."""
-    fields = row.args._fields
-    checks = compile_checks(row.args)
+    return check_row(row.name, row.args, values)
+
+
+def check_row(what: str, row: Any, values: list[Any]) -> Any:
+    """Return a row for decoded values, each of which is as its field declares; likewise."""
+    fields = row._fields
+    checks = compile_checks(row)
     if len(values) > len(fields):
         raise ENOTSUP(
-            f"{row.name} has {len(fields)} arguments in this kernel, got {len(values)}",
+            f"{what} has {len(fields)} arguments in this kernel, got {len(values)}",
             "install the same version of llmos-kernel for kernel and program",
         )
-    required = len(fields) - len(row.args._field_defaults)
+    required = len(fields) - len(row._field_defaults)
     if len(values) < required:
-        raise EPROTO(f"{row.name} needs {required} arguments, got {len(values)}")
+        raise EPROTO(f"{what} needs {required} arguments, got {len(values)}")
     for name, check, value in zip(fields, checks, values, strict=False):
         wrong = check(value)
         if wrong:
-            raise EINVAL(f"{row.name}: {name} {wrong}")
-    return row.args(*values)
+            raise EINVAL(f"{what}: {name} {wrong}")
+    return row(*values)
 
 
 def _ids(frame: bytes) -> "array[int]":

@@ -94,6 +94,7 @@ ENTRIES: dict[str, Entry] = {
         ("docs/syscalls.md says which calls are built",)),
     "ECONNRESET": Entry(
         ("no kernel is running", "it has stopped or crashed, and its contexts are gone",
+         "it was stopped with everything saved, and contexts come back with the next one",
          "the kernel has closed the session of a program that did not read for long"),
         ("llmos up starts one", "the kernel's log says why it ended: llmos doctor says where")),
     "ETIMEDOUT": Entry(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import syscalls
-from syscalls.abi import DeviceRow
+from syscalls.abi import DeviceRow, Restore, ShutdownResult
 from syscalls.address import runtime_dir
 from userland.exits import Failure
 
@@ -130,12 +130,21 @@ def _wait_until_up(
         while True:
             device = task.devices()[0]
             opening = task.store().state == "opening"
-            if device.state == "up" and not opening:
+            if device.state == "up" and not opening and not _restoring(task, tell):
                 return
             if device.state == "failed":
                 raise Failure(f"{device.device} cannot be used: {device.note}", f"see {log}")
             tell(_doing(boot, device))
             _still_there(process, boot, log, begin)
+
+
+def _restoring(task: syscalls.Task, tell: Tell) -> bool:
+    """Whether what the kernel before has saved is still being brought back."""
+    row = task.kernel()
+    if row.restore not in (Restore.READING.value, Restore.COMING.value):
+        return False
+    tell(f"bringing contexts back: {row.restored} of {row.restored + row.unrestored}")
+    return True
 
 
 def _doing(boot: Boot, device: DeviceRow) -> str:
@@ -171,17 +180,24 @@ def _still_there(process: "subprocess.Popen[bytes]", boot: Boot, log: Path, begi
     )
 
 
-def stop(address: str | None, grace_s: float) -> int:
-    """Ask the kernel to stop, wait until it has gone, return its pid."""
+def stop(
+    address: str | None, grace_s: float, save: bool = False, replace: bool = False,
+    tell: Callable[[syscalls.Progress], None] | None = None,
+) -> tuple[int, ShutdownResult]:  # fmt: skip
+    """Ask the kernel to stop, wait until it has gone; return its pid and what it has saved."""
     task = syscalls.connect("llmos", address=address)
     try:
         pid = task.kernel().pid
         pidfd = os.pidfd_open(pid)
-        task.shutdown(grace_s)
+        try:
+            saved = task.shutdown(grace_s, save, replace, tell)
+        except syscalls.KernelError:
+            os.close(pidfd)  # it goes on
+            raise
     finally:
         task.abandon()
     wait_for_end(pidfd, grace_s + 30.0)
-    return pid
+    return pid, saved
 
 
 def wait_for_end(pidfd: int, patience_s: float) -> None:

@@ -21,6 +21,7 @@ CALL = 2**40 + 5
 # Every field of every call has a value other than its default, where its type allows one.
 REQUESTS: dict[str, tuple[Any, ...]] = {
     "hello": ("agent-1", bytes(range(32)), True, "someone"),
+    "attach": (52, bytes(range(32))),
     "spawn": ("child", True),
     "exit": (3,),
     "wait": (52, True),
@@ -63,6 +64,7 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "load_model+kv_dtype": (
         "other:1b", "/models/other", "cpu0", "float32", 2**33, 4096, 2048, True, "int8",
     ),
+    "shutdown+saving": (2.5, True, True),
 }  # fmt: skip
 IDS = {"append": (0, 1, 49151, 2**31 - 1), "infer": (7,), "infer+adjusted": (7,), "score": (8, 9)}
 

@@ -196,6 +196,7 @@ class Sim:
         link: LoopbackLink | None = None,
         store: LoopbackStore | None = None,
         policy: Policy | None = None,
+        boot: bool = True,
         **config: Any,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -217,7 +218,8 @@ class Sim:
         self.system.store.start()
         self.system.device.start()
         ended = (DeviceState.UP, DeviceState.FAILED)
-        self.until(lambda: self.system.device.state in ended)
+        if boot:
+            self.until(lambda: self.system.device.state in ended)
 
     @property
     def model(self) -> Any:
@@ -255,7 +257,7 @@ class Sim:
         """One turn of the kernel; if it would sleep then, a second one must have nothing to do."""
         self.kernel.turn()
         waiting = self.link.outbox or (self.store is not None and self.store.outbox)
-        if not waiting and self.kernel.timeout() != 0.0:
+        if not waiting and not self.kernel.stopped and self.kernel.timeout() != 0.0:
             before = self._effects()
             self.kernel.turn()
             assert self._effects() == before, "the kernel would have slept on this"

@@ -29,6 +29,8 @@ def status(desk: Desk, as_json: bool) -> None:
         return
     row = task.kernel()
     desk.say(f"kernel   {row.version}, pid {row.pid}, up {view.age(row.uptime_s)}, {task.address}")
+    if row.unrestored:
+        desk.say(f"saved    {count(row.unrestored)} contexts are not back ({row.restore})")
     for device in task.devices():
         note = f", {device.note}" if device.note else ""
         host = f", host pid {device.host_pid}" if device.host_pid else ""

@@ -12,16 +12,17 @@ import click
 
 import syscalls
 from drivers.sizes import KV_DTYPES
-from syscalls.abi import KernelRow, PoolRow, StoreRow
+from syscalls import Progress
+from syscalls.abi import KernelRow, PoolRow, Restore, StoreRow
 from syscalls.address import runtime_dir, socket_path
 from userland import complete, daemon
 from userland.config import Config, Setting, read, take_options
 from userland.daemon import Boot, Tell
 from userland.desk import Desk, pass_desk
-from userland.exits import Failure
+from userland.exits import USAGE, Failure
 from userland.keys import DTYPES, FOLDERS, option_of
 from userland.running import differing, running, store_of
-from userland.view import size
+from userland.view import count, size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,6 +79,9 @@ def boot_of(config: Config, model_dir: Path, address: str | None) -> Boot:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @boot_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay; log to stderr; Ctrl-C stops it.")
+@click.option(
+    "--fresh", is_flag=True, default=None, help="Leave on the disk what llmos down --save has kept."
+)
 @pass_desk
 def up(desk: Desk, /, foreground: bool, **options: Any) -> None:
     """Start a kernel and wait until its model is loaded.
@@ -139,6 +143,7 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
     taken = time.monotonic() - before
     with syscalls.connect("llmos", address=boot.address) as task:
         pools, store = task.pools(), store_of(task)
+        back = came_back(task.kernel(), sum(row.wait == "attach" for row in task.ps()))
     memory = _memory_of(pools, "device")
     err.write(
         f"kernel {pid} is up after {taken:.1f} s: {boot.model} on {boot.device}\n"
@@ -148,8 +153,21 @@ def start(boot: Boot, err: TextIO, tied: bool = False) -> int:
         err.write(f"what has to leave it goes to {size(lower)} of host memory (--host-mem)\n")
     if store is not None:
         _tell_store(store, err)
+    err.write(back)
     err.flush()
     return pid
+
+
+def came_back(kernel: KernelRow, tasks: int) -> str:
+    """Say what a kernel has of the one before it, in lines; none if there is nothing to say."""
+    lines = []
+    if kernel.restored:
+        lines.append(f"{count(kernel.restored)} contexts are back; {tasks} tasks wait for programs")
+    if kernel.unrestored:
+        left = f"{count(kernel.unrestored)} contexts of the kernel before are not back"
+        waiting = kernel.restore == Restore.WAITING.value
+        lines.append(f"{left}: llmos {'down and llmos up, or llmos ' if waiting else ''}dmesg")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _tell_store(store: StoreRow, err: TextIO) -> None:
@@ -176,19 +194,58 @@ def _memory_of(pools: list[PoolRow], tier: str) -> int:
     metavar="SECONDS",
     help="How long running infers may go on.",
 )
+@click.option("--save", is_flag=True, help="Keep all tasks and contexts for the next llmos up.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="With --save: what was saved before, and waits, need not come back.",
+)
 @pass_desk
-def down(desk: Desk, grace: float) -> None:
+def down(desk: Desk, grace: float, save: bool, replace: bool) -> None:  # fmt: skip
     """Stop the kernel and wait until it has gone.
 
     \b
     Examples:
       llmos down
       llmos down --grace 0
+      llmos down --save
+
+    With --save the next kernel has every task and every context again, and programs that went on
+    running come back to theirs. If something cannot be saved, the kernel does not stop.
     """
+    if replace and not save:
+        raise Failure("--replace is of --save", "llmos down --save --replace", USAGE)
     if daemon.running(desk.address) is None:
         desk.note("no kernel is running")
         return
-    desk.note(f"kernel {daemon.stop(desk.address, grace)} has stopped")
+    with telling(desk.err) as tell:
+        try:
+            pid, saved = daemon.stop(desk.address, grace, save, replace, saving(tell))
+        except syscalls.KernelError as error:
+            if not save:
+                raise
+            why = f"the kernel was not stopped: {error.message}"
+            raise type(error)(why, error.hint, error.details) from None
+    desk.note(f"kernel {pid} has stopped")
+    if save:
+        desk.note(
+            f"saved: {count(saved.contexts)} contexts of {count(saved.tasks)} tasks, "
+            f"{count(saved.tokens)} tokens, {size(saved.file_bytes)}; llmos up brings them back"
+        )
+        if saved.left:
+            desk.note(f"not saved: {count(saved.left)} whose grants do not allow a copy")
+
+
+def saving(tell: Tell) -> Callable[[Progress], None]:
+    """Return what shows how far a kernel is with saving everything."""
+    done = {"contexts": (0, 0), "bytes": (0, 0)}
+
+    def told(news: Progress) -> None:
+        done[news.phase] = news.done, news.total
+        contexts, total = done["contexts"]
+        tell(f"saving contexts: {count(contexts)} of {count(total)}, {size(done['bytes'][0])}")
+
+    return told
 
 
 @contextmanager

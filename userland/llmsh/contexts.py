@@ -1,6 +1,7 @@
 """The shell's task of the kernel, and its contexts by name.
 
     no task --task()--> task --the session is lost--> no task        contexts are gone with the task
+                        task --the kernel saves, stops, and is up again--> the same task
 
 A `Named` context knows where each turn (a prompt with its answer) begins, so that `undo` can trim
 it. `main` is made when it is first used; every other name has to be made by `ctx new` or `fork`.
@@ -12,10 +13,11 @@ from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
 import syscalls
-from syscalls import ECONNRESET, Context, KernelError
+from syscalls import ECONNRESET, ESRCH, ETIMEDOUT, Context, KernelError
 from syscalls.abi import ModelRow
 from syscalls.turnmarks import marks_of
 from userland.exits import USAGE, Failure
+from userland.patience import PATIENCE_S, come_back
 from userland.running import loaded_as, mind_variables
 from userland.turns import say_user
 
@@ -61,7 +63,7 @@ class Contexts:
             try:
                 self._task.stat()
             except KernelError as error:
-                if not self.drop(error):
+                if not self._come_back(self._task) and not self.drop(error):
                     raise
         if self._task is None:
             self._task = syscalls.connect("llmsh", address=self._address)
@@ -73,10 +75,32 @@ class Contexts:
         """Whether there is a task already, so that asking for it connects to nothing."""
         return self._task is not None
 
+    def glance(self) -> None:
+        """Come back to the task if its kernel has saved it, and is up by now."""
+        if self._task is not None:
+            with suppress(ECONNRESET, ETIMEDOUT):
+                self._come_back(self._task, 0.0)
+
+    def _come_back(self, task: syscalls.Task, patience_s: float = PATIENCE_S) -> bool:
+        """Attach to the task again if its kernel has saved it; ECONNRESET while that is not up."""
+        if not task.saved:
+            return False
+        try:
+            come_back(task, self._note, patience_s)
+        except ESRCH:
+            return False
+        names = ", ".join(f"@{name}" for name in self._named)
+        self._note(f"the kernel is back{f': {names} as before' if names else ''}")
+        self._loaded = None
+        return True
+
     def drop(self, error: KernelError) -> bool:
-        """Forget a task whose session is lost, be it by this error, and say what went with it."""
+        """Forget a task whose session is lost, be it by this error, and say what went with it.
+
+        Not one that its kernel has saved: it is there when the kernel is.
+        """
         gone = isinstance(error, ECONNRESET)
-        if self._task is None or not (gone or self._task.lost):
+        if self._task is None or not (gone or self._task.lost) or self._task.saved:
             return False
         self._task.abandon()
         self._task = self._loaded = None
@@ -213,6 +237,8 @@ class Contexts:
 
     def remove(self, name: str) -> None:
         """Free a context; if it was the current one, main is."""
+        if name in self._named:
+            self.task()  # which may be found to be gone, and the context with it
         if name not in self._named:
             raise self._absent(name)
         self._named[name].context.free()

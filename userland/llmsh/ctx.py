@@ -36,6 +36,8 @@ def _ls(state: State, args: list[str], out: TextIO) -> None:
     """Write a line for each context; * marks the current one."""
     if args:
         raise Failure("ctx ls takes no arguments", _HINT, USAGE)
+    if state.contexts.connected:
+        state.contexts.task()  # it may have to come back first
     rows: list[tuple[str, ...]] = [("", "NAME", "TOK", "TURNS", "BLOCKS", "SHARED", "SWP", "PIN")]
     for named in state.contexts:
         row = named.context.stat()

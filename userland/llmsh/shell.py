@@ -92,11 +92,12 @@ class Shell:
             raise Leave(self.state.status)
 
     def _obey(self) -> None:
-        """End with the shell's task, if somebody has ended that."""
+        """End with the task, if somebody has ended that; come back to one that was saved."""
         status = self.state.contexts.killed()
         if status is not None:
             self.state.note("ended by kill")
             raise Leave(status)
+        self.state.contexts.glance()
 
     def _run(self, node: Pipeline) -> int:
         try:

@@ -106,7 +106,7 @@ def test_what_is_given_up_in_the_middle_does_not_come_back() -> None:
         all_there(attached, known)
         sim.leave()
         assert sim.saves(sim.client()) == []
-        moment += 2
+        moment += 1
 
 
 # --- it fails, and goes on ------------------------------------------------------------------------
@@ -196,5 +196,5 @@ def test_a_death_at_every_moment_of_the_way_down(what: str) -> None:
 
     moment = 0
     while _dies(die, moment):
-        moment += 2
+        moment += 1
     assert moment > 14

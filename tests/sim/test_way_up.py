@@ -98,7 +98,7 @@ def test_kernels_killed_at_every_moment_of_the_way_up() -> None:
             assert sim.system.comeback.left == 0
             assert sim.saves(sim.client()) == []
             sim.leave()
-        moment += 2
+        moment += 1
 
 
 @pytest.mark.parametrize("what", ["store", "driver"])
@@ -124,7 +124,7 @@ def test_a_death_at_every_moment_of_the_way_up(what: str) -> None:
         reunited(sim, known)
         assert sim.saves(sim.client()) == []
         sim.leave()
-        moment += 2
+        moment += 1
 
 
 def test_a_task_that_is_killed_at_every_moment_of_the_way_up() -> None:
@@ -148,7 +148,7 @@ def test_a_task_that_is_killed_at_every_moment_of_the_way_up() -> None:
         assert sim.saves(killer) == []
         sim.check()
         sim.leave()
-        moment += 2
+        moment += 1
     assert moment > 20
 
 

@@ -26,7 +26,6 @@ from typing import NamedTuple
 from drivers import base, wire
 from kernel.answer import Lie, check_copied, check_fence, read_results
 from kernel.block import Move
-from kernel.context import Context
 from kernel.diskswap import SwapFile
 from kernel.link import Link, LinkDown
 from kernel.loading import MAX_NOTE, REFUSALS, Loading, News, Outcome
@@ -78,7 +77,6 @@ class Device:
         limits: Limits,
         policy: Policy,
         clock: Callable[[], float],
-        contexts: Callable[[], Iterable[Context]],
         secret: bytes,
         burying: Callable[[], bool],
         swap_file: SwapFile | None = None,
@@ -91,7 +89,7 @@ class Device:
         self.ready: base.Ready | None = None
         self.models = ModelTable(link.device)
         self._means = Means(
-            policy, limits.prefill_chunk, limits.target_us, contexts, burying, clock, secret,
+            policy, limits.prefill_chunk, limits.target_us, burying, clock, secret,
             link.zero_host, swap_file,
         )  # fmt: skip
         self._loading = Loading(self.models, link.device)

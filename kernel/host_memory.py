@@ -34,7 +34,7 @@ class HostMemory:
         have the memory mapped see zeros at once; what is being copied there must have ended.
 
         `keep` leaves the pages there, for blocks that will be used again: to zero them takes a
-        third of the time, and a driver copies to a page that is there several times as fast.
+        third less time, and a driver copies to a page that is there several times as fast.
         """
         told = sorted(ranges)
         ours = all(min(where) >= 0 and sum(where) <= self.num_bytes for where in told)

@@ -8,7 +8,7 @@ Each model has a pool of its own: a block holds KV of one model only. A device w
 a time, a step of one model or a load, so its models take turns (kernel/device.py).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import reduce
 from itertools import count
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from drivers import base
 from kernel.answer import ModelSpec, check_loaded
 from kernel.block import Move
-from kernel.context import Context
 from kernel.diskswap import DiskSwap, SwapFile
 from kernel.hosttier import HostTier
 from kernel.pager import Pager
@@ -180,15 +179,10 @@ class Model:
         host = HostTier(loaded.num_host_blocks, zero, max(1, ZERO_BYTES // size))
         pool = BlockPool(loaded.num_blocks, loaded.block_size, host, means.secret, means.clock)
 
-        def mine() -> Iterable[Context]:
-            return (ctx for ctx in means.contexts() if ctx.pool is pool)
-
         self._pool, self._swap = pool, Swap(pool, size)
         self.disk_swap = DiskSwap(means.swap_file, self, size)
         pool.disk = self.disk_swap.tier
-        pager = Pager(
-            pool, self._swap, self.disk_swap, means.policy, mine, means.burying, means.clock
-        )
+        pager = Pager(pool, self._swap, self.disk_swap, means.policy, means.burying, means.clock)
         self._sched = Scheduler(pool, means.policy, limits, pager)
 
     def lose_device(self) -> list[Request]:
@@ -229,7 +223,6 @@ class Means(NamedTuple):
     policy: Policy
     prefill_chunk: int
     target_us: int
-    contexts: Callable[[], Iterable[Context]]
     burying: Callable[[], bool]  # whether contexts that have gone are still giving blocks back
     clock: Callable[[], float]
     secret: bytes  # of the prefix index

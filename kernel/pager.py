@@ -13,12 +13,13 @@ made now is room for a later step: places are free after a copy, a scrub and the
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context, Loss
 from kernel.diskswap import DiskSwap
+from kernel.idle import IdleOrder, chunks
 from kernel.policy import Policy
 from kernel.pool import BlockPool
 from kernel.request import Request
@@ -34,7 +35,6 @@ class Pager:
         swap: Swap,
         disk: DiskSwap,
         policy: Policy,
-        contexts: Callable[[], Iterable[Context]],
         burying: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
@@ -42,17 +42,31 @@ class Pager:
         self.swap = swap
         self.disk = disk
         self.policy = policy
+        self.idle = IdleOrder()
         self.lost_tokens = 0
         self.given_up = 0  # blocks and claims on origins, that contexts had to let go
         self.us_per_token = 0.0  # that computing takes, as measured
-        self._contexts = contexts
         self._burying = burying
         self._clock = clock
 
     @property
     def pinned(self) -> int:
         """Blocks of pinned contexts, at most: what they share is counted for each."""
-        return sum(len(ctx.blocks) for ctx in self._contexts() if ctx.pinned)
+        return sum(len(ctx.blocks) for ctx in self.idle.pins)
+
+    def pin(self, ctx: Context) -> None:
+        """Keep a context's KV on the device."""
+        ctx.pinned = True
+        self.idle.pins[ctx] = None
+
+    def unpin(self, ctx: Context) -> None:
+        """Let a context's KV go when room is needed."""
+        ctx.pinned = False
+        self.idle.pins.pop(ctx, None)
+
+    def used(self, ctx: Context) -> None:
+        """Note that a context has, or is about to have, KV on the device."""
+        self.idle.used(ctx, self._clock())
 
     # --- room ---------------------------------------------------------------------------------
 
@@ -74,20 +88,10 @@ class Pager:
         missing -= pool.reclaim(missing, by.ctx.pid)
         if missing <= 0:
             return True
-        running = {id(request.ctx) for request in active}
-        kept = Counter(b for request in active for b in request.ctx.blocks if b.refs > 1)
-        candidates = []
-        for ctx in self._contexts():
-            if ctx.pinned:
-                kept.update(b for b in ctx.blocks if b.refs > 1)
-            elif id(ctx) not in running:
-                candidates.append(ctx)
-        idle = [cast(Context, c) for c in self.policy.idle_victims(candidates, self._clock())]
-        for shared in (False, True):
-            for ctx in idle:
-                missing -= self._shed(ctx, missing, kept, shared, by)
-                if missing <= 0:
-                    return True
+        missing = self._from_idle(missing, by, active)
+        if missing <= 0:
+            return True
+        kept = self._kept(active)
         younger = self.policy.victims(request for request in active if request.arrival > by.arrival)
         for item in younger:
             request = cast(Request, item)
@@ -100,14 +104,41 @@ class Pager:
                 return True
         return False
 
+    def _from_idle(self, missing: int, by: Request, active: Sequence[Request]) -> int:
+        """Take places from contexts that run nothing; return how many are still missing."""
+        idle, now = self.idle, self._clock()
+        idle.expire(now)
+        running = {request.ctx for request in active}
+        kept: Counter[Block] = Counter()
+        for of, shared in ((idle.order, False), (idle.sharing, True), (idle.retained, True)):
+            if shared and not kept:
+                kept = self._kept(active)
+            for chunk in chunks(of):
+                candidates = [ctx for ctx in chunk if ctx not in running and not ctx.pinned]
+                for item in self.policy.idle_victims(candidates, now):
+                    ctx = cast(Context, item)
+                    missing -= self._shed(ctx, missing, kept, shared, by)
+                    if missing <= 0:
+                        return missing
+                    if not shared:
+                        idle.looked_at(ctx)
+        return missing
+
+    def _kept(self, active: Sequence[Request]) -> "Counter[Block]":
+        """Return the shared blocks that those name who keep their KV, and how many of them do."""
+        holders = {*(request.ctx for request in active), *self.idle.pins}
+        return Counter(b for ctx in holders for b in ctx.blocks if b.refs > 1)
+
     def demote(self, ctx: Context) -> int:
         """Let what only this context names leave the device now; return how many blocks do."""
+        self.idle.first(ctx)
         return self._shed(ctx, len(ctx.blocks), Counter(), False, None)
 
     def prefetch(self, ctx: Context) -> int:
         """Bring back as much as there are free places for; return how many blocks come."""
         away = self.absent(ctx, 0)[: self.pool.num_free]
         self.bring(away)
+        self.used(ctx)
         return len(away)
 
     def _shed(

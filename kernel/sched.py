@@ -206,6 +206,7 @@ class Scheduler:
             self.remove(request)  # an infer will need it, if there ever is one
             return False
         if not dry and self.pager.bring(away):
+            self.pager.used(request.ctx)
             return False
         self._starved[request] = away
         return True
@@ -270,6 +271,7 @@ class Scheduler:
                 writes.append(Write(block, block.id, upto))
                 if upto == size:
                     self.pool.index.add(ctx.blocks, index)
+        self.pager.used(ctx)
         decoding = samples and end - start == 1
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)
         return Entry(request, start, end, writes, samples, scores)

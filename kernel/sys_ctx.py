@@ -72,13 +72,19 @@ def take_handle(k: System, caller: Caller, handle: int) -> None:
 
 
 def add_context(k: System, caller: Caller, ctx: Context) -> None:
-    """Give a task a new context."""
+    """Give the caller's task a new context."""
     caller.session.last_handle = ctx.handle
-    caller.task.contexts[ctx.handle] = ctx
+    give_context(k, caller.task, ctx)
+
+
+def give_context(k: System, task: Task, ctx: Context) -> None:
+    """Give a task a context."""
+    task.contexts[ctx.handle] = ctx
     ctx.last_use = k.counters.turns
-    ctx.stopped = caller.task.state is TaskState.STOPPED
+    ctx.stopped = task.state is TaskState.STOPPED
     k.num_contexts += 1
     ctx.model.num_contexts += 1
+    ctx.model.sched.pager.used(ctx)
     k.grants.opened(ctx)
 
 
@@ -149,6 +155,7 @@ def free_contexts(k: System, task: Task, why: str) -> None:
 def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     del task.contexts[ctx.handle]
     drop_request(k, ctx, why)
+    ctx.model.sched.pager.idle.forget(ctx)
     k.num_contexts -= 1
     ctx.model.num_contexts -= 1
     k.grants.freed(ctx, k.clock())

@@ -66,14 +66,15 @@ def _pin(k: System, ctx: Context, args: AdviseCtx) -> int:
             "unpin another context, or retain this one for some time",
             {"needed": pinned + count, "limit": limit},
         )
-    ctx.pinned, ctx.demoted = True, False
+    ctx.demoted = False
+    ctx.model.sched.pager.pin(ctx)
     ctx.model.sched.pager.prefetch(ctx)
     return count
 
 
 def _unpin(k: System, ctx: Context, args: AdviseCtx) -> int:
     count = len(ctx.blocks) if ctx.pinned else 0
-    ctx.pinned = False
+    ctx.model.sched.pager.unpin(ctx)
     return count
 
 
@@ -81,6 +82,7 @@ def _retain(k: System, ctx: Context, args: AdviseCtx) -> int:
     if not args.ttl_s:
         raise EINVAL("retain needs ttl_s, seconds above 0")
     ctx.retained_until, ctx.demoted = k.clock() + args.ttl_s, False
+    ctx.model.sched.pager.used(ctx)
     return len(ctx.blocks)
 
 

@@ -140,6 +140,7 @@ def stop_task(k: System, task: Task) -> None:
     task.become(TaskState.STOPPED)
     for ctx in task.contexts.values():
         ctx.stopped = True
+        ctx.model.sched.pager.idle.first(ctx)
         if ctx.request is not None:
             ctx.request.held = "signal"
 

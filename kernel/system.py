@@ -91,9 +91,7 @@ class System:
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
         self._attach_key = hashlib.blake2b(b"attach", key=secret, digest_size=32).digest()
-        self.device = Device(
-            link, limits, policy, clock, self.contexts, secret, self._burying, self.swap_file
-        )
+        self.device = Device(link, limits, policy, clock, secret, self._burying, self.swap_file)
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
 

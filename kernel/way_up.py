@@ -20,11 +20,13 @@ from kernel.errand import PAUSE, Errand
 from kernel.handler import Done
 from kernel.journal import CtxEntry, Head
 from kernel.model import ModelState
+from kernel.pager import Pager
 from kernel.record import BY_HAND, SLICE, read
 from kernel.storehost import StoreState
+from kernel.sys_ctx import give_context
 from kernel.sys_infer import check_room
 from kernel.system import System
-from kernel.task import Task, TaskState
+from kernel.task import Task
 from kernel.way_down import drop, write_record
 from syscalls.abi import Restore
 from syscalls.errors import (
@@ -200,13 +202,14 @@ def _context(k: System, task: Task, entry: CtxEntry) -> Context:
 
 
 def _add(k: System, task: Task, entry: CtxEntry, ctx: Context) -> None:
-    task.contexts[ctx.handle] = ctx
-    ctx.last_use = k.counters.turns
-    ctx.stopped = task.state is TaskState.STOPPED
-    ctx.pinned, ctx.demoted = entry.pinned, entry.demoted
+    ctx.demoted = entry.demoted
     ctx.retained_until = k.clock() + entry.retain_s if entry.retain_s else 0.0
-    k.num_contexts += 1
-    ctx.model.num_contexts += 1
+    give_context(k, task, ctx)
+    pager: Pager = ctx.model.sched.pager
+    if entry.pinned:
+        pager.pin(ctx)
+    if entry.demoted or ctx.stopped:
+        pager.idle.first(ctx)
 
 
 # --- the end ----------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_tab_completes(person: Typist, home: Path) -> None:
     person.type("\r")
     person.see("found it")
     (home / "userland").mkdir()
-    person.type("ctx u\t")
+    person.type("ctx us\t")
     person.see("ctx use")
     person.type(" m\t")
     person.see("ctx use main")

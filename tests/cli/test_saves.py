@@ -19,6 +19,7 @@ from drivers.store import passphrase
 from tests.helpers.daemon import Daemon, eventually
 from tests.helpers.shell import Typist, environment, llmsh, talking, typing
 from userland import cli, portable
+from userland.bin.up import _tell_store
 from userland.desk import Desk
 from userland.portable import Portable
 
@@ -319,3 +320,54 @@ def _complete(person: Typist, keys: str, seen: str) -> None:
     person.type(keys)
     person.see(seen)
     person.ctrl("c")
+
+
+# --- a store that has failed ----------------------------------------------------------------------
+
+
+def run(home: Path, *words: str) -> tuple[int, str, str]:
+    out, err = StringIO(), StringIO()
+    with patch.dict(os.environ, environment(home), clear=True):
+        code = cli.run(Desk(out, err), list(words))
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_what_is_seen_of_a_store(home: Path, chat: str) -> None:
+    assert re.search(r"^store +is up, host pid \d+, saves: 1, ", run(home, "status")[1], re.M)
+    store = json.loads(run(home, "status", "--json")[1])["data"]["store"]
+    assert (store["state"], store["saves"], store["damaged"]) == ("up", 1, 0)
+    assert re.search(r"^disk +store .* up +saves: 1, ", run(home, "lsdev")[1], re.M)
+    assert re.search(r"^ok +saves +1 that can be opened", run(home, "doctor", "--quick")[1], re.M)
+
+
+def test_what_is_seen_of_a_store_that_has_failed(tmp_path: Path) -> None:
+    key = tmp_path / "keys" / "root.key"
+    key.parent.mkdir(mode=0o700)
+    key.write_bytes(bytes(32))
+    key.chmod(0o644)
+    with talking(tmp_path, keeps=True) as kernel:
+        with kernel.connect() as task:
+            eventually(lambda: task.store().state == "failed", "store")
+            row = task.store()
+        lines = run(tmp_path, "status")[1].splitlines()
+        line = next(line for line in lines if line.startswith("store"))
+        assert "has failed; " in line and "mode 0644" in line and "chmod 600" in line
+        assert re.search(r"^disk .* failed +.*mode 0644", run(tmp_path, "lsdev")[1], re.M)
+        code, out, _ = run(tmp_path, "doctor", "--quick")
+        assert code == 1
+        assert re.search(r"^fail +saves .*mode 0644.*\n +try +chmod 600", out, re.M)
+        code, _, err = ctx(tmp_path, "saves")
+        assert code == 74 and "mode 0644" in err and "chmod 600" in err
+        said = StringIO()
+        _tell_store(row, said)
+        assert "nothing can be saved or loaded: " in said.getvalue()
+        assert "  try   chmod 600" in said.getvalue()
+
+
+def test_a_kernel_that_keeps_nothing_says_so(tmp_path: Path) -> None:
+    with talking(tmp_path):
+        code, _, err = ctx(tmp_path, "saves")
+        assert code == 1 and "ENOTSUP" in err and "--state-dir" in err
+        assert "store    none: nothing is kept on disk\n" in run(tmp_path, "status")[1]
+        assert json.loads(run(tmp_path, "status", "--json")[1])["data"]["store"] is None
+        assert "disk " not in run(tmp_path, "lsdev")[1]

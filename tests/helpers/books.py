@@ -62,7 +62,7 @@ class Page:
         self.ids, self.content = ids, b"".join(slots)
         self.past.update(slots)
         full = len(block.ids) == size
-        self.chain = _chain(self.head, ids, self.owner, secret) if full else b""
+        self.chain = _chain(self.head + block.salt, ids, self.owner, secret) if full else b""
 
 
 def _chain(head: bytes, ids: bytes, owner: int, secret: bytes) -> bytes:
@@ -125,7 +125,8 @@ class Books:
                 page = pages.get(block)
                 if page is None:
                     page = pages[block] = Page(ctx.owner, at, before, head)
-                assert page.owner == ctx.owner, f"block {block.id} is in tables of two users"
+                owners = page.owner, block.owner  # a walk has no grants
+                assert owners == (ctx.owner,) * 2, f"block {block.id} is in tables of two users"
                 assert (page.at, page.before) == (at, before), "shared after different ids"
                 page.read(block, size, secret)
                 before, head = page.content[-SLOT:], page.chain

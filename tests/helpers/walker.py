@@ -5,8 +5,9 @@ is there when it is done. So every part of a list is a list, and a walk that fai
 until nothing can be left out: what then fails is a few operations (`shortest`).
 
 After every turn of the kernel and all work of the driver, `Sim.check` and tests/helpers/books.py
-compare all that is there; before a turn, an operation is but a message that waits. Clients follow their contexts as those of a crowd
-do (tests/helpers/crowd.py): each id that is sampled is what the ids before it say.
+compare all that is there; before a turn, an operation is but a message that waits. Clients follow
+their contexts as those of a crowd do (tests/helpers/crowd.py): each id that is sampled is what the
+ids before it say.
 
 To add an operation: a method of Walk, and its weight in OPS.
 """
@@ -16,15 +17,18 @@ from random import Random
 from typing import Any, NamedTuple
 
 from drivers import base
+from drivers.store.store import Store
 from kernel.device import DeviceState
 from kernel.loopback import LoopbackLink
 from kernel.panic import KernelPanic
 from kernel.policy import Fifo
 from kernel.stats import Totals
+from kernel.store import LoopbackStore
 from syscalls.abi import Advice, Sig
 from syscalls.errors import Errno
 from tests.helpers.books import Books
 from tests.helpers.crowd import LEGAL, VOCAB, Knobs, Member, Mirror
+from tests.helpers.disks import MemoryFiles
 from tests.helpers.sim import UID, Sim, SimClient
 
 OWNERS = UID, 0
@@ -32,6 +36,8 @@ MODELS = "null", "other"
 FAILURES = AssertionError, KernelPanic, KeyError, IndexError, ValueError
 """What a planted bug ends a walk with; anything else would, too."""
 PAGE = 4096
+BULK_BYTES = 4 * PAGE
+DISK = {"state_dir": "/state", "keys_dir": "/keys", "swap_bytes": 1 << 16}
 
 
 class Op(NamedTuple):
@@ -51,6 +57,7 @@ class Ground(NamedTuple):
     prefill_chunk: int
     beside: bool
     swaps: float  # how often the policy copies what it could drop
+    disk: bool  # whether there is a swap file
 
     @classmethod
     def of(cls, seed: int) -> "Ground":
@@ -58,7 +65,7 @@ class Ground(NamedTuple):
         return cls(
             seed, random.randint(4, random.choice([12, 24, 64])), random.randint(0, 64),
             random.choice([2, 4, 8, 16]), random.choice([3, 7, 32]), random.random() < 0.75,
-            random.choice([0.5, 0.9, 1.0]),
+            random.choice([0.5, 0.9, 1.0]), seed % 5 == 4,
         )._replace(**random.choice([{}, {}, {}, {"host_blocks": 0}]))  # fmt: skip
 
 
@@ -78,7 +85,7 @@ class WalkLink(LoopbackLink):
 
     def __init__(self, ground: Ground, host_bytes: int) -> None:
         beside = Random(ground.seed + 2) if ground.beside else None
-        super().__init__("null0", host_bytes=host_bytes, beside=beside)
+        super().__init__("null0", BULK_BYTES, host_bytes, beside)
         self.ground = ground
         self.sim: Sim | None = None
 
@@ -156,6 +163,11 @@ class Walker(Member):
                 self._free(mirrors[call])
 
 
+def _store(link: LoopbackLink) -> LoopbackStore:
+    files, windows = MemoryFiles(), [link.bulk_fd, link.host_fd]
+    return LoopbackStore(lambda emit: Store(emit, windows, files, clock=lambda: 1e9))
+
+
 class Walk:
     """A Sim and its clients of two users."""
 
@@ -167,7 +179,8 @@ class Walk:
         self.sim = Sim(
             ground.seed, link=link, policy=policy, num_blocks=ground.num_blocks,
             block_size=ground.block_size, prefill_chunk=ground.prefill_chunk, host_bytes=part,
-            zombie_s=0.05,
+            zombie_s=0.05, bulk_bytes=BULK_BYTES, store=_store(link) if ground.disk else None,
+            **DISK if ground.disk else {},
         )  # fmt: skip
         link.sim = self.sim
         self.random = Random(0)
@@ -213,7 +226,8 @@ class Walk:
         for operator in self.operators.values():
             operator.take()
         self.look()
-        if sim.link.pump(pump):
+        stored = sim.store.pump(pump) if sim.store is not None else 0
+        if sim.link.pump(pump) + stored:
             self.books.check_bytes()  # the kernel knows of nothing yet
 
     def look(self) -> None:
@@ -352,8 +366,11 @@ class Walk:
         self.walkers[self.walkers.index(walker)] = self._connect(walker.client.uid)
 
     def die(self) -> None:
-        """The driver dies, wherever it is."""
-        if self.sim.system.device.state is DeviceState.UP:
+        """The driver dies, wherever it is; or the store does, with the swap file and its keys."""
+        if self.sim.store is not None and self.random.random() < 0.5:
+            self.sim.store.die()
+            self.turn(0)
+        elif self.sim.system.device.state is DeviceState.UP:
             self.deaths += 1
             self.sim.link.die()
             self.turn(0)

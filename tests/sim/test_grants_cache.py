@@ -164,6 +164,8 @@ def test_the_key_of_a_block_is_its_owners_whoever_looks_first() -> None:
         return Block(array("i", [token] * SIZE), None, owner)
 
     hers, his = block(1, 1000), block(2, BOB)
+    hers.planned = SIZE
+    index.add([hers, his], 0)
     index.add([hers, his], 1)
     again = block(1, 1000)
     index.add([again], 0)

@@ -12,6 +12,7 @@ import pytest
 
 from drivers import base
 from kernel.device import Device, DeviceState
+from kernel.idle import IdleOrder
 from kernel.loopback import LoopbackLink
 from kernel.model import Model, ModelState, ModelTable
 from kernel.panic import KernelPanic
@@ -633,11 +634,11 @@ def test_any_order_of_loading_using_unloading_and_dying(seed: int) -> None:
 
 
 def room_from_any_model(patch: pytest.MonkeyPatch) -> None:
-    take = Model.take
+    take, order = Model.take, IdleOrder()
 
     def sees_all(self: Model, loaded: Any, *rest: Any) -> str:
         why = take(self, loaded, *rest)
-        self.sched.pager._contexts = rest[-1].contexts
+        self.sched.pager.idle = order
         return why
 
     patch.setattr(Model, "take", sees_all)

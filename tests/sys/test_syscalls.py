@@ -8,6 +8,7 @@ import pytest
 from syscalls import abi, wire
 from syscalls.abi import Event, Finish, Flag, Sig
 from syscalls.errors import Errno
+from tests.helpers import golden
 from tests.helpers.oracle import VOCAB, expected
 from tests.helpers.sim import Sim, SimClient
 
@@ -360,14 +361,7 @@ def test_before_hello_nothing_is_allowed(sim: Sim) -> None:
     client = sim.client(hello=False)
     for row in abi.CALLS:
         if row.args is not None and row.name != "hello":
-            required = len(row.args._fields) - len(row.args._field_defaults)
-            worded = ("spawn", "snapshot", "load_model", "unload_model")
-            args = ["x" if row.name in worded else 1] * required
-            if row.name == "advise_ctx":
-                args = [1, "pin"]
-            if row.name in ("open_ctx", "revoke"):
-                args[0] = bytes(16)
-            assert client.ask(row.name, *args).errno == Errno.EPERM
+            assert client.ask(row.name, *golden.REQUESTS[row.name]).errno == Errno.EPERM
 
 
 def test_three_messages_of_rubbish_close_the_session(sim: Sim) -> None:

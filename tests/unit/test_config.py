@@ -212,10 +212,8 @@ def test_words_for_true(text: str) -> None:
 
 def test_every_key_of_the_kernel_reaches_it(tmp_path: Path) -> None:
     """What is set here is what the kernel parses, whatever its field is called."""
-    texts = {
-        "str": "null0", "int": "7654321", "float": "7.5", "bool": "true", "size": "7654321",
-        "folder": str(tmp_path / "elsewhere"),
-    }  # fmt: skip
+    texts = {"str": "null0", "int": "7654321", "float": "7.5", "bool": "true", "size": "7654321"}
+    texts["folder"] = str(tmp_path / "there")
     pairs = [
         f"{key.name}={'float32' if key.name == 'dtype' else texts[key.kind]}"
         for key in kernel_keys()
@@ -230,9 +228,29 @@ def test_every_key_of_the_kernel_reaches_it(tmp_path: Path) -> None:
 
 
 def test_what_nobody_has_set_is_left_to_the_kernel(tmp_path: Path) -> None:
-    """But for the folders, which follow from whose kernel it is."""
     boot = boot_of(configured(pairs=()), tmp_path, f"ipc://{tmp_path}/kernel.sock")
-    assert boot.options[::2] == ("--state-dir", "--keys-dir")
+    home = tmp_path / "home"
+    assert boot.options == (
+        "--state-dir", str(home / "state"), "--keys-dir", str(home / "keys"),
+    ), "but for where it keeps things, which it cannot know"  # fmt: skip
+
+
+def test_folders_are_taken_from_here_and_from_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    config = of_file('[kernel]\nstate_dir = "~/state"\nkeys_dir = "keys"', tmp_path)
+    assert config.problems == []
+    assert config.value("kernel.state_dir") == str(tmp_path / "me" / "state")
+    assert config.value("kernel.keys_dir") == str(tmp_path / "keys")
+    found = configured(pairs=("state_dir=",))
+    assert found.settings["kernel.state_dir"].explicit
+    boot = boot_of(found, tmp_path, f"ipc://{tmp_path}/kernel.sock")
+    assert boot.options[:2] == ("--state-dir", ""), "nothing is kept"
+    assert (
+        "expected a folder, or nothing, got 5"
+        in of_file("[kernel]\nstate_dir = 5", tmp_path).problems[0]
+    )
 
 
 def test_the_table_that_userland_reads_is_the_kernels_own() -> None:

@@ -14,7 +14,7 @@ from userland.bin.up import came_back
 
 
 @contextmanager
-def kernel(home: Path) -> Iterator[Daemon]:
+def keeper(home: Path) -> Iterator[Daemon]:
     with talking(home, keeps=True) as running:
         yield running
 
@@ -29,7 +29,7 @@ def down(home: Path, *options: str) -> "subprocess.CompletedProcess[str]":
 
 def test_a_shell_goes_on_with_the_next_kernel(tmp_path: Path) -> None:
     with typing(tmp_path) as person:
-        with kernel(tmp_path) as first:
+        with keeper(tmp_path) as first:
             person.prompt()
             person.type("set max=5; x=kept; ? hello\r")
             person.see("cut after 5 tokens")
@@ -43,7 +43,7 @@ def test_a_shell_goes_on_with_the_next_kernel(tmp_path: Path) -> None:
             assert first.process.wait(30) == 0
         person.type("ctx\r")  # before there is a kernel again
         person.see("waiting 30 s for it")
-        with kernel(tmp_path) as second:
+        with keeper(tmp_path) as second:
             person.see("the kernel is back: @main, @side as before")
             row = person.see(re.compile(r"^\* main .*$", re.MULTILINE))
             assert re.search(rf"^\* main +{length} +1 ", row, re.MULTILINE)
@@ -59,23 +59,33 @@ def test_a_shell_goes_on_with_the_next_kernel(tmp_path: Path) -> None:
 
 def test_chat_goes_on_and_a_kernel_without_its_task_says_so(tmp_path: Path) -> None:
     with typing(tmp_path, command=(sys.executable, "-m", "userland.cli", "chat")) as person:
-        with kernel(tmp_path) as first:
+        with keeper(tmp_path) as first:
             person.see("»")
             person.type("/set max=3\r")
             person.type("hello\r")
             person.see("cut after 3 tokens")
             assert down(tmp_path, "--save").returncode == 0
             assert first.process.wait(30) == 0
-        with kernel(tmp_path):
+        with keeper(tmp_path):
             person.type("again\r")
             person.see("the kernel is back: @main as before")
             person.see(re.compile(r"cut after 3 tokens.*cut after 3 tokens", re.DOTALL))
             assert down(tmp_path).returncode == 0  # without --save
-        with kernel(tmp_path):
+        with keeper(tmp_path):
             person.type("lost\r")
             person.see(re.compile(r"@main: gone with the kernel.*cut after 3.*» *$", re.DOTALL))
             person.ctrl("d")
             person.leave()
+
+
+def test_a_kernel_that_cannot_save_goes_on(kernel: Daemon, home: Path) -> None:
+    done = down(home, "--save")
+    assert done.returncode != 0
+    assert "the kernel was not stopped: this kernel keeps nothing on disk" in done.stderr
+    assert down(home, "--replace").returncode == 2
+    assert kernel.process.poll() is None
+    with kernel.connect() as task:
+        assert task.kernel().restore == ""
 
 
 def test_what_up_says_of_the_kernel_before() -> None:

@@ -7,15 +7,16 @@ A `HibernatingSim` on the disk of another one is the next boot. Nothing happens 
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from drivers.store.files import Files
 from drivers.store.store import Store
 from kernel.loopback import LoopbackLink
+from kernel.policy import Fifo
 from kernel.store import LoopbackStore
 from kernel.system import host_part
 from syscalls.abi import Restore, Sig
-from tests.helpers.disks import MemoryFiles
 from tests.helpers.oracle import Knobs, next_id
 from tests.helpers.sim import Reply, Sim, SimClient
 
@@ -61,6 +62,11 @@ class HibernatingSim(Sim):
     def loopback(self) -> LoopbackStore:
         assert self.store is not None
         return self.store
+
+    def change_disk(self, files: Files) -> None:
+        """Let the store that is open work on another disk from now on."""
+        store: Any = self.loopback._store
+        store._saves._files = store._saves._catalogue._files = files
 
     def crash(self) -> None:
         """The kernel and its processes are killed."""
@@ -160,5 +166,36 @@ def slowly(sim: Sim, done: Callable[[], bool], most: int = 20_000) -> Iterator[i
     raise AssertionError(f"not done after {most} moments")
 
 
-def disk() -> MemoryFiles:
-    return MemoryFiles()
+class Swapping(Fifo):
+    """Takes no time to be quicker than a copy, however slow this machine is just now."""
+
+    def swaps(self, tokens: int, copy_us: float, compute_us: float) -> bool:
+        return True
+
+
+def ids_of(seed: int, count: int) -> list[int]:
+    random = Random(seed)
+    return [random.randrange(1, 251) for _ in range(count)]
+
+
+def family(sim: HibernatingSim, name: str = "agent", seed: int = 1) -> tuple[SimClient, Known]:
+    """Connect a program with a context, two forks of it and an empty one."""
+    client, known = program(sim, name)
+    first = grown(client, known, ids_of(seed, 70))
+    second = forked(client, known, first, ids_of(seed + 1, 20))
+    forked(client, known, second, [])
+    known.ids[client.context([])] = []
+    return client, known
+
+
+def reunited(sim: HibernatingSim, known: Known) -> SimClient:
+    """Attach as the program of a task, and check that all of it is there, and goes on."""
+    client, reply = sim.attach(known.pid, known.token)
+    assert reply.errno == 0, reply.message
+    assert reply.result.pid == known.pid
+    all_there(client, known)
+    for handle, ids in known.ids.items():
+        if ids:
+            goes_on(client, handle, list(ids), 2)
+            assert client.ask("trim_ctx", handle, len(ids)).errno == 0
+    return client

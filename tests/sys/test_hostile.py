@@ -50,11 +50,13 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "read_model": (None, "tokenizer.json", 0), "list_devices": (), "snapshot": ("tasks", 0),
     "pmap": (1, 0, 0), "log": (0,),
     "load_model": ("other", "null:vocab=17", None, None, 0, 8, 0, None),
-    "unload_model": ("other", True), "shutdown": (0.0,), "advise_ctx": (1, "retain", 1.0),
+    "unload_model": ("other", True), "shutdown": (0.0, False, False),
+    "advise_ctx": (1, "retain", 1.0),
     "drop_cache": (), "explain": (1, 0),
     "grant_ctx": (1, 3, None, None, 0, 0.0, 0), "open_ctx": (b"x" * 16, 9, None),
     "revoke": (b"x" * 16,), "save_ctx": (1, "kept", b""), "load_ctx": (9, "kept", None, None),
     "list_saves": ("",), "drop_save": ("kept",),
+    "attach": (99, b"x" * 32),
 }  # fmt: skip
 NEED_IDS = ("append", "infer", "score")
 BUILT = [row for row in abi.CALLS if row.args is not None]

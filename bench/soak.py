@@ -27,7 +27,7 @@ from bench.record import surroundings
 from syscalls import Context, KernelError, Task
 from tests.helpers.crowd import Crowd
 from tests.helpers.sim import Sim
-from tests.helpers.walker import walk
+from tests.helpers.walks import walk
 
 CALLS = 10_000
 POOLS = (12, 33, 64, 512)

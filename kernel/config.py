@@ -62,7 +62,7 @@ class Config:
     load_s: float = 1800.0  # for starting a driver and loading the model; then likewise
     max_restarts: int = 5  # of a driver within restart_window_s
     restart_window_s: float = 60.0
-    bulk_bytes: int = 64 << 20
+    bulk_bytes: int = 32 << 20  # zeroed after each use, in one go
 
     def __post_init__(self) -> None:
         """Raise ValueError if a number is below what the kernel can work with."""

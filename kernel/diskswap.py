@@ -9,21 +9,20 @@ A write that fails leaves the block where it was and stops the tier: nothing mor
 """
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 from drivers import base as driver
 from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.disktier import DiskTier, Extents
-from kernel.errand import DeviceOp, Errands, Lost
+from kernel.errand import BULK, HOST, DeviceOp, Errands, Lost
 from kernel.panic import check
 from kernel.pool import BlockPool
 from kernel.storehost import StoreHost, StoreState
 from syscalls.errors import KernelError
 
-BULK, HOST = 0, 1
-"""Windows of the store, in the order in which they are given to it."""
 Errand = Generator[Any, Any, None]
 
 
@@ -31,12 +30,17 @@ class SwapFile:
     """The swap file of one kernel, and the lane on which blocks go to it and come back."""
 
     def __init__(
-        self, store: StoreHost, swap_bytes: int, bulk_offset: int, bulk_bytes: int
+        self,
+        store: StoreHost,
+        swap_bytes: int,
+        bulk_offset: int,
+        bulk_bytes: int,
+        wipe: Callable[[int, int], None],
     ) -> None:
-        """The errands use `bulk_bytes` of the bulk window from `bulk_offset` on."""
+        """The errands use `bulk_bytes` of the bulk window from `bulk_offset` on, and `wipe` it."""
         self.store = store
         self.extents = Extents(swap_bytes)
-        self.lane = Errands(store, self.go)
+        self.lane = Errands(store, partial(wipe, bulk_offset, bulk_bytes), self.go)
         self.bulk_offset = bulk_offset
         self.bulk_bytes = bulk_bytes
         self.swaps: list[DiskSwap] = []

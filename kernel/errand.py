@@ -34,6 +34,10 @@ class DeviceOp(NamedTuple):
     move: Move
 
 
+BULK, HOST = 0, 1
+"""Windows of the store, in the order in which they are given to it."""
+
+
 class Lost(EIO):
     """The device died, and the op with it."""
 
@@ -60,10 +64,18 @@ class Job(NamedTuple):
 class Errands:
     """What is being saved and loaded."""
 
-    def __init__(self, store: StoreHost, idle: Callable[[], None] = lambda: None) -> None:
-        """`idle` is called when the last errand has ended."""
+    def __init__(
+        self,
+        store: StoreHost,
+        wipe: Callable[[], None] = lambda: None,
+        idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`wipe` zeroes what they use of the bulk window: it is called after each errand that has
+        used it, `idle` after the last one."""
         self._store = store
+        self._wipe = wipe
         self._idle = idle
+        self._used = False
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._paused: list[Job] = []
@@ -123,6 +135,7 @@ class Errands:
         if asked is PAUSE:
             self._paused.append(job)
             return
+        self._used |= isinstance(asked, DeviceOp) or getattr(asked, "window", None) == BULK
         if isinstance(asked, DeviceOp):
             if not asked.model.serves:
                 self._resume(job, asked.model.unavailable())
@@ -156,6 +169,9 @@ class Errands:
             else:
                 session.finish(job.call, result.result, result.ids)
         if self._running is job:
+            if self._used:
+                self._used = False
+                self._wipe()
             self._running = None
             self._next()
             if self._running is None:

@@ -10,7 +10,6 @@ tiers) are memfds that the kernel makes before the first host starts; a restarte
 ones.
 """
 
-import os
 import socket
 import subprocess
 import sys
@@ -65,6 +64,10 @@ class Link(Protocol):
         """
         ...
 
+    def zero_bulk(self, offset: int, length: int) -> None:
+        """Zero part of the bulk window, likewise, and keep its pages."""
+        ...
+
 
 class HostLink(ProcessLink):
     """A driver in a process of its own."""
@@ -72,12 +75,11 @@ class HostLink(ProcessLink):
     def __init__(self, device: str, bulk_bytes: int, host_bytes: int = 0) -> None:
         super().__init__(device, "driver host", wire)
         self.device = device
-        self._bulk = os.memfd_create(f"llmos-bulk-{device}", os.MFD_CLOEXEC)
-        os.ftruncate(self._bulk, bulk_bytes)
+        self._bulk = HostMemory(f"{device}-bulk", bulk_bytes)
         self._host = HostMemory(device, host_bytes)
 
     def _spawn(self, theirs: socket.socket) -> "subprocess.Popen[bytes]":
-        fds = [theirs.fileno(), self._bulk]
+        fds = [theirs.fileno(), self.bulk_fd]
         options = ["--socket", str(fds[0]), "--bulk", str(fds[1]), "--device", self.device]
         if self.host_fd >= 0:
             fds.append(self.host_fd)
@@ -91,7 +93,7 @@ class HostLink(ProcessLink):
     @property
     def bulk_fd(self) -> int:
         """The bulk window, which is the same for all epochs."""
-        return self._bulk
+        return self._bulk.fd
 
     @property
     def host_fd(self) -> int:
@@ -100,8 +102,11 @@ class HostLink(ProcessLink):
     def zero_host(self, ranges: Iterable[tuple[int, int]], keep: bool = False) -> None:
         self._host.zero(ranges, keep)
 
+    def zero_bulk(self, offset: int, length: int) -> None:
+        self._bulk.zero([(offset, length)], keep=True)
+
     def close(self) -> None:
         """Kill the host, and give the bulk window and the host memory back."""
         self.kill()
-        os.close(self._bulk)
+        self._bulk.close()
         self._host.close()

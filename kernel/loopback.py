@@ -62,6 +62,9 @@ class LoopbackLink:
     def zero_host(self, ranges: Iterable[tuple[int, int]], keep: bool = False) -> None:
         self._host.zero(ranges, keep)
 
+    def zero_bulk(self, offset: int, length: int) -> None:
+        self._window.zero([(offset, length)], keep=True)
+
     def _take(self, message: Any) -> None:
         self._emit(message)
         if isinstance(message, base.Complete | base.Fault):

@@ -27,15 +27,13 @@ from drivers import base as driver
 from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context
-from kernel.errand import DeviceOp, Lost
+from kernel.errand import BULK, HOST, DeviceOp, Lost
 from kernel.grant import check_revoked
 from kernel.model import Model
 from syscalls.errors import EIO, KernelError
 
 MAX_TRIES = 3
 """Drivers that may die in the middle of one save."""
-BULK, HOST = 0, 1
-"""Windows of the store, in the order in which they are given to it."""
 _LEFT_OUT = struct.Struct("<I")
 """`extra` of a save of the kernel's own."""
 

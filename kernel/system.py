@@ -8,6 +8,7 @@ import hashlib
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from random import Random
 
@@ -81,10 +82,12 @@ class System:
         self.store = StoreHost(
             store, Disk(config.state_dir, config.keys_dir, config.swap_bytes), patience, clock
         )
-        self.errands = Errands(self.store)
         swap_part = host_part(config.bulk_bytes // 2) if config.swap_bytes else 0
         self.save_part = config.bulk_bytes - swap_part  # of the bulk window; swap has the rest
-        self.swap_file = SwapFile(self.store, config.swap_bytes, self.save_part, swap_part)
+        wipe = link.zero_bulk
+        self.errands = Errands(self.store, partial(wipe, 0, self.save_part))
+        swap = config.swap_bytes, self.save_part, swap_part, wipe
+        self.swap_file = SwapFile(self.store, *swap)
         kept = store is not None and bool(config.state_dir and config.keys_dir)
         self.comeback = Comeback(kept, config.attach_s)
         self.hibernation: Hibernation | None = None  # going down with everything saved

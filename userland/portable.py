@@ -12,6 +12,9 @@ it has none. `sha256` is that of header and data, with 64 zeros in its own place
 foreign: every size is checked before anything is made of it, and a header that is not the one that
 would be written for these sizes is refused. Whoever has such a file can read what is in it, unless
 it is sealed under a passphrase (drivers/store/passphrase.py).
+
+Nothing of it needs a call of its own: a save is loaded and its ids are read; ids are appended and
+saved. The numbers of export_ctx and import_ctx stay reserved for exports with KV.
 """
 
 import hashlib

@@ -350,9 +350,15 @@ class Sim:
             host = model.pool.host.counts
             assert host.free == host.total, host
         assert not self.system.floating
+        self.check_window_is_zero()
         assert [task.pid for task in self.system.tasks] == [1]
         assert self.system.num_contexts == len(self.system.grants) == 0
         assert not self.system.again
+
+    def check_window_is_zero(self) -> None:
+        """What went through the bulk window is not left in it."""
+        busy = self.system.errands.busy or self.system.swap_file.lane.busy
+        assert busy or not any(self.link._bulk), "KV is left in the bulk window"
 
     def drop_cache(self) -> None:
         """Give up what is cached, and let it be zeroed."""

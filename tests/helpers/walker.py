@@ -2,7 +2,7 @@
 
 An operation is a name and a seed; what it does, and to whom, is drawn from that seed and from what
 is there when it is done. So every part of a list is a list, and a walk that fails is made shorter
-until nothing can be left out: what then fails is a few operations (`shortest`).
+until nothing can be left out: what then fails is a few operations (tests/helpers/walks.py).
 
 After every turn of the kernel and all work of the driver, `Sim.check` and tests/helpers/books.py
 compare all that is there; before a turn, an operation is but a message that waits. Clients follow
@@ -16,28 +16,17 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, NamedTuple
 
-from drivers import base
-from drivers.store.store import Store
 from kernel.device import DeviceState
-from kernel.loopback import LoopbackLink
-from kernel.panic import KernelPanic
-from kernel.policy import Fifo
 from kernel.stats import Totals
-from kernel.store import LoopbackStore
 from syscalls.abi import Advice, Sig
 from syscalls.errors import Errno
 from tests.helpers.books import Books
 from tests.helpers.crowd import LEGAL, VOCAB, Knobs, Member, Mirror
-from tests.helpers.disks import MemoryFiles
+from tests.helpers.ground import BULK_BYTES, DISK, PAGE, Ground, WalkLink, Whim, store_of
 from tests.helpers.sim import UID, Sim, SimClient
 
 OWNERS = UID, 0
 MODELS = "null", "other"
-FAILURES = AssertionError, KernelPanic, KeyError, IndexError, ValueError
-"""What a planted bug ends a walk with; anything else would, too."""
-PAGE = 4096
-BULK_BYTES = 4 * PAGE
-DISK = {"state_dir": "/state", "keys_dir": "/keys", "swap_bytes": 1 << 16}
 
 
 class Op(NamedTuple):
@@ -45,76 +34,6 @@ class Op(NamedTuple):
 
     name: str
     seed: int
-
-
-class Ground(NamedTuple):
-    """What a walk is on; all of it follows from one seed, or is given."""
-
-    seed: int
-    num_blocks: int
-    host_blocks: int
-    block_size: int
-    prefill_chunk: int
-    beside: bool
-    swaps: float  # how often the policy copies what it could drop
-    disk: bool  # whether there is a swap file
-
-    @classmethod
-    def of(cls, seed: int) -> "Ground":
-        random = Random(seed)
-        return cls(
-            seed, random.randint(4, random.choice([12, 24, 64])), random.randint(0, 64),
-            random.choice([2, 4, 8, 16]), random.choice([3, 7, 32]), random.random() < 0.75,
-            random.choice([0.5, 0.9, 1.0]), seed % 5 == 4,
-        )._replace(**random.choice([{}, {}, {}, {"host_blocks": 0}]))  # fmt: skip
-
-
-class Whim(Fifo):
-    """Copies or drops as a seed wants it."""
-
-    def __init__(self, random: Random, swaps: float) -> None:
-        self.random = random
-        self.share = swaps
-
-    def swaps(self, tokens: int, copy_us: float, compute_us: float) -> bool:
-        return self.random.random() < self.share
-
-
-class WalkLink(LoopbackLink):
-    """Looks at each Submit, and has a host tier of as many blocks as it is told."""
-
-    def __init__(self, ground: Ground, host_bytes: int) -> None:
-        beside = Random(ground.seed + 2) if ground.beside else None
-        super().__init__("null0", BULK_BYTES, host_bytes, beside)
-        self.ground = ground
-        self.sim: Sim | None = None
-
-    def _emit(self, message: Any) -> None:
-        if isinstance(message, base.Loaded):
-            message = message._replace(num_host_blocks=self.ground.host_blocks)
-        super()._emit(message)
-
-    def send(self, message: Any) -> None:
-        if isinstance(message, base.Submit) and self.sim is not None:
-            self._see_writes(message)
-        super().send(message)
-
-    def _see_writes(self, submit: base.Submit) -> None:
-        """Nothing is written that is filled, or by two at once; no copy reads what is free."""
-        assert self.sim is not None
-        pool = next(m.pool for m in self.sim.loaded if m.number == submit.model)
-        size, blocks = pool.block_size, {block.id: block for block in pool.resident()}
-        written: set[int] = set()
-        for op in submit.ops:
-            if not isinstance(op, base.Execute):
-                continue
-            for slot in memoryview(op.tables[0].write_slot).cast("i"):
-                place, offset = divmod(slot, size)
-                if place == base.NULL_BLOCK:
-                    continue
-                assert slot not in written, f"slot {slot} is written twice in one step"
-                written.add(slot)
-                assert offset >= blocks[place].filled, f"block {place} is written again"
 
 
 class Walker(Member):
@@ -163,11 +82,6 @@ class Walker(Member):
                 self._free(mirrors[call])
 
 
-def _store(link: LoopbackLink) -> LoopbackStore:
-    files, windows = MemoryFiles(), [link.bulk_fd, link.host_fd]
-    return LoopbackStore(lambda emit: Store(emit, windows, files, clock=lambda: 1e9))
-
-
 class Walk:
     """A Sim and its clients of two users."""
 
@@ -179,7 +93,7 @@ class Walk:
         self.sim = Sim(
             ground.seed, link=link, policy=policy, num_blocks=ground.num_blocks,
             block_size=ground.block_size, prefill_chunk=ground.prefill_chunk, host_bytes=part,
-            zombie_s=0.05, bulk_bytes=BULK_BYTES, store=_store(link) if ground.disk else None,
+            zombie_s=0.05, bulk_bytes=BULK_BYTES, store=store_of(link) if ground.disk else None,
             **DISK if ground.disk else {},
         )  # fmt: skip
         link.sim = self.sim
@@ -408,51 +322,3 @@ def draw(seed: int, count: int) -> list[Op]:
     return [
         Op(random.choices(names, weights)[0], random.getrandbits(32)) for _ in range(count)
     ]  # fmt: skip
-
-
-# --- what fails, in as few operations as possible -------------------------------------------------
-
-
-def failure(ground: Ground, ops: list[Op]) -> tuple[int, Exception] | None:
-    """Walk; return how many operations were done before something was wrong, and what it was."""
-    walk = Walk(ground)
-    try:
-        walk.run(ops)
-        walk.rest()
-    except FAILURES as error:
-        return walk.done, error
-    return None
-
-
-def shortest(ground: Ground, ops: list[Op], tries: int = 400) -> list[Op]:
-    """Return a part of a list that fails as well, such that little of it can be left out."""
-    part = max(1, len(ops) // 2)
-    while tries > 0:
-        start, shorter = 0, False
-        while start < len(ops) and tries > 0:
-            rest = ops[:start] + ops[start + part :]
-            tries -= 1
-            found = failure(ground, rest)
-            if found is None:
-                start += part
-            else:
-                ops, shorter = rest[: found[0] + 1], True
-        if part == 1 and not shorter:
-            break
-        part = max(1, part // 2)
-    return ops
-
-
-def walk(seed: int, count: int, tries: int = 400) -> Walk:
-    """Walk `count` operations of a seed; what is wrong is told as a short list of them."""
-    ground, ops = Ground.of(seed), draw(seed, count)
-    walk = Walk(ground)
-    try:
-        walk.run(ops)
-        walk.rest()
-    except FAILURES as error:
-        found = shortest(ground, ops[: walk.done + 1], tries)
-        _, why = failure(ground, found) or (0, error)
-        story = ", ".join(f'("{op.name}", {op.seed})' for op in found)
-        raise AssertionError(f"{why!r} on {ground} after [{story}]") from why
-    return walk

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from drivers.store import base
 from kernel.storehost import StoreState
 from syscalls.errors import Errno
 from tests.helpers.disks import FailingFiles, MemoryFiles
@@ -154,6 +155,49 @@ def test_the_store_dies_in_the_middle_of_a_save_from_the_swap_file(at: int) -> N
     assert client.ask("save_ctx", handle, "n").result.kv_tokens == full(ids)
     goes_on(client, load(client, "n")[0], ids)
     sim.end()
+
+
+def test_saves_and_swap_share_the_window_and_not_a_byte_of_it() -> None:
+    """Long ones, while another context goes to the swap file and comes back."""
+    sim = SavingSim(tiers=DISK, num_blocks=256)
+    client = sim.client()
+    handle, ids = grown(client, [n % 251 for n in range(70 * SIZE)])
+    other, _ = grown(client, NEW)
+    store: Any = sim.store
+    part, send, seen = sim.system.save_part, store.send, set()
+
+    def watched(message: Any) -> None:
+        match message:
+            case base.SwapOut(blocks=blocks, window=0) | base.SwapIn(blocks=blocks, window=0):
+                offsets, least, most = _offsets(blocks), part, sim.config.bulk_bytes
+            case base.AddBlocks(_, _, 0, offsets) | base.ReadBlocks(_, _, 0, offsets):
+                least, most = 0, part
+            case _:
+                offsets, least, most = (0,), 0, BLOCK_BYTES
+        assert min(offsets) >= least and max(offsets) + BLOCK_BYTES <= most, message
+        seen.add(type(message))
+        send(message)
+
+    def busily(call: Reply) -> None:
+        client.send("advise_ctx", other, "demote")
+        for moment in slowly(sim, lambda: call.done):
+            if moment % 4 == 3:
+                client.send("advise_ctx", other, "demote" if moment % 8 == 7 else "prefetch")
+        assert call.errno == 0, call.message
+
+    store.send = watched
+    busily(client.send("save_ctx", handle, "n"))
+    client.ask("free_ctx", handle)
+    sim.drop_cache()
+    handle = client.new_handle()
+    busily(client.send("load_ctx", handle, "n"))
+    goes_on(client, handle, ids)
+    assert {base.SwapOut, base.SwapIn, base.AddBlocks, base.ReadBlocks} <= seen
+    sim.end()
+
+
+def _offsets(blocks: tuple[base.Block, ...]) -> tuple[int, ...]:
+    return tuple(block.window_offset for block in blocks)
 
 
 def test_a_slot_that_is_damaged_ends_the_kv_of_a_save() -> None:
@@ -599,3 +643,29 @@ def test_a_context_that_is_freed_while_it_is_loaded() -> None:
         assert loading.errno in (0, Errno.ECANCELED) and freed.errno == 0
         assert client.ask("stat_ctx", handle).errno == Errno.EBADCTX
         sim.end()
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["once", "from then on"])
+def test_a_disk_that_fails_at_every_operation_of_a_load(forever: bool) -> None:
+    """The ids come or an error does; KV that could not be read is computed again."""
+    at, hit, notes = 1, True, set()
+    while hit:
+        disk = MemoryFiles()
+        failing = FailingFiles(disk, 0, errno.EIO, False)
+        sim, old = _prepared_on(failing)
+        client = sim.client()
+        failing.count, failing._at, failing._forever = 0, at, forever
+        handle, reply = load(client, "n")
+        hit = failing.hit
+        failing._at, failing._forever = 0, False
+        if reply.errno:
+            assert reply.errno in (Errno.EIO, Errno.ECORRUPT), reply.message
+            assert client.ask("stat_ctx", handle).errno == Errno.EBADCTX
+        else:
+            notes.add(bool(reply.result.note))
+            goes_on(client, handle, old)
+        goes_on(client, load(client, "n")[0], old)
+        sim.check()
+        sim.end()
+        at += 1
+    assert at > 5 and notes == {False, True}

@@ -21,9 +21,11 @@ from kernel.prefix import PrefixIndex
 from kernel.sched import Scheduler
 from kernel.swap import Swap
 from tests.helpers.books import Books
+from tests.helpers.ground import Ground
 from tests.helpers.oracle import expected
 from tests.helpers.sim import Sim
-from tests.helpers.walker import Ground, Op, draw, failure, walk
+from tests.helpers.walker import Op, draw
+from tests.helpers.walks import failure, walk
 from tests.sim.test_room import (
     test_the_oldest_goes_on_though_a_younger_one_decodes as oldest_goes_on,
 )

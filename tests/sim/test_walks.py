@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.helpers.walker import walk
+from tests.helpers.walks import walk
 
 LENGTH = 500
 """Operations of one walk: each is on other ground, and begins with nothing."""

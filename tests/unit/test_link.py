@@ -137,7 +137,7 @@ def test_host_memory_is_that_of_all_epochs(links: list[HostLink]) -> None:
         assert not any(seen[:])
         begin(link)
         scribble = base.Import(base.ints([1]), 0)
-        with mmap.mmap(link._bulk, 0) as bulk:
+        with mmap.mmap(link.bulk_fd, 0) as bulk:
             bulk[:size] = bytes(range(1, 1 + size))
         copy = base.Copy(base.Direction.D2H, base.ints([1]), base.ints([3]))
         ask(link, base.Submit(1, 0, 1, (), 0, (scribble, copy)))
@@ -151,7 +151,7 @@ def test_host_memory_is_that_of_all_epochs(links: list[HostLink]) -> None:
         back = base.Copy(base.Direction.H2D, base.ints([3, 4]), base.ints([5, 6]))
         export = base.Export(base.ints([5, 6]), 0)
         ask(link, base.Submit(1, 0, 1, (), 0, (back, export)))
-        with mmap.mmap(link._bulk, 0) as bulk:
+        with mmap.mmap(link.bulk_fd, 0) as bulk:
             assert bulk[: 2 * size] == bytes(range(1, 1 + size)) + bytes(size)
         link.zero_host([(at, size)])
         assert not any(seen[:])

@@ -54,14 +54,9 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "advise_ctx": (1, "retain", 1.0),
     "drop_cache": (), "explain": (1, 0),
     "grant_ctx": (1, 3, None, None, 0, 0.0, 0), "open_ctx": (b"x" * 16, 9, None),
-<<<<<<< HEAD
-    "revoke": (b"x" * 16,),
-    "save_ctx": (1, "x", b""), "load_ctx": (9, "x", None, None), "list_saves": ("",),
-    "drop_save": ("x",), "attach": (99, b"x" * 32),
-=======
     "revoke": (b"x" * 16,), "save_ctx": (1, "kept", b""), "load_ctx": (9, "kept", None, None),
     "list_saves": ("",), "drop_save": ("kept",),
->>>>>>> e27498af03dc65cd3975d524207ce1a330f12a89
+    "attach": (99, b"x" * 32),
 }  # fmt: skip
 NEED_IDS = ("append", "infer", "score")
 BUILT = [row for row in abi.CALLS if row.args is not None]

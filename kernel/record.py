@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 SLICE = 128
 """Rows of the record that one turn takes in."""
+EXPECTED = 4096
+"""Contexts that one turn notes."""
 BY_HAND = "llmos ctx saves shows them"
 
 Steps = Generator[Any, Any, Any]
@@ -120,7 +122,9 @@ def _take(k: System, record: Record) -> Steps:
         _revive(k, entry)
         if at % SLICE == SLICE - 1:
             yield PAUSE
-    c.expect(contexts)
+    for start in range(0, len(contexts), EXPECTED):
+        c.expect(contexts[start : start + EXPECTED])
+        yield PAUSE
     c.state = Restore.COMING
     _load_models(k, record.models)
     log.info("%d tasks of the kernel before are back, %d contexts come", *head[5:])

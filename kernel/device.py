@@ -24,9 +24,10 @@ from enum import Enum
 from typing import NamedTuple
 
 from drivers import base, wire
-from kernel.answer import Lie, check_copied, check_fence, read_results
+from kernel.answer import Lie, check_copied, read_results
 from kernel.block import Move
 from kernel.diskswap import SwapFile
+from kernel.flights import Flights
 from kernel.link import Link, LinkDown
 from kernel.loading import MAX_NOTE, REFUSALS, Loading, News, Outcome
 from kernel.model import Means, Model, ModelState, ModelTable
@@ -58,13 +59,6 @@ class Limits(NamedTuple):
     max_request_deaths: int = 3  # epochs that end while it is in flight
 
 
-class Flight(NamedTuple):
-    """What is in flight on a queue."""
-
-    value: int
-    model: Model
-
-
 COPIES = {base.Queue.COPY_OUT: Move.OUT, base.Queue.COPY_IN: Move.IN}
 
 
@@ -93,13 +87,11 @@ class Device:
             link.zero_host, swap_file,
         )  # fmt: skip
         self._loading = Loading(self.models, link.device)
-        self._values = dict.fromkeys(base.Queue, 0)
-        self._flights: dict[base.Queue, Flight] = {}
+        self._flights = Flights(limits.patience, clock)
         self._steps_due = 0  # before the next load
         self.again = False  # the next turn has something to do, whatever comes in between
         self._stuck: list[Outcome | News] = []  # requests that would wait for ever
         self._watch = Watch(limits.patience, clock)
-        self._copy_watch = Watch(limits.patience, clock)
         self._load_watch = Watch(limits.patience, clock)
 
     @property
@@ -129,7 +121,7 @@ class Device:
     def start(self) -> list[Outcome | News]:
         """Begin an epoch: start the driver and greet it."""
         self.epoch += 1
-        self._values = dict.fromkeys(base.Queue, 0)
+        self._flights.begin()
         self.state = DeviceState.STARTING
         self._watch.loading()
         try:
@@ -148,7 +140,7 @@ class Device:
 
     @property
     def _watches(self) -> tuple[Watch, ...]:
-        return self._watch, self._load_watch, self._copy_watch
+        return self._watch, self._load_watch, *self._flights.watches
 
     def expire(self, now: float) -> list[Outcome | News]:
         """Replace a driver that is past a deadline."""
@@ -165,9 +157,8 @@ class Device:
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
         self.note, self._steps_due = why, 0
-        self._flights.clear()
+        self._flights.begin()
         self._load_watch.done()
-        self._copy_watch.done()
         self.models.leaving.clear()
         loading = self._loading.model is not None  # then it is to blame, if anything is
         failed = self._loading.blame(why)
@@ -268,34 +259,23 @@ class Device:
         took_us = complete.end_us - complete.start_us
         if complete.queue != base.Queue.COMPUTE:
             check_copied(complete)
-            self._landed(complete.queue)
+            self._flights.land(complete.queue)
             model.swap.landed(COPIES[base.Queue(complete.queue)], took_us)
             return ()
         sched = model.sched
         results = read_results(complete, sched.samplers, sched.scorers, model.desc.vocab)
-        self._landed(complete.queue)
+        self._flights.land(complete.queue)
         sched.telling = []
         model.pool.fence_passed(complete.value)
         return sched.commit(results, took_us) if sched.step else ()
 
     def _flown(self, answer: base.Complete | base.Fault) -> Model | None:
         """Return the model of the Submit that is answered; None if it has gone since."""
-        flights = {int(queue): flight for queue, flight in self._flights.items()}
-        flight = flights.get(answer.queue)
-        check_fence(answer, self.epoch, flight.value if flight else 0)
-        assert flight is not None
-        model = flight.model
+        model = self._flights.of(answer, self.epoch)
         if model.state is not ModelState.GONE:
             return model
-        self._landed(answer.queue)
+        self._flights.land(answer.queue)
         return None
-
-    def _landed(self, queue: int) -> None:
-        del self._flights[base.Queue(queue)]
-        if queue == base.Queue.COMPUTE:
-            self._watch.done()
-        elif len(self._flights) == (base.Queue.COMPUTE in self._flights):
-            self._copy_watch.done()
 
     def _on_fault(self, fault: base.Fault) -> Iterable[Outcome | News]:
         if fault.kind not in list(base.FaultKind):
@@ -345,7 +325,7 @@ class Device:
 
     def _send_away(self) -> None:
         """Tell the driver of models that have gone, once nothing of theirs is in flight."""
-        flying = [flight.model for flight in self._flights.values()]
+        flying = self._flights.models
         for model in list(self.models.leaving):
             if model not in flying and not model.loads and not model.disk_swap.busy:
                 self.models.leaving.remove(model)
@@ -405,19 +385,13 @@ class Device:
         copies: list[tuple[int, int]],
         resets: Sequence[base.Reset] = (),
     ) -> None:
-        value, number = self._take_off(base.Queue.COMPUTE, model), model.number
+        value, number = self._flights.take_off(base.Queue.COMPUTE, model), model.number
         recycled, dirty = model.pool.take_scrubs(value)
         ops = step_ops(number, value, entries, copies, dirty, recycled)
-        self._watch.stepping()
         if entries:
             model.sched.submitted(value, entries)
         ops = (*resets, *ops)
         self.link.send(base.Submit(self.epoch, base.Queue.COMPUTE, value, (), number, ops))
-
-    def _take_off(self, queue: base.Queue, model: Model) -> int:
-        self._values[queue] += 1
-        self._flights[queue] = Flight(self._values[queue], model)
-        return self._values[queue]
 
     def _copy(self) -> None:
         """Submit copies between the tiers, on queues that have none in flight."""
@@ -431,10 +405,7 @@ class Device:
 
     def _submit_copy(self, queue: base.Queue, model: Model, copy: base.Copy) -> None:
         """Submit a copy that sees what is submitted on COMPUTE so far."""
-        before = self._values[base.Queue.COMPUTE]
-        waits = (base.Fence(self.epoch, base.Queue.COMPUTE, before),) if before else ()
-        value = self._take_off(queue, model)
-        self._copy_watch.stepping()
+        waits, value = self._flights.so_far(self.epoch), self._flights.take_off(queue, model)
         self.link.send(base.Submit(self.epoch, queue, value, waits, model.number, (copy,)))
 
     @property

@@ -267,7 +267,7 @@ class Sim:
         sent = sum(map(len, self.front.sent.values()))
         return (
             device.epoch,
-            sum(device._values.values()),
+            sum(device._flights.values.values()),
             sent,
             len(self.system.sessions),
             len(self.system.tasks),
@@ -377,7 +377,8 @@ class Sim:
         device = self.system.device
         sums: set[str] = set()
         for first in range(0, len(blocks), 4096):
-            value = device._values[base.Queue.COMPUTE] = device._values[base.Queue.COMPUTE] + 1
+            values = device._flights.values
+            value = values[base.Queue.COMPUTE] = values[base.Queue.COMPUTE] + 1
             op = base.Checksum(base.ints(blocks[first : first + 4096]))
             fence = device.epoch, base.Queue.COMPUTE, value
             link.send(base.Submit(*fence, (), number, (op,)))

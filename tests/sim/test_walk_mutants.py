@@ -61,8 +61,7 @@ def _waits_for_nothing(patch: pytest.MonkeyPatch, which: base.Queue) -> None:
         if queue != which:
             submit(self, queue, model, op)
             return
-        value = self._take_off(queue, model)
-        self._copy_watch.stepping()
+        value = self._flights.take_off(queue, model)
         self.link.send(base.Submit(self.epoch, queue, value, (), model.number, (op,)))
 
     patch.setattr(Device, "_submit_copy", at_once)

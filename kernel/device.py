@@ -347,7 +347,7 @@ class Device:
         """Tell the driver of models that have gone, once nothing of theirs is in flight."""
         flying = [flight.model for flight in self._flights.values()]
         for model in list(self.models.leaving):
-            if model not in flying and not model.loads:
+            if model not in flying and not model.loads and not model.disk_swap.busy:
                 self.models.leaving.remove(model)
                 self.link.send(base.Unload(model.number))
                 model.zero_host(self._means)

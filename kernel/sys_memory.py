@@ -127,6 +127,8 @@ def _waits(ctx: Context, stopped: bool) -> tuple[str, str, int]:
     if request.held:
         return state, "its program does not read", 0
     if request.state is RequestState.BLOCKED:
+        if not request.lacks:
+            return state, "copies from a lower tier that are on their way", 0
         return state, f"{request.lacks} blocks of the device", request.lacks
     if request.state is RequestState.QUEUED:
         return state, "its turn in a step", 0

@@ -65,7 +65,7 @@ class Comeback:
         self.back: list[CtxEntry] = []  # whose saves are to go
         self.left = 0  # contexts that could not come
         self.num_back = 0
-        self.waiting: deque[tuple[Session, Any]] = deque()  # hello and attach: (session, request)
+        self.waiting: deque[tuple[Session, Any, bool]] = deque()  # hello and attach; of a known one
         self.num_waiting = 0  # contexts of a record that is left alone
         self._coming: dict[int, int] = {}  # contexts that are to come, by pid
 

@@ -24,11 +24,11 @@ from syscalls.wire import Request
 log = logging.getLogger(__name__)
 
 
-def wait(k: System, session: Session, request: Request) -> Pending:
-    """Let a hello or an attach wait until it can be told what there is."""
-    if any(waits is session for waits, _ in k.comeback.waiting):
+def wait(k: System, session: Session, request: Request, known: bool = False) -> Pending:
+    """Let a hello or an attach wait until it can be told what there is; `known`: its token is."""
+    if any(waits is session for waits, *_ in k.comeback.waiting):
         raise EBUSY("this session has said hello already")
-    k.comeback.waiting.append((session, request))
+    k.comeback.waiting.append((session, request, known))
     return PENDING
 
 
@@ -39,11 +39,11 @@ def released(k: System) -> list[tuple[Session, Request]]:
         return []
     waiting, c.waiting = c.waiting, deque()
     ready = []
-    for session, request in waiting:
+    for session, request, known in waiting:
         if k.sessions.get(session.route) is not session or request.call not in session.open:
             continue
-        if request.row.name == "attach" and c.coming(request.args.pid):
-            c.waiting.append((session, request))
+        if known and c.coming(request.args.pid):
+            c.waiting.append((session, request, known))
         else:
             ready.append((session, request))
     return ready
@@ -62,7 +62,7 @@ def sys_attach(k: System, session: Session, request: Request) -> Done | Pending:
     if not known or task is None or task.uid != session.uid or task.lease is None:
         raise ESRCH("no task waits for a program with this pid and token", "connect() begins anew")
     if k.comeback.coming(task.pid):
-        return wait(k, session, request)
+        return wait(k, session, request, known)
     session.connection = task.connection = _connection(task)
     task.lease = None
     task.session, session.task = session, task

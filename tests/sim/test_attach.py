@@ -46,6 +46,7 @@ def test_hello_and_attach_wait_for_what_they_need() -> None:
     twice = client.send("attach", known.pid, known.token)
     early = sim.client(hello=False)
     hello = early.send("hello", "early")
+    wrong = sim.client(hello=False).send("attach", known.pid, bytes(32))
     gone = sim.client(hello=False)
     gone.send("hello", "gone")
     sim.turn(pump=0)
@@ -55,6 +56,7 @@ def test_hello_and_attach_wait_for_what_they_need() -> None:
     for _ in slowly(sim, lambda: attach.done):
         if hello.done:
             assert hello.result.pid > known.pid, "no pid is given out twice"
+            assert wrong.errno == Errno.ESRCH, "a stranger learns nothing from how long it takes"
         if task.peek(known.pid) is None:
             assert not hello.done
     assert attach.errno == 0

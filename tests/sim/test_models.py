@@ -676,7 +676,7 @@ def not_loaded_again(patch: pytest.MonkeyPatch) -> None:
 
 def results_of_a_model_that_has_gone(patch: pytest.MonkeyPatch) -> None:
     def flown(self: Device, answer: Any) -> Any:
-        return self._flights[base.Queue(answer.queue)].model
+        return self._flights.of(answer, self.epoch)
 
     patch.setattr(Device, "_flown", flown)
 

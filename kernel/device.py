@@ -159,7 +159,8 @@ class Device:
         self.note, self._steps_due = why, 0
         self._flights.begin()
         self._load_watch.done()
-        self.models.leaving.clear()
+        for gone in self.models.leaving:  # zeroed in the next epoch: the store may be at it still
+            gone.lose_ops()
         loading = self._loading.model is not None  # then it is to blame, if anything is
         failed = self._loading.blame(why)
         for model in self.models:
@@ -275,6 +276,8 @@ class Device:
         if model.state is not ModelState.GONE:
             return model
         self._flights.land(answer.queue)
+        if answer.queue != base.Queue.COMPUTE:
+            model.lose_ops()
         return None
 
     def _on_fault(self, fault: base.Fault) -> Iterable[Outcome | News]:
@@ -328,9 +331,9 @@ class Device:
         flying = self._flights.models
         for model in list(self.models.leaving):
             if model not in flying and not model.loads and not model.disk_swap.busy:
-                self.models.leaving.remove(model)
                 self.link.send(base.Unload(model.number))
                 model.zero_host(self._means)
+                self.models.leaving.remove(model)
 
     @property
     def _serves_beside(self) -> bool:

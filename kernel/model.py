@@ -195,10 +195,15 @@ class Model:
             self._swap.lose_all()
             self._pool.lose_device()
             self._sched.lose_slots()
-            self._swap.lose_ops()
+            self._swap.lose_ops(flying=self.state is not ModelState.GONE)
         if self.serves:
             self.state = ModelState.WAITING
         return hit
+
+    def lose_ops(self) -> None:
+        """Tell whoever waits for an op of a model that has gone: nothing of it is in flight."""
+        if self._swap:
+            self._swap.lose_ops()
 
     def zero_host(self, means: "Means") -> None:
         """Zero its part of the host memory: it has gone, and no copy is in flight any more."""
@@ -212,8 +217,8 @@ class Model:
             self.lose_device()
             self._pool.lose_all()
             self.disk_swap.leave()
-        elif self._swap:
-            self._swap.lose_ops()
+        else:
+            self.lose_ops()
         return [request for request in self.requests if not request.background]
 
 

@@ -179,6 +179,8 @@ def _write_run(ctx: Context, number: int, first: int, run: Sequence[Block]) -> S
     if tier is Tier.HOST:
         offsets = tuple(model.host_offset + block.host * size for block in run)
         yield base.AddBlocks(number, first, HOST, offsets)
+        if any(block.host == NO_PLACE for block in run):  # the model has gone meanwhile
+            raise Lost("KV was lost in the middle of the save")
         return
     if tier is Tier.DISK:
         answer: base.Blocks = yield model.disk_swap.reading(run, 0)

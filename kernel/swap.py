@@ -165,13 +165,18 @@ class Swap:
                     pool.drop_origin(block)
                     pool.leave(block)
 
-    def lose_ops(self) -> None:
-        """Tell whoever waits for an op that it will not be done; the books are right by now."""
-        waiting = [landed for ops in self._ops.values() for _, landed in ops]
-        lost = [*self._op_flying.values(), *waiting]
-        self._op_flying.clear()
+    def lose_ops(self, *, flying: bool = True) -> None:
+        """Tell whoever waits for an op that it will not be done; the books are right by now.
+
+        Not `flying`: the driver may still be at the one in flight, and so in the bulk window.
+        Whoever waits for that is told when it has landed.
+        """
+        lost = [landed for ops in self._ops.values() for _, landed in ops]
         for ops in self._ops.values():
             ops.clear()
+        if flying:
+            lost = [*self._op_flying.values(), *lost]
+            self._op_flying.clear()
         for landed in lost:
             landed(False)
 

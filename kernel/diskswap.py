@@ -146,9 +146,9 @@ class DiskSwap:
 
     def _forget_lost(self) -> None:
         """Take back what has nothing to write any more: it was on a device that has died."""
-        lost = [block for block in self._down if not max(block.filled, block.kept)]
-        if lost:
-            self._down = deque(block for block in self._down if block not in lost)
+        if any(not _has_kv(block) for block in self._down):
+            lost = [block for block in self._down if not _has_kv(block)]
+            self._down = deque(filter(_has_kv, self._down))
             self._take_back(lost)
 
     def _take(self, asked: "deque[Block]") -> list[Block]:
@@ -355,6 +355,10 @@ class DiskSwap:
 
 def _resident(block: Block) -> bool:
     return block.id != NOT_RESIDENT
+
+
+def _has_kv(block: Block) -> bool:
+    return max(block.filled, block.kept) > 0
 
 
 def _layout(desc: driver.Loaded) -> str:

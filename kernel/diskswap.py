@@ -56,9 +56,13 @@ class SwapFile:
         if self._going:
             return
         self._going = True
+        self.swaps = [swap for swap in self.swaps if not swap.over]
         while not self.lane.busy and self.store.state is StoreState.UP:
-            if not any(swap.begin() for swap in self.swaps):
+            begun = next((swap for swap in self.swaps if swap.begin()), None)
+            if begun is None:
                 break
+            self.swaps.remove(begun)
+            self.swaps.append(begun)  # models take turns
         self._going = False
 
     def _lost(self) -> None:
@@ -119,6 +123,11 @@ class DiskSwap:
     def busy(self) -> bool:
         """Whether anything is asked for or on its way."""
         return bool(self._down or self._up or self._moving)
+
+    @property
+    def over(self) -> bool:
+        """Whether its model has gone, and nothing of it is in the swap file any more."""
+        return self.tier.gone and not self.tier.extents and not self.busy
 
     @property
     def _pool(self) -> BlockPool:
@@ -240,6 +249,8 @@ class DiskSwap:
             for block in blocks:
                 block.moving = Move.NONE
                 pool.untarget(block)
+                if self.tier.gone:
+                    self.tier.drop(block)
                 if block.refs == 0:
                     pool.leave(block)
 

@@ -10,14 +10,13 @@ A write that fails leaves the block where it was and stops the tier: nothing mor
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from typing import Any
 
 from drivers import base as driver
 from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.disktier import DiskTier, Extents
-from kernel.errand import BULK, HOST, DeviceOp, Errands, Lost
+from kernel.errand import BULK, HOST, DeviceOp, Errands, Filling, Lost
 from kernel.panic import check
 from kernel.pool import BlockPool
 from kernel.storehost import StoreHost, StoreState
@@ -40,7 +39,7 @@ class SwapFile:
         """The errands use `bulk_bytes` of the bulk window from `bulk_offset` on, and `wipe` it."""
         self.store = store
         self.extents = Extents(swap_bytes)
-        self.lane = Errands(store, partial(wipe, bulk_offset, bulk_bytes), self.go)
+        self.lane = Errands(store, lambda end: wipe(bulk_offset, end - bulk_offset), self.go)
         self.bulk_offset = bulk_offset
         self.bulk_bytes = bulk_bytes
         self.swaps: list[DiskSwap] = []
@@ -230,7 +229,8 @@ class DiskSwap:
         self._moving = len(blocks)
         try:
             area, named = self._area(blocks[0].disk), self._named(blocks, offsets)
-            answer = yield base.SwapIn(self._number(), area, BULK, named)
+            reading = base.SwapIn(self._number(), area, BULK, named)
+            answer = yield Filling(reading, offsets.stop)
             states = answer.states
             yield from self._import(
                 [
@@ -321,11 +321,11 @@ class DiskSwap:
         """Return in which extent a Block's slot is: one message reads those of one."""
         return block.disk // self.tier.per_extent
 
-    def reading(self, blocks: Sequence[Block], first: int) -> base.SwapIn:
+    def reading(self, blocks: Sequence[Block], first: int) -> Filling:
         """Return what reads the slots of one extent into the bulk window, from `first` on."""
         offsets = range(first, first + len(blocks) * self._size, self._size)
         area, named = self._area(blocks[0].disk), self._named(blocks, offsets)
-        return base.SwapIn(self._number(), area, BULK, named)
+        return Filling(base.SwapIn(self._number(), area, BULK, named), offsets.stop)
 
     def damaged(self, blocks: Sequence[Block], states: bytes) -> None:
         """Forget the slots that could not be read."""

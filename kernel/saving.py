@@ -27,7 +27,7 @@ from drivers import base as driver
 from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context
-from kernel.errand import BULK, HOST, DeviceOp, Lost
+from kernel.errand import BULK, HOST, DeviceOp, Filling, Lost
 from kernel.grant import check_revoked
 from kernel.model import Model
 from syscalls.errors import EIO, KernelError
@@ -345,8 +345,10 @@ def _into_device(
         pool.target(block)
         block.moving = Move.IN
     try:
-        offsets = tuple(range(0, len(run) * size, size))
-        answer: base.Blocks = yield base.ReadBlocks(number, run[0] - before, BULK, offsets)
+        end = len(run) * size
+        offsets = tuple(range(0, end, size))
+        reading = base.ReadBlocks(number, run[0] - before, BULK, offsets)
+        answer: base.Blocks = yield Filling(reading, end)
         sound = len(answer.states) - len(answer.states.lstrip(bytes([base.BlockState.OK])))
         if any(block.target == NOT_RESIDENT for block in blocks):
             return "the device died meanwhile"

@@ -10,14 +10,13 @@ A write that fails leaves the block where it was and stops the tier: nothing mor
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from typing import Any
 
 from drivers import base as driver
 from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.disktier import DiskTier, Extents
-from kernel.errand import BULK, HOST, DeviceOp, Errands, Lost
+from kernel.errand import BULK, HOST, DeviceOp, Errands, Filling, Lost
 from kernel.panic import check
 from kernel.pool import BlockPool
 from kernel.storehost import StoreHost, StoreState
@@ -40,7 +39,7 @@ class SwapFile:
         """The errands use `bulk_bytes` of the bulk window from `bulk_offset` on, and `wipe` it."""
         self.store = store
         self.extents = Extents(swap_bytes)
-        self.lane = Errands(store, partial(wipe, bulk_offset, bulk_bytes), self.go)
+        self.lane = Errands(store, lambda end: wipe(bulk_offset, end - bulk_offset), self.go)
         self.bulk_offset = bulk_offset
         self.bulk_bytes = bulk_bytes
         self.swaps: list[DiskSwap] = []
@@ -56,9 +55,13 @@ class SwapFile:
         if self._going:
             return
         self._going = True
+        self.swaps = [swap for swap in self.swaps if not swap.over]
         while not self.lane.busy and self.store.state is StoreState.UP:
-            if not any(swap.begin() for swap in self.swaps):
+            begun = next((swap for swap in self.swaps if swap.begin()), None)
+            if begun is None:
                 break
+            self.swaps.remove(begun)
+            self.swaps.append(begun)  # models take turns
         self._going = False
 
     def _lost(self) -> None:
@@ -121,6 +124,11 @@ class DiskSwap:
         return bool(self._down or self._up or self._moving)
 
     @property
+    def over(self) -> bool:
+        """Whether its model has gone, and nothing of it is in the swap file any more."""
+        return self.tier.gone and not self.tier.extents and not self.busy
+
+    @property
     def _pool(self) -> BlockPool:
         pool: BlockPool = self._model.pool
         return pool
@@ -146,9 +154,9 @@ class DiskSwap:
 
     def _forget_lost(self) -> None:
         """Take back what has nothing to write any more: it was on a device that has died."""
-        lost = [block for block in self._down if not max(block.filled, block.kept)]
-        if lost:
-            self._down = deque(block for block in self._down if block not in lost)
+        if any(not _has_kv(block) for block in self._down):
+            lost = [block for block in self._down if not _has_kv(block)]
+            self._down = deque(filter(_has_kv, self._down))
             self._take_back(lost)
 
     def _take(self, asked: "deque[Block]") -> list[Block]:
@@ -221,7 +229,8 @@ class DiskSwap:
         self._moving = len(blocks)
         try:
             area, named = self._area(blocks[0].disk), self._named(blocks, offsets)
-            answer = yield base.SwapIn(self._number(), area, BULK, named)
+            reading = base.SwapIn(self._number(), area, BULK, named)
+            answer = yield Filling(reading, offsets.stop)
             states = answer.states
             yield from self._import(
                 [
@@ -240,6 +249,8 @@ class DiskSwap:
             for block in blocks:
                 block.moving = Move.NONE
                 pool.untarget(block)
+                if self.tier.gone:
+                    self.tier.drop(block)
                 if block.refs == 0:
                     pool.leave(block)
 
@@ -310,11 +321,11 @@ class DiskSwap:
         """Return in which extent a Block's slot is: one message reads those of one."""
         return block.disk // self.tier.per_extent
 
-    def reading(self, blocks: Sequence[Block], first: int) -> base.SwapIn:
+    def reading(self, blocks: Sequence[Block], first: int) -> Filling:
         """Return what reads the slots of one extent into the bulk window, from `first` on."""
         offsets = range(first, first + len(blocks) * self._size, self._size)
         area, named = self._area(blocks[0].disk), self._named(blocks, offsets)
-        return base.SwapIn(self._number(), area, BULK, named)
+        return Filling(base.SwapIn(self._number(), area, BULK, named), offsets.stop)
 
     def damaged(self, blocks: Sequence[Block], states: bytes) -> None:
         """Forget the slots that could not be read."""
@@ -355,6 +366,10 @@ class DiskSwap:
 
 def _resident(block: Block) -> bool:
     return block.id != NOT_RESIDENT
+
+
+def _has_kv(block: Block) -> bool:
+    return max(block.filled, block.kept) > 0
 
 
 def _layout(desc: driver.Loaded) -> str:

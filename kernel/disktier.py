@@ -104,6 +104,7 @@ class DiskTier:
         self.dirty.clear()
         self.counters.clear()
         self._free = deque(range(self.num_slots))
+        self._part()
 
     def leave(self) -> None:
         """Give everything up: the model has gone. Its extents are free when they are zero."""

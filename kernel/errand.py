@@ -33,9 +33,22 @@ class DeviceOp(NamedTuple):
     op: Any  # Export | Import
     move: Move
 
+    @property
+    def end(self) -> int:
+        """Where its blocks end in the bulk window."""
+        count = len(memoryview(self.op.blocks).cast("i"))
+        return int(self.op.offset + count * self.model.desc.block_bytes)
+
 
 BULK, HOST = 0, 1
 """Windows of the store, in the order in which they are given to it."""
+
+
+class Filling(NamedTuple):
+    """A message on which the store fills the bulk window up to byte `end`."""
+
+    message: Any
+    end: int
 
 
 class Lost(EIO):
@@ -67,15 +80,15 @@ class Errands:
     def __init__(
         self,
         store: StoreHost,
-        wipe: Callable[[], None] = lambda: None,
+        wipe: Callable[[int], None] = lambda end: None,
         idle: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wipe` zeroes what they use of the bulk window: it is called after each errand that has
-        used it, `idle` after the last one."""
+        """`wipe` zeroes their part of the bulk window up to a byte: it is called after each errand
+        that has used it, `idle` after the last one."""
         self._store = store
         self._wipe = wipe
         self._idle = idle
-        self._used = False
+        self._used = 0  # where what is in the window ends
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._paused: list[Job] = []
@@ -135,17 +148,20 @@ class Errands:
         if asked is PAUSE:
             self._paused.append(job)
             return
-        self._used |= isinstance(asked, DeviceOp) or getattr(asked, "window", None) == BULK
         if isinstance(asked, DeviceOp):
             if not asked.model.serves:
                 self._resume(job, asked.model.unavailable())
                 return
+            self._used = max(self._used, asked.end)
             asked.model.swap.run(asked.move, asked.op, self._on_device(job))
             return
 
         if self._store.state is StoreState.FAILED:
             self._resume(job, self._store.failure())
             return
+        if isinstance(asked, Filling):
+            self._used = max(self._used, asked.end)
+            asked = asked.message
 
         def answered(message: Any) -> None:
             fault = isinstance(message, base.Fault)
@@ -170,8 +186,8 @@ class Errands:
                 session.finish(job.call, result.result, result.ids)
         if self._running is job:
             if self._used:
-                self._used = False
-                self._wipe()
+                end, self._used = self._used, 0
+                self._wipe(end)
             self._running = None
             self._next()
             if self._running is None:

@@ -113,13 +113,17 @@ class Pager:
         for of, shared in ((idle.order, False), (idle.sharing, True), (idle.retained, True)):
             if shared and not kept:
                 kept = self._kept(active)
+            stuck: set[Block] = set()  # seen, and may not go: a thousand forks are looked at once
             for chunk in chunks(of):
                 candidates = [ctx for ctx in chunk if ctx not in running and not ctx.pinned]
                 for item in self.policy.idle_victims(candidates, now):
                     ctx = cast(Context, item)
-                    missing -= self._shed(ctx, missing, kept, shared, by)
-                    if missing <= 0:
-                        return missing
+                    if not stuck.issuperset(ctx.blocks):
+                        freed = self._shed(ctx, missing, kept, shared, by)
+                        missing -= freed
+                        if missing <= 0:
+                            return missing
+                        stuck.update(() if freed else ctx.blocks)
                     if not shared:
                         idle.looked_at(ctx)
         return missing

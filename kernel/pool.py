@@ -14,7 +14,7 @@ The pool knows no contexts, tasks or policies: it counts. It never touches a byt
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from itertools import chain
 
 from drivers.base import NULL_BLOCK
@@ -26,6 +26,10 @@ from kernel.prefix import PrefixIndex
 
 MAX_SCRUBS = 4096
 """Blocks that one message has scrubbed; the rest wait for the next."""
+CHUNK = 256
+"""Cached blocks that are looked at at a time."""
+DROP_COST = 32
+"""To give a cached block up costs as much as so many of a tally (kernel/job.py)."""
 
 
 class BlockPool:
@@ -244,17 +248,21 @@ class BlockPool:
             self._gone(block, by_pid)
         return len(chosen)
 
-    def drop_cached(self, owner: int) -> int:
-        """Give up the cached blocks that a user has computed, wherever they are; count them."""
-        cached = [block for block in self._cached if block.owner == owner]
-        cached += [
-            block for block in self.host.spare()
-            if block.owner == owner and block.refs == 0 and block.id == NOT_RESIDENT
-            and not block.held
-        ]  # fmt: skip
-        for block in cached:
-            self._vacate(block)
-        return len(cached)
+    def drop_cached(self, owner: int) -> Generator[int, None, int]:
+        """Give up the cached blocks that a user has computed, wherever they are; count them.
+
+        In slices, of blocks that are cached when it begins: each is looked at when it comes to it.
+        """
+        listed, count = [*self._cached, *self.host.spare()], 0
+        for start in range(0, len(listed), CHUNK):
+            before = count
+            for block in listed[start : start + CHUNK]:
+                has_place = block.id != NOT_RESIDENT or block.host != NO_PLACE
+                if block.owner == owner and has_place and block.refs == 0 and not block.held:
+                    self._vacate(block)
+                    count += 1
+            yield CHUNK + DROP_COST * (count - before)
+        return count
 
     def evict(self, block: Block) -> None:
         """Drop the block's KV on the device; its ids stay, so it can be computed again.

@@ -27,7 +27,7 @@ from drivers import base as driver
 from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context
-from kernel.errand import BULK, HOST, DeviceOp, Lost
+from kernel.errand import BULK, HOST, DeviceOp, Filling, Lost
 from kernel.grant import check_revoked
 from kernel.model import Model
 from syscalls.errors import EIO, KernelError
@@ -277,19 +277,27 @@ def _read_run(
 
     The save leaves the `before` first blocks out.
     """
-    why, count = "", 0
-    while count < len(wanted) and ctx.pool.host.alloc(
-        ctx.blocks[wanted[count]], ctx.pool.index.discard
-    ):
-        ctx.blocks[wanted[count]].moving = Move.OUT
-        count += 1
-    for run in _consecutive(wanted[:count]):
-        why = (yield from _into_host(ctx, number, before, run)) or why
-    room = ctx.pool.num_free
-    for run in _consecutive(wanted[count : count + room]):
-        why = why or (yield from _into_device(ctx, number, before, run))
-    left = len(wanted) - count - room
-    return why or (f"{left} blocks found no free place" if left > 0 else "")
+    why, left = "", 0
+    for run in _consecutive(wanted):
+        count = _host_places(ctx, run)
+        if count:
+            why = (yield from _into_host(ctx, number, before, run[:count])) or why
+        rest = run[count:]
+        here = rest[: ctx.pool.num_free]  # as many as there are now: runs before took a while
+        if here:
+            why = why or (yield from _into_device(ctx, number, before, here))
+        left += len(rest) - len(here)
+    return why or (f"{left} blocks found no free place" if left else "")
+
+
+def _host_places(ctx: Context, run: Sequence[int]) -> int:
+    """Give the blocks at these places some of the host tier's, the first ones; say how many."""
+    pool = ctx.pool
+    for count, at in enumerate(run):
+        if not pool.host.alloc(ctx.blocks[at], pool.index.discard):
+            return count
+        ctx.blocks[at].moving = Move.OUT
+    return len(run)
 
 
 def _consecutive(places: Sequence[int]) -> list[list[int]]:
@@ -337,8 +345,10 @@ def _into_device(
         pool.target(block)
         block.moving = Move.IN
     try:
-        offsets = tuple(range(0, len(run) * size, size))
-        answer: base.Blocks = yield base.ReadBlocks(number, run[0] - before, BULK, offsets)
+        end = len(run) * size
+        offsets = tuple(range(0, end, size))
+        reading = base.ReadBlocks(number, run[0] - before, BULK, offsets)
+        answer: base.Blocks = yield Filling(reading, end)
         sound = len(answer.states) - len(answer.states.lstrip(bytes([base.BlockState.OK])))
         if any(block.target == NOT_RESIDENT for block in blocks):
             return "the device died meanwhile"

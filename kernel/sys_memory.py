@@ -86,11 +86,13 @@ def _retain(k: System, ctx: Context, args: AdviseCtx) -> int:
     return len(ctx.blocks)
 
 
-def sys_drop_cache(k: System, caller: Caller, args: DropCache) -> Done:
+def sys_drop_cache(k: System, caller: Caller, args: DropCache) -> Work:
     """Give up the cached blocks of the caller's user, on all tiers of all models."""
-    owner = caller.task.uid
-    loaded = [model for model in k.device.models if model.loaded]
-    return Done(DropCacheResult(sum(model.pool.drop_cached(owner) for model in loaded)))
+    owner, count = caller.task.uid, 0
+    for model in k.device.models:
+        if model.loaded:
+            count += yield from model.pool.drop_cached(owner)
+    return Done(DropCacheResult(count))
 
 
 def sys_explain(k: System, caller: Caller, args: Explain) -> Work:

@@ -85,7 +85,7 @@ class System:
         swap_part = host_part(config.bulk_bytes // 2) if config.swap_bytes else 0
         self.save_part = config.bulk_bytes - swap_part  # of the bulk window; swap has the rest
         wipe = link.zero_bulk
-        self.errands = Errands(self.store, partial(wipe, 0, self.save_part))
+        self.errands = Errands(self.store, partial(wipe, 0))
         swap = config.swap_bytes, self.save_part, swap_part, wipe
         self.swap_file = SwapFile(self.store, *swap)
         kept = store is not None and bool(config.state_dir and config.keys_dir)

@@ -366,7 +366,7 @@ class Sim:
         for model in self.loaded:
             cached = {*model.pool.resident(), *model.pool.host.blocks()}
             for owner in {block.owner for block in cached if block.refs == 0}:
-                model.pool.drop_cached(owner)
+                at_once(model.pool.drop_cached(owner))
             while model.pool.host.has_dirty:
                 model.pool.host.flush()
         self.settle()

@@ -144,3 +144,26 @@ def test_a_row_is_of_the_moment_of_its_call() -> None:
     row, freed = client.send("stat_ctx", 1), client.send("free_ctx", 1)
     sim.until(lambda: row.done and freed.done)
     assert (row.result.length, row.result.computed) == (4 * blocks, 0)
+
+
+def test_what_is_cached_is_dropped_in_slices() -> None:
+    """Others are served in between; what a context names again meanwhile stays."""
+    sim = Sim(num_blocks=8 * BLOCKS, prefill_chunk=2048)
+    client, other = sim.client(), sim.client()
+    for first in range(7):
+        ids = [first, *(n % 251 for n in range(1, LENGTH))]
+        assert client.ask("infer", client.context(ids), 1, 0.0).errno == 0
+    assert client.ask("exit").errno == 0
+    sim.settle()
+    cached = sim.pool.counts.cached
+    assert cached == 7 * BLOCKS
+    client = sim.client()
+    dropping, stat = client.send("drop_cache"), other.send("stat_task")
+    sim.turn()
+    assert stat.done and not dropping.done
+    other.send("alloc_ctx", 1)
+    again = other.send("infer", 1, 1, 0.0, ids=ids[:64])
+    sim.until(lambda: dropping.done and again.done)
+    assert again.result.cached > 0
+    assert cached - 4 <= dropping.result.blocks < cached
+    sim.leave()

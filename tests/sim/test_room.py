@@ -4,9 +4,13 @@ A request that could go on must be let to in the very turn that gives it room, o
 on its way that wakes the kernel: `Sim.kernel_turn` sees to that.
 """
 
+from typing import Any
+
 import pytest
 
+from kernel.context import Context
 from kernel.loopback import LoopbackLink
+from kernel.pager import Pager
 from syscalls.abi import Sig
 from syscalls.errors import Errno
 from tests.helpers.oracle import expected
@@ -63,4 +67,31 @@ def test_the_oldest_goes_on_though_a_younger_one_decodes(host: int) -> None:
     sim.until(lambda: oldest.done and younger.done, turns=200)
     assert oldest.tokens == expected(list(range(10)), 9)
     assert younger.tokens == expected([50], 18)
+    sim.leave()
+
+
+def test_a_thousand_forks_of_what_is_in_use_are_looked_at_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+    choose = Pager._choose
+
+    def counted(self: Pager, victim: Context, *rest: Any) -> Any:
+        looks.append(len(victim.blocks))
+        return choose(self, victim, *rest)
+
+    monkeypatch.setattr(Pager, "_choose", counted)
+    sim = Sim(num_blocks=40, block_size=4, overcommit=1000.0)
+    client = sim.client()
+    parent = client.context([5] * 80)
+    assert client.ask("infer", parent, 1, 0.0).errno == 0
+    for _ in range(1000):
+        client.send("fork_ctx", parent, client.new_handle())
+        sim.turn()
+    sim.settle()
+    used = client.send("infer", parent, 40, 0.0)
+    other = client.send("infer", client.context([]), 4, 0.0, ids=[7] * 72)
+    sim.until(lambda: used.done and other.done)
+    assert (used.errno, other.errno) == (0, 0)
+    assert 0 < len(looks) < 200
     sim.leave()

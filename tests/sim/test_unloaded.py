@@ -7,7 +7,7 @@ import pytest
 
 from drivers import base
 from kernel.loopback import LoopbackLink
-from tests.helpers.saving import DEVICE, HOST, SavingSim, Tiers, goes_on, grown, load
+from tests.helpers.saving import DEVICE, DISK, HOST, SavingSim, Tiers, goes_on, grown, load
 
 IDS = [(7 * n + 3) % 251 for n in range(70)]
 OTHERS = [(11 * n + 5) % 251 for n in range(40)]
@@ -106,3 +106,25 @@ def test_host_memory_of_a_model_that_has_gone_is_zero_whatever_its_driver_does(d
 
 def _host(link: LoopbackLink) -> bytes:
     return os.pread(link.host_fd, os.fstat(link.host_fd).st_size, 0)
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["lives", "dies"])
+def test_a_model_that_has_gone_leaves_nothing_in_the_swap_file(dies: bool) -> None:
+    """Models come and go, the store dies in between: what they had claimed is there for others."""
+    sim = SavingSim(tiers=DISK)
+    file = sim.system.swap_file
+    for _ in range(40):
+        client = sim.client()
+        handle, _ = grown(client, IDS)
+        assert client.ask("advise_ctx", handle, "demote").errno == 0
+        sim.until(lambda: not sim.model.disk_swap.busy)
+        assert client.ask("stat_ctx", handle).result.disk_blocks > 0
+        client.send("unload_model", "null", True)
+        client.ask("exit")
+        if dies and sim.store is not None:
+            sim.store.die()
+        sim.until(lambda: not sim.system.store.busy and not file.lane.busy)
+        assert sim.client().ask("load_model", "null", "null:vocab=251").errno == 0
+        sim.until(lambda: not sim.system.store.busy and not file.lane.busy)
+    assert len(file.swaps) <= 2
+    sim.end()

@@ -72,7 +72,8 @@ def test_alone(task: Task, form: Form) -> None:
 def test_in_a_batch_of_sixteen_unequal_ones(task: Task, count: int) -> None:
     before = task.kernel().steps
     together(task, ALL, count)
-    assert task.kernel().steps - before <= count + MANY, "they shared their steps"
+    most = count + 2 * MANY  # an append may have had a step of its own before its infer came
+    assert task.kernel().steps - before <= most, "they shared their steps"
 
 
 @every_form

@@ -564,7 +564,7 @@ class ScoreResult(NamedTuple):
     length: int  # of the context
     start: int
     scored: int
-    cached: int  # positions below start - 1 that were computed before
+    cached: int  # positions below start - 1 that were found, as of an infer
 
 
 # --- models and devices -----------------------------------------------------------------------

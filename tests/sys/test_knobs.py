@@ -91,7 +91,9 @@ def test_an_adjusted_stream_survives_its_driver_host(task: Task) -> None:
     for number, piece in enumerate(context(task, PROMPT).infer(**how(KNOBS))):
         ids.append(piece.id)
         if number in (4, 12):
-            os.kill(task.devices()[0].host_pid, signal.SIGKILL)
+            before = task.devices()[0]
+            os.kill(before.host_pid, signal.SIGKILL)
+            eventually(lambda: task.devices()[0].epoch > before.epoch, "the next epoch")  # noqa: B023
     assert ids == expected(PROMPT, COUNT, KNOBS)
     assert task.devices()[0].epoch >= 3
 

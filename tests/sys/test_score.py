@@ -106,6 +106,7 @@ def test_what_is_cached_is_said(sim: Sim) -> None:
     client = sim.client()
     handle = client.context(IDS)
     sim.settle()
+    assert score(client, handle, 40).result.cached == 0, "an append computed them for this score"
     assert score(client, handle, 40).result.cached == 39
     fresh = client.context([])
     assert score(client, fresh, 3, ids=IDS[:10]).result.cached == 0

@@ -57,8 +57,8 @@ def _demote(k: System, ctx: Context, args: AdviseCtx) -> int:
 
 
 def _pin(k: System, ctx: Context, args: AdviseCtx) -> int:
-    pinned, count = ctx.model.sched.pager.pinned, len(ctx.blocks)
-    limit = (ctx.pool.num_blocks - 1) // 2
+    pager: Pager = ctx.model.sched.pager
+    pinned, limit, count = pager.pinned, pager.pin_limit, len(ctx.blocks)
     if not ctx.pinned and pinned + count > limit:
         raise EDQUOT(
             f"{pinned} blocks are pinned, with this context it would be {pinned + count}; "
@@ -67,8 +67,8 @@ def _pin(k: System, ctx: Context, args: AdviseCtx) -> int:
             {"needed": pinned + count, "limit": limit},
         )
     ctx.demoted = False
-    ctx.model.sched.pager.pin(ctx)
-    ctx.model.sched.pager.prefetch(ctx)
+    pager.pin(ctx)
+    pager.prefetch(ctx)
     return count
 
 

@@ -268,6 +268,7 @@ class DiskSwap:
             yield DeviceOp(self._model, driver.Import(targets, run[0][1]), Move.IN)
             for block, _ in run:
                 self._pool.arrived(block, self._pool.block_size)
+                self.tier.full = False
                 self.moved[Move.UP] += 1
 
     def _damaged(self, block: Block) -> None:

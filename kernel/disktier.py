@@ -50,6 +50,7 @@ class DiskTier:
         self.extents: list[int] = []
         self.dirty: list[int] = []
         self.counters: dict[int, int] = {}  # writes to each slot
+        self.full = False  # of blocks that are nowhere else: to look again is of no use
         self.lost = 0  # blocks that were damaged, or went with the store
         self._of = extents
         self._on_dirty = on_dirty
@@ -60,7 +61,8 @@ class DiskTier:
     def alloc(self, block: Block) -> bool:
         """Give a Block a slot; False if there is none."""
         if not self._free and not self._claim():
-            self._drop_duplicates()
+            if not self.full:
+                self._drop_duplicates()
             return False
         block.disk = self._free.popleft()
         self._blocks[block.disk] = block
@@ -78,7 +80,9 @@ class DiskTier:
     def _drop_duplicates(self) -> None:
         """Give up slots whose blocks are in another tier, too: there is room for others then."""
         twice = (block for block in self._blocks.values() if max(block.filled, block.kept))
-        for block in list(islice((b for b in twice if not b.held), BATCH)):
+        chosen = list(islice((b for b in twice if not b.held), BATCH))
+        self.full = not chosen
+        for block in chosen:
             self.drop(block)
 
     def drop(self, block: Block) -> None:
@@ -88,6 +92,7 @@ class DiskTier:
             del self._blocks[block.disk]
             self.dirty.append(block.disk)
             block.disk = NO_PLACE
+            self.full = False
             self._on_dirty()
 
     def zeroed(self, slots: Iterable[int]) -> None:
@@ -104,6 +109,7 @@ class DiskTier:
         self.dirty.clear()
         self.counters.clear()
         self._free = deque(range(self.num_slots))
+        self.full = False
         self._part()
 
     def leave(self) -> None:

@@ -54,6 +54,11 @@ class Pager:
         """Blocks of pinned contexts, at most: what they share is counted for each."""
         return sum(len(ctx.blocks) for ctx in self.idle.pins)
 
+    @property
+    def pin_limit(self) -> int:
+        """Blocks that pinned contexts may have: half of the pool."""
+        return (self.pool.num_blocks - 1) // 2
+
     def pin(self, ctx: Context) -> None:
         """Keep a context's KV on the device."""
         ctx.pinned = True

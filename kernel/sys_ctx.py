@@ -5,7 +5,8 @@ from collections.abc import Generator
 from kernel.context import Context
 from kernel.grant import require
 from kernel.handler import Caller, Done
-from kernel.job import SLICE, Work
+from kernel.job import Work
+from kernel.pool import CHUNK, DROP_COST
 from kernel.request import Request, RequestState
 from kernel.sys_infer import check_ids, check_room, drop_request, refuse_busy
 from kernel.system import System
@@ -137,19 +138,20 @@ def sys_free_ctx(k: System, caller: Caller, args: FreeCtx) -> Done:
 
 
 def free_context(k: System, task: Task, ctx: Context, why: str) -> None:
-    """End what runs on the context and forget it."""
+    """End what runs on the context and forget it; give the blocks of a long one back in slices."""
     _forget(k, task, ctx, why)
-    ctx.free()
+    if len(ctx.blocks) <= CHUNK:
+        ctx.free()
+    else:
+        _bury(k, [ctx])
 
 
 def free_contexts(k: System, task: Task, why: str) -> None:
     """Forget all contexts of a task that ends; give the blocks of many back in slices."""
-    idle = not k.graves
-    for ctx in list(task.contexts.values()):
+    contexts = list(task.contexts.values())
+    for ctx in contexts:
         _forget(k, task, ctx, why)
-        k.graves.append(ctx)
-    if idle:
-        k.jobs.start(_bury(k))
+    _bury(k, contexts)
 
 
 def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
@@ -161,16 +163,30 @@ def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     k.grants.freed(ctx, k.clock())
 
 
-def _bury(k: System) -> Work:
+def _bury(k: System, contexts: list[Context]) -> None:
+    idle = not k.graves
+    k.graves += contexts
+    if idle:
+        k.jobs.start(_give_back(k))
+
+
+def _give_back(k: System) -> Work:
     while k.graves:
         ctx = k.graves[0]
-        keep = max(0, len(ctx.blocks) - SLICE)
-        dropped = len(ctx.blocks) - keep
-        ctx.trim(min(ctx.length, keep * ctx.pool.block_size))
-        if keep == 0:
+        cost = 1 + drop_blocks(ctx)
+        if not ctx.blocks:
             k.graves.popleft()
-        yield 1 + dropped
+        yield cost
     return None
+
+
+def drop_blocks(ctx: Context) -> int:
+    """Drop the last blocks of a context that goes; return what that cost (kernel/job.py)."""
+    pool, before = ctx.pool, ctx.pool.named
+    keep = max(0, len(ctx.blocks) - CHUNK)
+    count = len(ctx.blocks) - keep
+    ctx.trim(min(ctx.length, keep * pool.block_size))
+    return count + DROP_COST * (before - pool.named)
 
 
 def sys_read_ctx(k: System, caller: Caller, args: ReadCtx) -> Done:

@@ -10,7 +10,7 @@ from kernel.context import Context
 from kernel.grant import Grant, require, revoked, unknown
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import SLICE, Work
-from kernel.sys_ctx import add_context, take_handle
+from kernel.sys_ctx import add_context, drop_blocks, take_handle
 from kernel.sys_infer import fail_request
 from kernel.system import System
 from kernel.task import Task
@@ -105,8 +105,5 @@ def _empty(k: System, ctx: Context) -> Work:
     if ctx.request is not None:
         fail_request(k, ctx.request, revoked(ctx))
     while ctx.blocks:
-        keep = max(0, len(ctx.blocks) - SLICE)
-        dropped = len(ctx.blocks) - keep
-        ctx.trim(min(ctx.length, keep * ctx.pool.block_size))
-        yield dropped
+        yield drop_blocks(ctx)
     return None

@@ -12,6 +12,7 @@ from kernel.context import Context
 from kernel.grant import require, revoked
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.loading import Outcome
+from kernel.pager import Pager
 from kernel.request import Request, Scores, Token, penalizes
 from kernel.system import System
 from kernel.task import TaskState
@@ -182,7 +183,16 @@ def check_room(ctx: Context, length: int, max_tokens: int) -> None:
         )
     size = ctx.pool.block_size
     needed = -(-min(length + max_tokens, desc.max_ctx) // size)
-    pinned = 0 if ctx.pinned else ctx.model.sched.pager.pinned
+    pager: Pager = ctx.model.sched.pager
+    pinned, more = pager.pinned, needed - len(ctx.blocks)
+    if ctx.pinned and more > 0 and pinned + more > pager.pin_limit:
+        raise ENOMEM(
+            f"context {ctx.handle} is pinned, and would bring the {pinned} blocks that are to "
+            f"{pinned + more}; the limit is {pager.pin_limit}, half of the pool",
+            "unpin it, or lower max_tokens",
+            {"needed": pinned + more, "limit": pager.pin_limit},
+        )
+    pinned = 0 if ctx.pinned else pinned
     usable = ctx.pool.num_blocks - 1 - pinned
     if needed > usable:
         beside = f" beside {pinned} that are pinned" if pinned else ""
@@ -192,7 +202,7 @@ def check_room(ctx: Context, length: int, max_tokens: int) -> None:
             "lower max_tokens, shorten the prompt, or start the kernel with a larger --kv-mem",
             {"needed": needed, "limit": usable},
         )
-    named, limit = ctx.pool.named + needed - len(ctx.blocks), ctx.model.promise_limit
+    named, limit = ctx.pool.named + more, ctx.model.promise_limit
     if named > limit:
         raise ENOMEM(
             f"contexts would have {named} blocks, {limit} may be promised: --overcommit "

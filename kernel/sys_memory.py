@@ -5,7 +5,7 @@ from collections.abc import Callable
 from kernel.block import NOT_RESIDENT
 from kernel.context import Context, Loss
 from kernel.handler import Caller, Done
-from kernel.job import Work
+from kernel.job import SLICE, Work
 from kernel.pager import Pager
 from kernel.request import RequestState
 from kernel.system import System
@@ -57,8 +57,8 @@ def _demote(k: System, ctx: Context, args: AdviseCtx) -> int:
 
 
 def _pin(k: System, ctx: Context, args: AdviseCtx) -> int:
-    pinned, count = ctx.model.sched.pager.pinned, len(ctx.blocks)
-    limit = (ctx.pool.num_blocks - 1) // 2
+    pager: Pager = ctx.model.sched.pager
+    pinned, limit, count = pager.pinned, pager.pin_limit, len(ctx.blocks)
     if not ctx.pinned and pinned + count > limit:
         raise EDQUOT(
             f"{pinned} blocks are pinned, with this context it would be {pinned + count}; "
@@ -67,8 +67,8 @@ def _pin(k: System, ctx: Context, args: AdviseCtx) -> int:
             {"needed": pinned + count, "limit": limit},
         )
     ctx.demoted = False
-    ctx.model.sched.pager.pin(ctx)
-    ctx.model.sched.pager.prefetch(ctx)
+    pager.pin(ctx)
+    pager.prefetch(ctx)
     return count
 
 
@@ -89,6 +89,9 @@ def _retain(k: System, ctx: Context, args: AdviseCtx) -> int:
 def sys_drop_cache(k: System, caller: Caller, args: DropCache) -> Work:
     """Give up the cached blocks of the caller's user, on all tiers of all models."""
     owner, count = caller.task.uid, 0
+    last = k.graves[-1] if k.graves else None
+    while last is not None and last.blocks:  # what was freed before this call goes, too
+        yield SLICE
     for model in k.device.models:
         if model.loaded:
             count += yield from model.pool.drop_cached(owner)

@@ -167,3 +167,22 @@ def test_what_is_cached_is_dropped_in_slices() -> None:
     assert again.result.cached > 0
     assert cached - 4 <= dropping.result.blocks < cached
     sim.leave()
+
+
+def test_a_long_context_is_given_back_in_slices_and_its_cache_dropped_all_the_same() -> None:
+    blocks = 2000
+    path = f"null:vocab=251,max_ctx={16 * blocks}"
+    sim = Sim(path=path, num_blocks=blocks + 10, prefill_chunk=16 * blocks)
+    client, other = sim.client(), sim.client()
+    ids = [n % 251 for n in range(16 * blocks - 1)]
+    assert client.ask("infer", client.context(ids), 1, 0.0).errno == 0
+    sim.settle()
+    freed, dropping = client.send("free_ctx", 1), client.send("drop_cache")
+    stat = other.send("stat_task")
+    sim.turn()
+    assert freed.done and stat.done and sim.system.graves and not dropping.done
+    assert client.ask("stat_ctx", 1).errno == Errno.EBADCTX
+    sim.until(lambda: dropping.done)
+    assert dropping.result.blocks > blocks - 2
+    assert sim.pool.counts.cached == 0
+    sim.leave()

@@ -95,3 +95,21 @@ def test_a_thousand_forks_of_what_is_in_use_are_looked_at_as_one(
     assert (used.errno, other.errno) == (0, 0)
     assert 0 < len(looks) < 200
     sim.leave()
+
+
+def test_a_pinned_context_does_not_grow_beyond_half_of_the_pool() -> None:
+    sim = Sim(num_blocks=21, block_size=4)
+    client = sim.client()
+    pinned = client.context([1, 2, 3])
+    assert client.ask("advise_ctx", pinned, "pin").errno == 0
+    assert client.ask("append", pinned, ids=[5] * 20).errno == 0
+    for refused in (
+        client.ask("append", pinned, ids=[5] * 18),
+        client.ask("infer", pinned, 18, 0.0),
+    ):
+        assert refused.errno == Errno.ENOMEM
+        assert "to 11; the limit is 10" in refused.message
+    assert client.ask("infer", pinned, 17, 0.0).errno == 0
+    assert client.ask("advise_ctx", pinned, "unpin").errno == 0
+    assert client.ask("append", pinned, ids=[5] * 18).errno == 0
+    sim.leave()

@@ -176,6 +176,7 @@ class StoreHost:
         self.link.kill()
         self._watch.done()
         self.state, self.note, self.hint = StoreState.FAILED, why, hint
+        self.on_death()
         log.error("store failed: %s%s", why, f"; {hint}" if hint else "")
         asked, self._asked = self._asked, {}
         _tell_all(asked, f"the store has failed: {why}", hint)

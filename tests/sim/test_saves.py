@@ -669,3 +669,18 @@ def test_a_disk_that_fails_at_every_operation_of_a_load(forever: bool) -> None:
         sim.end()
         at += 1
     assert at > 5 and notes == {False, True}
+
+
+def test_a_store_that_gives_up_while_it_serves_takes_no_context_with_it() -> None:
+    """What is in its swap file cannot come back: it is computed again, not waited for."""
+    sim = SavingSim(tiers=DISK)
+    client = sim.client()
+    handle, ids = grown(client, NEW)
+    assert client.ask("advise_ctx", handle, "demote").errno == 0
+    sim.until(lambda: not sim.model.disk_swap.busy)
+    assert client.ask("stat_ctx", handle).result.disk_blocks > 0
+    assert sim.store is not None
+    sim.store._emit(base.Fault(0, base.FaultKind.IO, "the folder has gone", ""))
+    sim.until(lambda: sim.system.store.state is StoreState.FAILED)
+    goes_on(client, handle, ids)
+    sim.end()

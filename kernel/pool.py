@@ -14,7 +14,7 @@ The pool knows no contexts, tasks or policies: it counts. It never touches a byt
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import chain
 
 from drivers.base import NULL_BLOCK
@@ -117,6 +117,12 @@ class BlockPool:
         origin.heirs.discard(block)
         if origin.refs == 0:
             self.leave(origin)
+
+    def enter(self, blocks: Sequence[Block], at: int) -> None:
+        """Let blocks[at], whose ids are final, be found by what it holds."""
+        vain = self.index.add(blocks, at)
+        if vain is not None and vain.refs == 0:
+            self.leave(vain)
 
     def leave(self, block: Block) -> None:
         """Keep a Block that no table names as a cached one, if it is worth it; else vacate it."""

@@ -65,16 +65,23 @@ class PrefixIndex:
             found, at = self._before[found], at - 1
         return at >= 0 or found is None
 
-    def add(self, blocks: Sequence[Block], at: int) -> None:
-        """Enter blocks[at], whose ids are final, unless one that has KV is there."""
+    def add(self, blocks: Sequence[Block], at: int) -> Block | None:
+        """Enter blocks[at], whose ids are final, unless one that has KV is found there.
+
+        Return what was there in vain: without KV, or after a prefix of which a block has gone.
+        """
         block = blocks[at]
         chain = self._chain(blocks, at)
         there = self._blocks.get(chain)
-        if there is None or (there is not block and not there.planned and not there.have):
-            if there is not None:
-                del self._before[there]
-            self._blocks[chain], self._before[block] = block, blocks[at - 1] if at else None
-            self._evicted.pop(chain, None)
+        if there is block:
+            return None
+        if there is not None:
+            if (there.planned or there.have) and self._alike(there, blocks, at):
+                return None
+            del self._before[there]
+        self._blocks[chain], self._before[block] = block, blocks[at - 1] if at else None
+        self._evicted.pop(chain, None)
+        return there
 
     def discard(self, block: Block) -> None:
         """Take a block out, if it is there."""

@@ -329,7 +329,7 @@ def _into_host(
                 continue  # the model has gone meanwhile
             if state == base.BlockState.OK:
                 pool.host.arrived(block, pool.block_size)
-                pool.index.add(ctx.blocks, at)
+                pool.enter(ctx.blocks, at)
             else:
                 pool.host.drop(block)
     return _wrong(states)
@@ -357,7 +357,7 @@ def _into_device(
             yield DeviceOp(ctx.model, driver.Import(targets, 0), Move.IN)
             for at, block in zip(run[:sound], blocks, strict=False):
                 pool.arrived(block, pool.block_size)
-                pool.index.add(ctx.blocks, at)
+                pool.enter(ctx.blocks, at)
         return _wrong(answer.states)
     except Lost:
         return "the device died meanwhile"

@@ -270,7 +270,7 @@ class Scheduler:
                 block.planned = upto
                 writes.append(Write(block, block.id, upto))
                 if upto == size:
-                    self.pool.index.add(ctx.blocks, index)
+                    self.pool.enter(ctx.blocks, index)
         self.pager.used(ctx)
         decoding = samples and end - start == 1
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)

@@ -1,4 +1,4 @@
-"""A prefix of which the driver's death took the beginning: it is found again once it is computed."""
+"""A prefix of which a driver's death took the beginning is found again once it is computed."""
 
 from tests.helpers.saving import HOST, SavingSim, grown
 

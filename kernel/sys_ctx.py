@@ -64,11 +64,19 @@ def take_handle(k: System, caller: Caller, handle: int) -> None:
         raise EEXIST(f"handle {handle} is in use")
     if handle <= session.last_handle:
         raise EINVAL(f"handle {handle} does not rise: the last was {session.last_handle}")
-    exist = k.num_contexts + len(k.graves)  # a context counts until its blocks are given back
+    check_count(k)
+
+
+def check_count(k: System) -> None:
+    """Raise EAGAIN unless one more context may exist.
+
+    One counts until its blocks are given back, and while it is being saved.
+    """
+    exist = k.num_contexts + len(k.graves) + len(k.floating)
     if exist >= k.config.max_contexts:
         raise EAGAIN(
             f"{exist} contexts exist, the limit is {k.config.max_contexts}",
-            "free some contexts",
+            "free some contexts, or wait for what is being saved",
         )
 
 

@@ -7,7 +7,7 @@ from kernel.errand import Errand
 from kernel.grant import require
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.model import Model
-from kernel.sys_ctx import add_context, take_handle
+from kernel.sys_ctx import add_context, check_count, take_handle
 from kernel.sys_infer import check_room
 from kernel.system import System
 from syscalls.abi import (
@@ -37,6 +37,7 @@ def sys_save_ctx(k: System, caller: Caller, args: SaveCtx) -> Pending:
         raise EINVAL("the context is empty: there is nothing to save")
     if journal.is_kernels(args.name):
         raise EINVAL("names that begin so are those of contexts that a kernel has saved itself")
+    check_count(k)
     frozen = ctx.fork(0, ctx.pid, "")
     k.floating.append(frozen)
     errand = _save(k, frozen, caller.task.uid, args.name, args.extra)

@@ -684,3 +684,17 @@ def test_a_store_that_gives_up_while_it_serves_takes_no_context_with_it() -> Non
     sim.until(lambda: sim.system.store.state is StoreState.FAILED)
     goes_on(client, handle, ids)
     sim.end()
+
+
+def test_contexts_that_wait_to_be_saved_count() -> None:
+    sim = SavingSim(max_contexts=6)
+    client = sim.client()
+    handle, _ = grown(client, OLD)
+    saving = [client.send("save_ctx", handle, f"n{number}") for number in range(8)]
+    sim.kernel_turn()
+    client.read()
+    assert [save.errno for save in saving] == [0] * 5 + [Errno.EAGAIN] * 3
+    assert "6 contexts exist, the limit is 6" in saving[-1].message
+    sim.until(lambda: all(save.done for save in saving))
+    assert client.ask("save_ctx", handle, "again").errno == 0
+    sim.end()

@@ -79,7 +79,7 @@ class Pager:
     def expects_room(self) -> bool:
         """Whether places become free without anything more being done."""
         moving = self.swap.busy or self.disk.busy
-        return bool(self.pool.num_coming or moving or self._burying())
+        return bool(self.pool.num_coming or moving or self.pool.visits or self._burying())
 
     def make_room(self, needed: int, by: Request, active: Sequence[Request]) -> bool:
         """Let `needed` places become free; False if what holds the rest may not go."""

@@ -14,7 +14,8 @@ The pool knows no contexts, tasks or policies: it counts. It never touches a byt
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 
 from drivers.base import NULL_BLOCK
@@ -50,6 +51,7 @@ class BlockPool:
         self.index = PrefixIndex(secret)
         self.generation = 0  # rises whenever KV leaves the device: cursors into tables expire
         self.named = 0  # Blocks that tables name
+        self.visits = 0  # of saves and loads, that hold some of its places for a while
         self.copied = 0
         self.evicted = 0
         self._clock = clock
@@ -106,6 +108,15 @@ class BlockPool:
         block.origin, block.origin_len = origin, positions
         origin.heirs = origin.heirs or set()
         origin.heirs.add(block)
+
+    @contextmanager
+    def visit(self) -> Iterator[None]:
+        """Note that a save or a load holds places: they are room as soon as it is done."""
+        self.visits += 1
+        try:
+            yield
+        finally:
+            self.visits -= 1
 
     def drop_origin(self, block: Block) -> None:
         """Give up the claim on the origin: it was copied, lost, or is no longer wanted."""

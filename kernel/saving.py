@@ -129,7 +129,7 @@ def _write_blocks(ctx: Context, number: int, first: int, count: int, bulk_bytes:
         run = _run_of_one_tier(ctx.model, ctx.blocks[at : min(count, at + most)])
         if not run:
             raise Lost("KV was lost in the middle of the save")
-        with _reading(run):
+        with ctx.pool.visit(), _reading(run):
             yield from _write_run(ctx, number, at - first, run)
         at += len(run)
 
@@ -234,8 +234,11 @@ def bring(
     if save.state == base.SaveState.STALE:
         why = "it is not the last save of its name"
     if not why and first + count:
-        why = yield from read_blocks(ctx, number, first, first + count, bulk_bytes)
-    yield base.CloseSave(number)
+        with ctx.pool.visit():
+            why = yield from read_blocks(ctx, number, first, first + count, bulk_bytes)
+            yield base.CloseSave(number)
+    else:
+        yield base.CloseSave(number)
     return why
 
 

@@ -14,6 +14,7 @@ from kernel.pager import Pager
 from syscalls.abi import Sig
 from syscalls.errors import Errno
 from tests.helpers.oracle import expected
+from tests.helpers.saving import SavingSim, grown
 from tests.helpers.sim import Sim
 
 
@@ -113,3 +114,40 @@ def test_a_pinned_context_does_not_grow_beyond_half_of_the_pool() -> None:
     assert client.ask("advise_ctx", pinned, "unpin").errno == 0
     assert client.ask("append", pinned, ids=[5] * 18).errno == 0
     sim.leave()
+
+
+@pytest.mark.parametrize("what", ["save_ctx", "load_ctx"])
+def test_what_an_errand_holds_for_a_while_is_waited_for(what: str) -> None:
+    """The store takes its time, or is started anew: that is no reason to fail for want of room."""
+    sim = SavingSim(num_blocks=9)
+    client, other = sim.client(), sim.client()
+    handle, _ = grown(client, list(range(70)))
+    assert client.ask("save_ctx", handle, "n").errno == 0
+    if what == "load_ctx":
+        client.ask("free_ctx", handle)
+        sim.drop_cache()
+        handle = client.new_handle()
+    errand = client.send(what, handle, "n")
+    assert sim.store is not None
+
+    def held() -> bool:
+        tables = [block for ctx in sim.system.floating for block in ctx.blocks]
+        return any(block.readers or block.target for block in tables)
+
+    for _ in range(20):
+        sim.kernel_turn()
+        if held():
+            break
+        sim.store.pump(1)
+        sim.link.pump()
+    assert held()
+    ids = [9] * 90
+    infer = other.send("infer", other.context([]), 2, 0.0, ids=ids)
+    for _ in range(20):
+        sim.kernel_turn()
+        sim.link.pump()
+        other.read()
+    assert not errand.done and not infer.done
+    sim.until(lambda: errand.done and infer.done)
+    assert (errand.errno, infer.errno) == (0, 0), infer.message
+    sim.end()

@@ -8,7 +8,7 @@ device as well, or only the prefix index knows it. When places run out, the spar
 oldest first. Places that a copy needs as they are do not.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
 from kernel.block import EDGES, NO_PLACE, NOT_RESIDENT, Block, BlockState, Counts, Move
@@ -35,7 +35,7 @@ class HostTier:
         self._state = bytearray([BlockState.FREE]) * num_blocks
         self._free = deque(range(num_blocks))
         self._blocks: dict[int, Block] = {}
-        self._spare: dict[Block, None] = {}
+        self._spare: OrderedDict[Block, None] = OrderedDict()
         self._dirty: list[int] = []
 
     def _move(self, place: int, to: BlockState) -> None:

@@ -13,7 +13,7 @@ The pool knows no contexts, tasks or policies: it counts. It never touches a byt
 """
 
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -61,7 +61,8 @@ class BlockPool:
         self._free: deque[int] = deque()  # those below that are free
         self._resident: dict[int, Block] = {}
         self._targets: dict[int, Block] = {}  # places that copies fill
-        self._cached: dict[Block, None] = {}  # those that nothing holds, the oldest first
+        # those that nothing holds, the oldest first; a dict would be slow to give its first one up
+        self._cached: OrderedDict[Block, None] = OrderedDict()
         self._recycled: list[int] = []  # taken from cached blocks, to be scrubbed before all else
         self._dirty: list[int] = []  # in limbo, not yet named in a scrub
         self._scrubbing: deque[tuple[int, list[int]]] = deque()  # (fence value, ids), in order

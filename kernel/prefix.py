@@ -18,6 +18,7 @@ It counts nothing and frees nothing. What of its blocks is in no table is the po
 
 import hashlib
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class PrefixIndex:
         self._blocks: dict[bytes, Block] = {}
         self._before: dict[Block, Block | None] = {}  # of each, the one that it comes after
         self._keys: dict[int, bytes] = {}  # by owner
-        self._evicted: dict[bytes, Eviction] = {}
+        self._evicted: OrderedDict[bytes, Eviction] = OrderedDict()  # the oldest first
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -98,7 +99,7 @@ class PrefixIndex:
         self.discard(block)
         self._evicted[block.chain] = Eviction(at, by_pid)
         while len(self._evicted) > MAX_EVICTED:
-            del self._evicted[next(iter(self._evicted))]
+            self._evicted.popitem(last=False)
 
     def eviction(self, block: Block) -> Eviction | None:
         """Return why a block that was looked for is not there, if it once was."""

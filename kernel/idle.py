@@ -15,7 +15,7 @@ from kernel.block import NOT_RESIDENT
 from kernel.context import Context
 
 CHUNK = 64
-"""Contexts of which a policy orders one half-dozen or the other: those used least recently."""
+"""Contexts that a policy is asked about at a time."""
 
 
 class IdleOrder:

@@ -72,11 +72,14 @@ def _contexts(k: System) -> Table:
 
 
 def _pools(k: System) -> Table:
-    models = [model for model in k.device.models if model.loaded]
-    tiers = [(model, tier) for model in models for tier in ("device", "host")]
-    return [
-        pair for pair in tiers if pair[1] == "device" or pair[0].pool.host.num_blocks
-    ], _pool_row
+    """Return the tiers of each model; the disk's, once the model has something of the swap file."""
+    rows = []
+    for model in k.device.models:
+        if model.loaded:
+            pool = model.pool
+            places = {"device": 1, "host": pool.host.num_blocks, "disk": pool.disk.num_slots}
+            rows += [(model, tier) for tier, count in places.items() if count]
+    return rows, _pool_row
 
 
 def _kernel(k: System) -> Table:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from kernel.sys_inspect import sys_snapshot
-from syscalls.abi import KernelRow, Sig, Snapshot
+from syscalls.abi import KernelRow, PoolRow, Sig, Snapshot
 from tests.helpers.crowd import Crowd
+from tests.helpers.saving import DISK, SavingSim
 from tests.helpers.sim import Sim, at_once
 
 GAUGES = {"pid", "version", "running", "waiting", "oldest_wait_s", "sessions"}
@@ -98,4 +99,24 @@ def test_kv_of_tasks_and_contexts_is_what_their_pools_hold() -> None:
     assert [row[13] for row in contexts] == pytest.approx([1.5 * block_bytes] * 2)
     assert {row[11] for row in contexts} == {"null0"}
     assert [task[16] for task in tasks] == ["", "null"]
+    sim.leave()
+
+
+def test_each_tier_has_its_row_and_they_add_up() -> None:
+    """What was demoted is counted where it lies, in pools, tasks and contexts alike."""
+    sim = SavingSim(tiers=DISK)
+    client = sim.client()
+    handle = client.context([n % 251 for n in range(100)])
+    assert client.ask("infer", handle, 1, 0.0).errno == 0
+    assert client.ask("advise_ctx", handle, "demote").result.blocks == 7
+    sim.until(lambda: not sim.model.disk_swap.busy)
+    rows = {row[2]: PoolRow(*row) for row in client.ask("snapshot", "pools").result.rows}
+    assert list(rows) == ["device", "disk"] and rows["disk"].used == 6, "the full ones"
+    assert rows["disk"].free + rows["disk"].used + rows["disk"].limbo == rows["disk"].total
+    ctx = client.ask("stat_ctx", handle).result
+    assert (ctx.blocks, ctx.host_blocks, ctx.disk_blocks) == (0, 0, 6)
+    assert client.ask("stat_task").result.swapped == 6
+    explained = client.ask("explain", handle).result
+    assert (explained.on_device, explained.on_host, explained.on_disk) == (0, 0, 96)
+    assert [loss[1] for loss in explained.losses] == ["dropped", "swapped"], "the last block had 4"
     sim.leave()

@@ -58,6 +58,7 @@ class Context:
         self.demoted = False  # its KV is the first to leave
         self.retained_until = 0.0  # its KV leaves after that of others
         self.stopped = False  # so is its task
+        self.gone = False  # it was freed; its blocks may still be given back
         self.losses: deque[Loss] = deque(maxlen=MAX_LOSSES)
         self.grant: Any = None  # the Grant (kernel/grant.py) through which it was opened
         self.access = Access(15)  # what its task may do with it

@@ -192,6 +192,8 @@ class Model:
         """
         hit = self._sched.fail() if self._sched else []
         if self._pool and self._sched and self._swap:
+            if self.serves:
+                self._sched.pager.note_death()
             self._swap.lose_all()
             self._pool.lose_device()
             self._sched.lose_slots()

@@ -138,17 +138,32 @@ class Pager:
         holders = {*(request.ctx for request in active), *self.idle.pins}
         return Counter(b for ctx in holders for b in ctx.blocks if b.refs > 1)
 
-    def demote(self, ctx: Context) -> int:
-        """Let what only this context names leave the device now; return how many blocks do."""
+    def demote(self, ctx: Context, most: int) -> int:
+        """Let up to `most` blocks that only this context names leave the device now; count them."""
         self.idle.first(ctx)
-        return self._shed(ctx, len(ctx.blocks), Counter(), False, None)
+        return self._shed(ctx, most, Counter(), False, None)
 
-    def prefetch(self, ctx: Context) -> int:
-        """Bring back as much as there are free places for; return how many blocks come."""
-        away = self.absent(ctx, 0)[: self.pool.num_free]
+    def prefetch(self, ctx: Context, most: int) -> int:
+        """Bring up to `most` blocks back that there are free places for; return how many come."""
+        away = self.absent(ctx, 0)[: min(most, self.pool.num_free)]
         self.bring(away)
         self.used(ctx)
         return len(away)
+
+    def note_death(self) -> None:
+        """Let contexts remember that what they had on the device only has died with it."""
+        idle, now = self.idle, self._clock()
+        for ctx in (*idle.order, *idle.sharing, *idle.retained):
+            lost = [
+                (place, block.filled)
+                for place, block in enumerate(ctx.blocks)
+                if block.filled > block.kept and block.disk == NO_PLACE
+            ]
+            if lost:
+                tokens = sum(filled for _, filled in lost)
+                start, cost = lost[0][0] * self.pool.block_size, round(tokens * self.us_per_token)
+                why = "its device's driver ended"
+                ctx.losses.append(Loss(now, "died", why, start, tokens, 0, cost))
 
     def _shed(
         self,

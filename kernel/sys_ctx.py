@@ -165,6 +165,7 @@ def free_contexts(k: System, task: Task, why: str) -> None:
 def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     del task.contexts[ctx.handle]
     drop_request(k, ctx, why)
+    ctx.gone = True
     ctx.model.sched.pager.idle.forget(ctx)
     k.num_contexts -= 1
     ctx.model.num_contexts -= 1

@@ -1,6 +1,6 @@
 """Handlers of advise_ctx, drop_cache and explain: what programs say and ask of their KV's place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from kernel.block import NOT_RESIDENT
 from kernel.context import Context, Loss
@@ -22,11 +22,16 @@ from syscalls.abi import (
 )  # fmt: skip
 from syscalls.errors import EDQUOT, EINVAL, ESRCH
 
+MOVES = 256
+"""Blocks that are moved in one turn: about a millisecond."""
+Moving = Generator[int, None, int]
+"""Ends with the blocks that it is about."""
 
-def sys_advise_ctx(k: System, caller: Caller, args: AdviseCtx) -> Done:
+
+def sys_advise_ctx(k: System, caller: Caller, args: AdviseCtx) -> Work:
     """Note what a context's KV is needed for, and act on it."""
     ctx = k.context(caller.task, args.ctx)
-    verbs: dict[str, Callable[[System, Context, AdviseCtx], int]] = {
+    verbs: dict[str, Callable[[System, Context, AdviseCtx], Moving]] = {
         Advice.PREFETCH.value: _prefetch,
         Advice.DEMOTE.value: _demote,
         Advice.PIN.value: _pin,
@@ -39,24 +44,38 @@ def sys_advise_ctx(k: System, caller: Caller, args: AdviseCtx) -> Done:
     if args.ttl_s and args.advice != Advice.RETAIN.value:
         raise EINVAL(f"{args.advice} takes no ttl_s", "retain does")
     ctx.model.require()
-    return Done(AdviseCtxResult(verb(k, ctx, args)))
+    return Done(AdviseCtxResult((yield from verb(k, ctx, args))))
 
 
-def _prefetch(k: System, ctx: Context, args: AdviseCtx) -> int:
+def _prefetch(k: System, ctx: Context, args: AdviseCtx) -> Moving:
     ctx.demoted = False
     pager: Pager = ctx.model.sched.pager
-    return pager.prefetch(ctx)
+    return (yield from _in_slices(ctx, pager.prefetch))
 
 
-def _demote(k: System, ctx: Context, args: AdviseCtx) -> int:
+def _demote(k: System, ctx: Context, args: AdviseCtx) -> Moving:
     if ctx.pinned:
         raise EINVAL(f"context {ctx.handle} is pinned", "unpin it first")
     ctx.demoted = True
     pager: Pager = ctx.model.sched.pager
-    return 0 if ctx.busy else pager.demote(ctx)
+
+    def demote(ctx: Context, most: int) -> int:
+        return 0 if ctx.busy or ctx.pinned else pager.demote(ctx, most)
+
+    return (yield from _in_slices(ctx, demote))
 
 
-def _pin(k: System, ctx: Context, args: AdviseCtx) -> int:
+def _in_slices(ctx: Context, move: Callable[[Context, int], int]) -> Moving:
+    """Move some blocks in each turn, until there are none left to move; return how many."""
+    count = moved = move(ctx, MOVES)
+    while moved == MOVES:
+        yield SLICE
+        moved = 0 if ctx.gone else move(ctx, MOVES)
+        count += moved
+    return count
+
+
+def _pin(k: System, ctx: Context, args: AdviseCtx) -> Moving:
     pager: Pager = ctx.model.sched.pager
     pinned, limit, count = pager.pinned, pager.pin_limit, len(ctx.blocks)
     if not ctx.pinned and pinned + count > limit:
@@ -68,21 +87,23 @@ def _pin(k: System, ctx: Context, args: AdviseCtx) -> int:
         )
     ctx.demoted = False
     pager.pin(ctx)
-    pager.prefetch(ctx)
+    yield from _in_slices(ctx, pager.prefetch)
     return count
 
 
-def _unpin(k: System, ctx: Context, args: AdviseCtx) -> int:
+def _unpin(k: System, ctx: Context, args: AdviseCtx) -> Moving:
     count = len(ctx.blocks) if ctx.pinned else 0
     ctx.model.sched.pager.unpin(ctx)
+    yield 1
     return count
 
 
-def _retain(k: System, ctx: Context, args: AdviseCtx) -> int:
+def _retain(k: System, ctx: Context, args: AdviseCtx) -> Moving:
     if not args.ttl_s:
         raise EINVAL("retain needs ttl_s, seconds above 0")
     ctx.retained_until, ctx.demoted = k.clock() + args.ttl_s, False
     ctx.model.sched.pager.used(ctx)
+    yield 1
     return len(ctx.blocks)
 
 

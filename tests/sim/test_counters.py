@@ -120,3 +120,16 @@ def test_each_tier_has_its_row_and_they_add_up() -> None:
     assert (explained.on_device, explained.on_host, explained.on_disk) == (0, 0, 96)
     assert [loss[1] for loss in explained.losses] == ["dropped", "swapped"], "the last block had 4"
     sim.leave()
+
+
+def test_a_death_is_explained() -> None:
+    sim = Sim()
+    client = sim.client()
+    handle = client.context([n % 251 for n in range(100)])
+    assert client.ask("infer", handle, 1, 0.0).errno == 0
+    sim.link.die()
+    sim.turn()
+    sim.settle()
+    (loss,) = client.ask("explain", handle).result.losses
+    assert loss[1:6] == ["died", "its device's driver ended", 0, 100, 0]
+    sim.leave()

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from kernel.job import SLICE
+from kernel.loopback import LoopbackLink
+from kernel.sys_memory import MOVES
 from kernel.sys_task import task_row
 from syscalls.errors import Errno
 from tests.helpers.sim import Reply, Sim, SimClient, at_once
@@ -185,4 +187,23 @@ def test_a_long_context_is_given_back_in_slices_and_its_cache_dropped_all_the_sa
     sim.until(lambda: dropping.done)
     assert dropping.result.blocks > blocks - 2
     assert sim.pool.counts.cached == 0
+    sim.leave()
+
+
+def test_a_long_context_is_demoted_and_brought_back_in_slices() -> None:
+    """No turn moves more than some hundred blocks; freed in the middle, nothing is left."""
+    link = LoopbackLink("null0", host_bytes=1 << 20)
+    sim = Sim(num_blocks=3000, prefill_chunk=2048, host_bytes=1 << 14, block_size=1, link=link)
+    client = sim.client()
+    handle = client.context([n % 251 for n in range(1500)])
+    assert client.ask("infer", handle, 1, 0.0).errno == 0
+    reply, turns = client.send("advise_ctx", handle, "demote"), 0
+    while not reply.done:
+        sim.turn()
+        turns += 1
+    assert reply.result.blocks == 1500 and turns >= 1500 // MOVES
+    sim.settle()
+    reply = client.send("advise_ctx", handle, "prefetch")
+    client.send("free_ctx", handle)
+    sim.until(lambda: reply.done)
     sim.leave()

@@ -21,6 +21,7 @@ Energy: the machines at hand have no counter to read, and a guess would be label
 
 import os
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -84,7 +85,7 @@ class CpuDriver:
             raise DriverFault(FaultKind.UNSUPPORTED, what)
         promised = sum(model.host_range.untouched() for model in self._models.values())
         try:
-            model = CpuModel(load, self._emit, self._host, promised)
+            model = self._made(load, promised)
         except ModelError as error:
             what = f"{error}; {error.hint}" if error.hint else str(error)
             raise DriverFault(FaultKind.MODEL_LOAD, what) from None
@@ -94,6 +95,17 @@ class CpuDriver:
         self._models[load.model] = model
         self._lanes.beside |= model.tier is not None
         return model.answer
+
+    def _made(self, load: base.Load, promised: int) -> CpuModel:
+        """Make a model in a thread that ends, if its steps will have a thread of their own.
+
+        OpenMP keeps a team for each thread that has used it; with more of them than cores its
+        barriers sleep at once, and a step for one sequence takes twice as long.
+        """
+        if not load.host_bytes:
+            return CpuModel(load, self._emit, self._host, promised)
+        with ThreadPoolExecutor(1) as apart:
+            return apart.submit(CpuModel, load, self._emit, self._host, promised).result()
 
     def unload(self, unload: base.Unload) -> None:
         self._lanes.drain(unload.model)

@@ -47,8 +47,8 @@ class IdleOrder:
     def looked_at(self, ctx: Context) -> None:
         """Note that a context has no block on the device any more that it could give up alone."""
         self._drop(ctx)
-        if any(block.id != NOT_RESIDENT for block in ctx.blocks):
-            self.sharing[ctx] = None
+        if any(block.id != NOT_RESIDENT or block.moving for block in ctx.blocks):
+            self.sharing[ctx] = None  # what is on its way to the device is as good as there
 
     def forget(self, ctx: Context) -> None:
         """Note that a context has gone."""

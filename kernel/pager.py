@@ -129,7 +129,7 @@ class Pager:
                         if missing <= 0:
                             return missing
                         stuck.update(() if freed else ctx.blocks)
-                    if not shared:
+                    if of is not idle.retained:
                         idle.looked_at(ctx)
         return missing
 

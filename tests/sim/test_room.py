@@ -151,3 +151,23 @@ def test_what_an_errand_holds_for_a_while_is_waited_for(what: str) -> None:
     sim.until(lambda: errand.done and infer.done)
     assert (errand.errno, infer.errno) == (0, 0), infer.message
     sim.end()
+
+
+def test_what_is_on_its_way_to_the_device_is_not_forgotten() -> None:
+    """A context that is looked at while its KV is being fetched can still give it up later."""
+    sim = Sim(num_blocks=12, host_bytes=1 << 14, link=LoopbackLink("null0", host_bytes=1 << 16))
+    client = sim.client()
+    handle = client.context([n % 251 for n in range(96)])
+    assert client.ask("infer", handle, 1, 0.0).errno == 0
+    assert client.ask("advise_ctx", handle, "demote").result.blocks
+    sim.settle()
+    client.send("advise_ctx", handle, "prefetch")
+    sim.turn(pump=0)
+    (ctx,), idle = sim.system.contexts(), sim.model.sched.pager.idle
+    assert any(block.moving for block in ctx.blocks)
+    idle.looked_at(ctx)
+    assert ctx in idle.sharing
+    sim.settle()
+    assert any(block.id for block in ctx.blocks) and ctx in idle.sharing
+    idle.forget(ctx)
+    sim.leave()

@@ -1,5 +1,8 @@
 """Handlers of save_ctx, load_ctx, list_saves and drop_save. What they start are errands."""
 
+from collections.abc import Generator
+from typing import Any
+
 from drivers.store import base
 from kernel import journal, saving
 from kernel.context import Context
@@ -77,6 +80,26 @@ def _load(k: System, caller: Caller, args: LoadCtx) -> Errand:
         caller.task.loading.discard(args.ctx)
 
 
+def fill(
+    k: System, ctx: Context, number: int, found: saving.Found, first: int
+) -> Generator[Any, Any, str]:
+    """Give an empty context that is in no task yet the ids and the KV of an open save.
+
+    Say why it is not all of the KV; after an error nothing is left of the context.
+    """
+    ctx.append(found.ids)
+    k.floating.append(ctx)
+    ctx.model.loads += 1
+    try:
+        return (yield from saving.bring(ctx, number, found.save, first, k.save_part))
+    except KernelError:
+        ctx.free()
+        raise
+    finally:
+        ctx.model.loads -= 1
+        k.floating.remove(ctx)
+
+
 def _loaded(k: System, caller: Caller, args: LoadCtx) -> Errand:
     number, owner = k.store.new_job(), caller.task.uid
     found = yield from saving.find(number, owner, journal.stored(args.name))
@@ -91,17 +114,7 @@ def _loaded(k: System, caller: Caller, args: LoadCtx) -> Errand:
     except KernelError:
         yield base.CloseSave(number)
         raise
-    ctx.append(found.ids)
-    k.floating.append(ctx)
-    model.loads += 1
-    try:
-        why = yield from saving.bring(ctx, number, found.save, first, k.save_part)
-    except KernelError:
-        ctx.free()
-        raise
-    finally:
-        model.loads -= 1
-        k.floating.remove(ctx)
+    why = yield from fill(k, ctx, number, found, first)
     if caller.task.ended_already or caller.session.task is not caller.task:
         ctx.free()
         raise ECANCELED("its task has ended")

@@ -25,6 +25,7 @@ from kernel.record import BY_HAND, SLICE, read
 from kernel.storehost import StoreState
 from kernel.sys_ctx import give_context
 from kernel.sys_infer import check_room
+from kernel.sys_save import fill
 from kernel.system import System
 from kernel.task import Task
 from kernel.way_down import drop, write_record
@@ -161,18 +162,7 @@ def _load(k: System, task: Task, entry: CtxEntry) -> Steps:
         yield base.CloseSave(number)
         raise
     model = ctx.model
-    ctx.append(found.ids)
-    k.floating.append(ctx)
-    model.loads += 1
-    first = saving.left_out(found.save.meta)
-    try:
-        why = yield from saving.bring(ctx, number, found.save, first, k.save_part)
-    except KernelError:
-        ctx.free()
-        raise
-    finally:
-        model.loads -= 1
-        k.floating.remove(ctx)
+    why = yield from fill(k, ctx, number, found, saving.left_out(found.save.meta))
     if why:
         log.info("context %d of task %d: %s; it is computed again", ctx.handle, task.pid, why)
     if task.ended_already or not model.serves:

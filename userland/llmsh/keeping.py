@@ -20,7 +20,9 @@ def save(state: State, args: list[str], out: TextIO) -> None:
     """Keep a context: `ctx save [@CONTEXT] [SAVE]`."""
     at, rest = _marked(args)
     if len(rest) > 1:
-        raise Failure("ctx save takes @CONTEXT and the name of a save", _HINT, USAGE)
+        raise Failure(
+            "ctx save takes @CONTEXT and the name of a save", "ctx save @main NAME", USAGE
+        )
     named = state.contexts.open(at)
     keep(state, named, rest[0] if rest else named.name)
 

@@ -14,7 +14,7 @@ from kernel.answer import ModelSpec
 from kernel.errand import PAUSE
 from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, Reader, TaskEntry
 from kernel.system import System, host_part
-from kernel.task import Task, TaskState
+from kernel.task import TaskState
 from syscalls.abi import Restore
 from syscalls.errors import ECORRUPT, ENOENT, KernelError
 
@@ -143,19 +143,20 @@ def _why_not(k: System, head: Head) -> str:
 
 def _revive(k: System, entry: TaskEntry) -> None:
     now = k.clock()
-    task = Task(entry.pid, entry.parent, entry.uid, entry.name, now - entry.age_s)
+    born = now - entry.age_s
+    task = k.tasks.revive(entry.pid, entry.parent, entry.uid, entry.name, born)
     task.token, task.connection = entry.token, entry.connection
     task.prompt_tokens, task.cached_tokens = entry.prompt_tokens, entry.cached_tokens
     task.output_tokens = entry.output_tokens
     if entry.zombie:
         task.become(TaskState.ZOMBIE)
         task.status, task.reason, task.ended = entry.status, entry.reason, now
+        k.tasks.accounts.close(task.account)
     else:
         task.become(TaskState.LIVE)
         task.lease = now + k.comeback.lease_s
         if entry.stopped:
             task.become(TaskState.STOPPED)
-    k.tasks.revive(task)
 
 
 def _load_models(k: System, entries: list[ModelEntry]) -> None:

@@ -12,6 +12,7 @@ from array import array
 from enum import Enum
 from typing import Any, NamedTuple
 
+from kernel.account import Account
 from kernel.context import Context
 from kernel.panic import KernelPanic
 from syscalls.abi import Finish, Infer, Score
@@ -53,6 +54,8 @@ class Request:
         owner: Any,
         call: int,
         seed: int,
+        payer: Account,
+        rank: Account,
         score: Score | None = None,
     ) -> None:
         self.arrival = arrival  # order of acceptance, unique
@@ -62,6 +65,8 @@ class Request:
         self.owner = owner  # the Session that gets the events
         self.call = call
         self.seed = seed
+        self.payer = payer  # is charged for what this computes
+        self.rank = rank  # in whose place it stands in the order: the payer, or one that waits
         self.prompt = ctx.length
         self.cached = min(ctx.computed, max(0, ctx.length - 1))
         self.output = 0

@@ -116,7 +116,8 @@ def sys_append(k: System, caller: Caller, args: Append) -> Done:
 
 
 def _prefill(k: System, caller: Caller, ctx: Context) -> None:
-    request = Request(next(k.arrivals), ctx, None, caller.session, 0, 0)
+    task = caller.task
+    request = Request(next(k.arrivals), ctx, None, caller.session, 0, 0, task.payer, task.rank)
     if caller.task.state is TaskState.STOPPED:
         request.held = "signal"
     ctx.model.sched.add(request)

@@ -56,7 +56,10 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     if ids:
         ctx.append(ids)
     seed = k.random.getrandbits(64) if args.seed is None else args.seed
-    request = Request(next(k.arrivals), ctx, args, caller.session, caller.call, seed)
+    task = caller.task
+    request = Request(
+        next(k.arrivals), ctx, args, caller.session, caller.call, seed, task.payer, task.rank
+    )
     eos = () if args.ignore_eos else desc.eos_ids
     request.stop_ids = frozenset((*args.stop_ids, *eos))
     start_request(k, caller, request, cached)

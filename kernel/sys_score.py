@@ -37,6 +37,9 @@ def sys_score(k: System, caller: Caller, args: Score) -> Pending:
     cached = min(ctx.computed, args.start - 1)
     if ids:
         ctx.append(ids)
-    request = Request(next(k.arrivals), ctx, None, caller.session, caller.call, 0, args)
+    task = caller.task
+    request = Request(
+        next(k.arrivals), ctx, None, caller.session, caller.call, 0, task.payer, task.rank, args
+    )
     start_request(k, caller, request, cached)
     return PENDING

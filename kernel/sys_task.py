@@ -184,6 +184,7 @@ def end_task(k: System, task: Task, status: int, reason: str, but: int = 0) -> N
     task.ticket, task.status, task.reason, task.ended = b"", status, reason, k.clock()
     task.waits.clear()
     task.become(TaskState.ZOMBIE)
+    k.tasks.accounts.close(task.account)
     for child in k.tasks.children(task.pid):
         _orphan(k, child)
     _tell_parent(k, task)

@@ -15,6 +15,7 @@ from enum import Enum
 from math import inf
 from typing import Any
 
+from kernel.account import Account, AccountTable
 from kernel.context import Context
 from kernel.panic import KernelPanic, check
 from kernel.request import RequestState
@@ -42,10 +43,13 @@ _LETTERS = (RequestState.DECODE, RequestState.PREFILL, RequestState.BLOCKED, Req
 class Task:
     """One entry of the process table."""
 
-    def __init__(self, pid: int, parent: int, uid: int, name: str, born: float) -> None:
+    def __init__(
+        self, pid: int, parent: int, uid: int, name: str, born: float, account: Account
+    ) -> None:
         self.pid = pid
         self.parent = parent
         self.uid = uid
+        self.account = account
         self.name = name
         self.born = born
         self.session: Any = None  # the Session of its program
@@ -78,6 +82,16 @@ class Task:
     @property
     def ended_already(self) -> bool:
         return self._state is TaskState.ZOMBIE
+
+    @property
+    def payer(self) -> Account:
+        """The account that is charged for what it has computed."""
+        return self.account
+
+    @property
+    def rank(self) -> Account:
+        """The account in whose place its requests stand in the order."""
+        return self.account
 
     def letter(self) -> tuple[str, str]:
         """Return the state as ps shows it, and what the task waits for."""
@@ -116,6 +130,7 @@ class TaskTable:
 
     def __init__(self, max_tasks: int, uid: int, now: float) -> None:
         self.max_tasks = max_tasks
+        self.accounts = AccountTable()
         self._tasks: dict[int, Task] = {}
         self._children: dict[int, dict[int, Task]] = {}  # by parent, those that have any
         self._last_pid = 0
@@ -130,10 +145,18 @@ class TaskTable:
                 "end some tasks, or raise --max-tasks",
             )
         self._last_pid += 1
-        task = Task(self._last_pid, parent, uid, name, now)
+        account = self.accounts.task(self._last_pid, self._above(parent, uid))
+        task = Task(self._last_pid, parent, uid, name, now, account)
         self._tasks[task.pid] = task
         self._children.setdefault(parent, {})[task.pid] = task
         return task
+
+    def _above(self, parent: int, uid: int) -> Account:
+        """Return the account below which that of a child of some task is."""
+        task = self._tasks.get(parent)
+        if task is None or task.pid == INIT:
+            return self.accounts.owner(uid)
+        return task.account
 
     @property
     def last_pid(self) -> int:
@@ -144,12 +167,13 @@ class TaskTable:
         """Use no pid up to this one any more."""
         self._last_pid = max(self._last_pid, pid)
 
-    def revive(self, task: Task) -> None:
-        """Enter a task of the kernel before, whose pid is below those to come."""
-        taken = task.pid in self._tasks or task.pid > self._last_pid
-        check(not taken, f"pid {task.pid} is taken")
-        self._tasks[task.pid] = task
-        self._children.setdefault(task.parent, {})[task.pid] = task
+    def revive(self, pid: int, parent: int, uid: int, name: str, born: float) -> Task:
+        """Make a task of the kernel before again; its pid is below those to come."""
+        check(pid not in self._tasks and pid <= self._last_pid, f"pid {pid} is taken")
+        account = self.accounts.task(pid, self._above(parent, uid))
+        task = self._tasks[pid] = Task(pid, parent, uid, name, born, account)
+        self._children.setdefault(parent, {})[pid] = task
+        return task
 
     def has(self, task: Task) -> bool:
         """Whether a task is still there."""

@@ -5,6 +5,7 @@ from array import array
 import pytest
 
 from drivers import base, wire
+from kernel.account import AccountTable
 from kernel.context import Context
 from kernel.pool import MAX_SCRUBS, BlockPool
 from kernel.request import Request
@@ -17,6 +18,7 @@ LOADED = base.Loaded(
     "float32", 2048, 256, 32768, 1,
 )  # fmt: skip
 HUGE = 1 << 31
+NOBODY = (AccountTable().root,) * 2
 
 
 def size_of_fullest_step(limits: StepLimits, block_size: int) -> int:
@@ -29,7 +31,7 @@ def size_of_fullest_step(limits: StepLimits, block_size: int) -> int:
         ctx = Context(number, 2, "", "null", pool)
         ctx.append(array("i", [1]) * length)
         infer = Infer(number, 9, 1.0, 5, 0.9, 0.1, 7, (), False, 20, 1.5, 1.0, 1.0, ((1, 1.0),))
-        request = Request(number, ctx, infer, None, number, 2**64 - 1)
+        request = Request(number, ctx, infer, None, number, 2**64 - 1, *NOBODY)
         request.slot = number
         entries.append(Entry(request, length - tokens, length, [], samples=True))
     ops = step_ops(0, 2**40, entries, [(1, 1)] * seqs, list(range(MAX_SCRUBS)))
@@ -68,7 +70,7 @@ def test_a_step_that_scores_as_much_as_it_may_fits_too(rows: int) -> None:
         length = 300 if first else (limits.max_block_refs - 300) // (limits.max_seqs - 1)
         ctx.append(array("i", [1]) * (length + 1))
         score = Score(number, 1, 20) if first else None
-        request = Request(number, ctx, None, None, number, 0, score)
+        request = Request(number, ctx, None, None, number, 0, *NOBODY, score)
         request.slot, end = number, ctx.length - 1
         tokens = limits.max_logit_rows if first else (limits.max_tokens - 256) // 255
         scores = limits.max_logit_rows if first else 0
@@ -88,7 +90,7 @@ def test_resets_fill_messages_and_no_more() -> None:
         ctx.append(array("i", [n % 500 for n in range(length)]))
         bias = tuple((token, 1.0) for token in range(300))
         infer = Infer(number, 9, presence_penalty=1.0, logit_bias=bias)
-        request = Request(number, ctx, infer, None, number, 0)
+        request = Request(number, ctx, infer, None, number, 0, *NOBODY)
         slots.take(request, ())
         requests.append(request)
     told: dict[int, int] = {}

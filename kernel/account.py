@@ -1,0 +1,133 @@
+"""Account: who is charged for what is computed, and whose turn it is. Accounts are a tree.
+
+    root ── system                      work that the kernel itself has caused
+         └─ owner (a uid) ── task ── task ── ...        a child is below the task that made it
+                          └─ group ── task
+                                   └─ group ── ...
+
+What a task is charged, all above it are charged too: so a limit of a task holds for its whole tree,
+and a share of a group is a share of all in it together. An account stays after its task has ended,
+while there are others below it: children do not leave their place by losing their parent.
+
+At MAX_DEPTH no level is added any more: what would be below is beside.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+
+from kernel.panic import check
+
+MAX_DEPTH = 12
+"""Accounts on the way to the root, so that a charge costs little."""
+NICEST, LEAST_NICE = 19, -20
+# fmt: off
+WEIGHTS = (
+    88761, 71755, 56483, 46273, 36291, 29154, 23254, 18705, 14949, 11916,
+    9548, 7620, 6100, 4904, 3906, 3121, 2501, 1991, 1586, 1277,
+    1024, 820, 655, 526, 423, 335, 272, 215, 172, 137,
+    110, 87, 70, 56, 45, 36, 29, 23, 18, 15,
+)
+# fmt: on
+"""From nice -20 to 19, as Linux has them (sched_prio_to_weight): a step of nice is a quarter."""
+
+
+class Kind(Enum):
+    ROOT = "root"
+    SYSTEM = "system"
+    OWNER = "owner"
+    GROUP = "group"
+    TASK = "task"
+
+
+class Account:
+    """One node of the tree."""
+
+    __slots__ = (
+        "_children", "closed", "depth", "kind", "name", "nice", "own", "parent",
+        "uid", "virtual",
+    )  # fmt: skip
+
+    def __init__(
+        self, kind: Kind, name: str, parent: "Account | None", uid: int = 0, nice: int = 0
+    ) -> None:
+        self.kind = kind
+        self.name = name  # of a group; the uid of an owner, the pid of a task, in digits
+        self.parent = parent
+        self.uid = uid
+        self.nice = nice
+        self.closed = False  # its task has ended
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.virtual = 0.0  # service by weight, as the fair policy counts it (kernel/policies)
+        self.own = 0.0  # likewise, of its own requests beside those of accounts below it
+        self._children = 0
+
+    @property
+    def weight(self) -> int:
+        """Its share among its siblings."""
+        return WEIGHTS[self.nice - LEAST_NICE]
+
+    def path(self) -> Iterator["Account"]:
+        """Yield this account and those above it, the root last."""
+        account: Account | None = self
+        while account is not None:
+            yield account
+            account = account.parent
+
+    def is_below(self, other: "Account") -> bool:
+        """Whether what this one is charged, the other one is charged too."""
+        return any(account is other for account in self.path())
+
+    def __repr__(self) -> str:
+        return "/".join(reversed([account.name for account in self.path() if account.parent]))
+
+
+class AccountTable:
+    """All accounts of a kernel."""
+
+    def __init__(self) -> None:
+        self.root = Account(Kind.ROOT, "", None)
+        self.system = self._below(self.root, Kind.SYSTEM, "system", 0, 0)
+        self._owners: dict[int, Account] = {}
+        self._groups: dict[tuple[Account, str], Account] = {}
+
+    def owner(self, uid: int) -> Account:
+        """Return the account of a user; it stays."""
+        account = self._owners.get(uid)
+        if account is None:
+            account = self._owners[uid] = self._below(self.root, Kind.OWNER, str(uid), uid, 0)
+        return account
+
+    def group(self, above: Account, name: str) -> Account:
+        """Return the group of that name below an owner or a group; it ends with its last task."""
+        account = self._groups.get((above, name))
+        if account is None:
+            account = self._below(above, Kind.GROUP, name, above.uid, 0)
+            self._groups[above, name] = account
+        return account
+
+    def task(self, pid: int, above: Account, nice: int = 0) -> Account:
+        """Return a new account of a task, below that of its parent, of a group or of its owner."""
+        while above.depth >= MAX_DEPTH and above.parent is not None:
+            above = above.parent
+        return self._below(above, Kind.TASK, str(pid), above.uid, nice)
+
+    def close(self, account: Account) -> None:
+        """Note that a task has ended: its account goes once there is none below it."""
+        check(account.kind is Kind.TASK and not account.closed, f"{account} is closed twice")
+        account.closed = True
+        self._leave(account)
+
+    def _leave(self, account: Account) -> None:
+        """Let accounts go that nothing needs any more, from here up."""
+        while account._children == 0 and (account.closed or account.kind is Kind.GROUP):
+            parent = account.parent
+            assert parent is not None
+            if account.kind is Kind.GROUP:
+                del self._groups[parent, account.name]
+            parent._children -= 1
+            account = parent
+
+    @staticmethod
+    def _below(above: Account, kind: Kind, name: str, uid: int, nice: int) -> Account:
+        above._children += 1
+        return Account(kind, name, above, uid, nice)

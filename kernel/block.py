@@ -121,6 +121,11 @@ class Block:
         return len(self.ids) if self.disk != NO_PLACE else max(self.filled, self.kept)
 
     @property
+    def nowhere(self) -> bool:
+        """Whether it has a place in no tier."""
+        return (self.id, self.host, self.disk) == (NOT_RESIDENT, NO_PLACE, NO_PLACE)
+
+    @property
     def away(self) -> bool:
         """Whether what it has, or begins with, lies in a lower tier or is on its way from there."""
         if self.id != NOT_RESIDENT:

@@ -339,9 +339,12 @@ class DiskSwap:
 
     def lose_all(self) -> None:
         """Forget what was in the file: the store has died. What is on its way ends by itself."""
-        self.tier.lose_all()
+        lost = self.tier.lose_all()
         self._cancel()
         self.note = ""
+        for block in lost:
+            if block.refs == 0:
+                self._pool.leave(block)
 
     def leave(self) -> None:
         """Give everything up: the model has gone."""

@@ -100,9 +100,13 @@ class DiskTier:
         self._free.extend(slots)
         self._part()
 
-    def lose_all(self) -> None:
-        """Forget what was in the file: the store has died, and all slots are free and zero."""
-        self.lost += sum(not block.moving for block in self._blocks.values())
+    def lose_all(self) -> list[Block]:
+        """Forget what was in the file: the store has died, and all slots are free and zero.
+
+        Return the Blocks that were there and are on no way to or from it.
+        """
+        lost = [block for block in self._blocks.values() if not block.moving]
+        self.lost += len(lost)
         for block in self._blocks.values():
             block.disk = NO_PLACE
         self._blocks.clear()
@@ -111,6 +115,7 @@ class DiskTier:
         self._free = deque(range(self.num_slots))
         self.full = False
         self._part()
+        return lost
 
     def leave(self) -> None:
         """Give everything up: the model has gone. Its extents are free when they are zero."""

@@ -145,6 +145,8 @@ class BlockPool:
                 self._move(block.id, state)
         self.host.renamed(block)
         if block.held:
+            if block.nowhere and not (block.moving or block.readers):
+                self._vacate(block)  # it is of no use to those that would begin as its copy
             return
         self.disk.drop(block)  # it would cost more to find it than to compute it
         if not keep:

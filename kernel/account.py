@@ -43,8 +43,8 @@ class Account:
     """One node of the tree."""
 
     __slots__ = (
-        "_children", "closed", "depth", "kind", "name", "nice", "own", "parent",
-        "uid", "virtual",
+        "_children", "closed", "depth", "floor", "kind", "name", "nice", "own", "parent", "uid",
+        "virtual",
     )  # fmt: skip
 
     def __init__(
@@ -57,8 +57,9 @@ class Account:
         self.nice = nice
         self.closed = False  # its task has ended
         self.depth: int = 0 if parent is None else parent.depth + 1
-        self.virtual = 0.0  # service by weight, as the fair policy counts it (kernel/policies)
+        self.virtual = 0.0  # service by weight, as kernel/policies/fair.py counts it
         self.own = 0.0  # likewise, of its own requests beside those of accounts below it
+        self.floor = 0.0  # below which nobody comes back who has been away
         self._children = 0
 
     @property

@@ -44,6 +44,7 @@ class Config:
     fresh: bool = False  # leave what the kernel before has saved when it stopped on the disk
     attach_s: float = 600.0  # for programs to come back to their tasks
     max_ctx: int = 0  # 0: the model's own
+    policy: str = "fair"  # who goes first: fair, fifo, priority, or one that is installed
     prefill_chunk: int = 512  # tokens of one request in one step
     target_us: int = 30_000  # of a step that decodes; 0: none
     max_models: int = 64

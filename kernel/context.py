@@ -54,6 +54,9 @@ class Context:
         self.queued: deque[Any] = deque()  # calls that wait behind it (QUEUE)
         self.fresh = 0  # positions computed for an append, that no infer has counted yet
         self.last_use = 0  # kernel turn
+        self.used_at = 0.0  # when it was last in a step
+        self.returns_at = 0.0  # when its task is expected back from a call; 0: it is in none
+        self.paid = 0  # leading positions that somebody was charged for: again they cost nothing
         self.pinned = False  # its KV stays on the device
         self.demoted = False  # its KV is the first to leave
         self.retained_until = 0.0  # its KV leaves after that of others
@@ -138,6 +141,7 @@ class Context:
         if length % size and self.blocks[-1].writer is self and length < self.length:
             self.blocks[-1].writer = None
         self.length = length
+        self.paid = min(self.paid, length)
         self.foreign = min(self.foreign, length)
         self._settled = min(self._settled, keep)
         del self._table[self._settled :]
@@ -149,7 +153,7 @@ class Context:
         child.blocks = self.blocks.copy()
         for block in child.blocks:
             block.refs += 1  # this is all that a fork costs
-        child.length = self.length
+        child.length, child.paid = self.length, self.paid
         child._seen, child._settled = self._seen, self._settled
         child._table = self._table[:]
         return child

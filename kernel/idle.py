@@ -29,6 +29,7 @@ class IdleOrder:
 
     def used(self, ctx: Context, now: float) -> None:
         """Note that a context has, or is about to have, KV on the device."""
+        ctx.used_at = now
         if ctx.retained_until > now:
             self._drop(ctx)
             self.retained[ctx] = None

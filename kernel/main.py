@@ -20,12 +20,12 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
+from kernel.chosen import Chosen, Unknown
 from kernel.config import Config, default_kv_bytes, table
 from kernel.ipc import Busy, Ipc, RunDir, Unsafe
 from kernel.link import HostLink
 from kernel.logring import LogRing, RingHandler
 from kernel.loop import Kernel
-from kernel.policy import Fifo
 from kernel.sleeper import Sleeper
 from kernel.store import StoreLink
 from kernel.system import System, host_part
@@ -33,7 +33,7 @@ from kernel.system import System, host_part
 log = logging.getLogger("kernel")
 
 
-def boot(config: Config, run_dir: RunDir) -> None:
+def boot(config: Config, run_dir: RunDir, policy: Chosen) -> None:
     """Bring a kernel up, run it, take it down."""
     ring = LogRing(time.monotonic)  # the log, as clients read it
     logging.getLogger("kernel").addHandler(RingHandler(ring))
@@ -42,7 +42,7 @@ def boot(config: Config, run_dir: RunDir) -> None:
     link = HostLink(config.device, config.bulk_bytes, host_bytes)  # the driver's process
     store = StoreLink([fd for fd in (link.bulk_fd, link.host_fd) if fd >= 0])  # disk and keys
     system = System(  # tasks, contexts, blocks
-        config, link, Fifo(), time.monotonic, SystemRandom(), os.getuid(), os.getpid(), ring, store
+        config, link, policy, time.monotonic, SystemRandom(), os.getuid(), os.getpid(), ring, store
     )
     kernel = Kernel(system, front)  # the loop
     sleeper = Sleeper(system.device, system.store, front.fileno(), _wake_on_signals(system))
@@ -127,13 +127,14 @@ def main() -> None:
     if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         _die(78, "needs Linux 5.10 or newer (pidfd, memfd)")
     try:
+        policy = Chosen(config.policy)  # who goes first
         run_dir = RunDir(Path(config.run_dir))
     except Busy as busy:
         _die(75, str(busy))
-    except Unsafe as unsafe:
-        _die(78, str(unsafe))
+    except (Unsafe, Unknown) as wrong:
+        _die(78, str(wrong))
     try:
-        boot(config, run_dir)
+        boot(config, run_dir, policy)
     except Exception:
         log.exception("kernel panic")
         sys.exit(70)

@@ -1,12 +1,13 @@
 """Pager: makes room on the device when places run out, and brings back what was moved away.
 
 Under pressure, in this order: cached blocks go, the oldest first; then blocks of idle contexts;
-then those of running requests younger than the one in need. What goes is copied to the host tier if
-that has room and the policy finds a copy cheaper than computing it again; else it is dropped. No
-context is lost: its ids are known, tiers only decide what it costs to go on.
+then those of running requests that give way to the one in need, as the policy says. What goes is
+copied to the host tier if that has room and the policy finds a copy cheaper than computing it
+again; else it is dropped. No context is lost: its ids are known, tiers only decide what it costs to
+go on.
 
-The oldest request is never a victim of a younger one, and admission has seen that each fits beside
-what is pinned: so it always ends, and then the next one is the oldest.
+The head, as the policy says, is nobody's victim, and admission has seen that each fits beside what
+is pinned: so it always ends, or gives its place to another one that is the head then.
 
 A block goes only if no context that keeps its KV names it; blocks that others share go last. Room
 made now is room for a later step: places are free after a copy, a scrub and their fences.
@@ -97,8 +98,7 @@ class Pager:
         if missing <= 0:
             return True
         kept = self._kept(active)
-        younger = self.policy.victims(request for request in active if request.arrival > by.arrival)
-        for item in younger:
+        for item in self.policy.victims(active, by):
             request = cast(Request, item)
             if request.ctx.pinned:
                 continue

@@ -2,12 +2,21 @@
 
 A policy sees the requests that could run and the ones that could give way, nothing else, and
 returns them in an order. It never allocates, drops or runs anything. The kernel takes as many as
-its budgets allow; what a policy leaves out simply does not run in this step. Scheduling classes
-and fairness come as further policies; this kernel is built with one.
+its budgets allow; what a policy leaves out simply does not run in this step. Those that the kernel
+brings along are in kernel/policies; others come from entry points (kernel/chosen.py).
+
+Service is what requests are charged for: a position that is computed for the first time counts 1,
+an id that is sampled 2 more, as in Sheng et al., "Fairness in Serving Large Language Models"
+(OSDI'24). What the kernel has to compute again costs them nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
+
+from kernel.account import Account
+
+POSITION, SAMPLE = 1, 2
+"""Service."""
 
 
 class Runnable(Protocol):
@@ -21,6 +30,16 @@ class Runnable(Protocol):
 
     @property
     def background(self) -> bool: ...
+
+    @property
+    def remaining(self) -> int:
+        """Positions before its next id, that one included."""
+        ...
+
+    @property
+    def rank(self) -> Account:
+        """In whose place it stands: its payer's, or that of a caller who waits for it."""
+        ...
 
 
 class Idle(Protocol):
@@ -38,16 +57,35 @@ class Idle(Protocol):
     @property
     def retained_until(self) -> float: ...
 
+    @property
+    def used_at(self) -> float: ...
+
+    @property
+    def returns_at(self) -> float:
+        """When the call is expected to return in which its task waits; 0: it is in none."""
+        ...
+
 
 class Policy(Protocol):
     """The decisions."""
 
-    def order(self, requests: Iterable[Runnable]) -> list[Runnable]:
-        """Return requests in the order in which they get tokens of the next step."""
+    def order(self, requests: Sequence[Runnable]) -> Iterable[Runnable]:
+        """Return the requests of a model in the order in which they get tokens of the next step."""
         ...
 
-    def victims(self, requests: Iterable[Runnable]) -> list[Runnable]:
-        """Return requests in the order in which they lose their KV when blocks run out."""
+    def charge(self, payer: Account, service: int) -> None:
+        """Note that a step that has been submitted serves somebody."""
+        ...
+
+    def head(self, requests: Iterable[Runnable]) -> Runnable:
+        """Return the request that gives way to none of the others.
+
+        It may have all that these have: so it ends, and the next one is the head.
+        """
+        ...
+
+    def victims(self, requests: Iterable[Runnable], by: Runnable) -> list[Runnable]:
+        """Return those that give way to another one, in the order in which they lose their KV."""
         ...
 
     def idle_victims(self, contexts: Iterable[Idle], now: float) -> list[Idle]:
@@ -63,23 +101,19 @@ class Policy(Protocol):
         ...
 
 
-class Fifo:
-    """First come, first served: decodes, then prefills, then those that nobody waits for.
+class Pages:
+    """What policies of requests have in common: which KV that nobody uses goes first, and whither.
 
-    Each by arrival; the youngest gives way. Of idle contexts, those of stopped tasks give way
-    first, then those that their programs have demoted, then the one that was used least recently;
-    those that are to be retained are last. What is cheaper to copy than to compute is copied.
+    Of idle contexts, those of stopped tasks give way first, then those that their programs have
+    demoted, then the one that will be used last: a task that waits in a call comes back when such
+    calls usually return, any other one after as long as it has been idle already. Those that are to
+    be retained are last. What is cheaper to copy than to compute is copied.
     """
 
-    def order(self, requests: Iterable[Runnable]) -> list[Runnable]:
-        return sorted(requests, key=lambda r: (r.background, not r.decoding, r.arrival))
-
-    def victims(self, requests: Iterable[Runnable]) -> list[Runnable]:
-        return sorted(requests, key=lambda request: -request.arrival)
-
     def idle_victims(self, contexts: Iterable[Idle], now: float) -> list[Idle]:
-        def worth(ctx: Idle) -> tuple[bool, bool, bool, int]:
-            return ctx.retained_until > now, not ctx.stopped, not ctx.demoted, ctx.last_use
+        def worth(ctx: Idle) -> tuple[bool, bool, bool, float, int]:
+            away = ctx.returns_at - now if ctx.returns_at > now else now - ctx.used_at
+            return ctx.retained_until > now, not ctx.stopped, not ctx.demoted, -away, ctx.last_use
 
         return sorted(contexts, key=worth)
 

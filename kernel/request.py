@@ -123,6 +123,11 @@ class Request:
         return self.ctx.length if self.infer else max(0, self.ctx.length - 1)
 
     @property
+    def remaining(self) -> int:
+        """Positions before its next id, that one included."""
+        return max(1, self.target - self.start)
+
+    @property
     def decoding(self) -> bool:
         """One position away from its next id, which it has sampled from before."""
         return self.output > 0 and self.start >= self.ctx.length - 1

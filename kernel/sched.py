@@ -2,13 +2,14 @@
 
 One step is one Submit to the device, and one Submit with an Execute is in flight at a time. The
 policy orders the requests; each gets tokens while the step's budgets last (tokens, sequences,
-block references, places). A decode takes one token; a prefill takes a chunk, smaller while others
-decode so that a step stays near the target time. What the prefix index has is taken over before
+block references, places). A decode takes one token; prefills take chunks, together no more than
+keep a step near the target time (kernel/pace.py). What the prefix index has is taken over before
 anything is computed, and what lies in the host tier is copied back, not computed.
 
 Places are reserved before anything is said to the device, and an infer that gets none waits for the
-pager's room: then nobody behind it takes new ones, so room goes to whom it was made for. A prefill
-in the background that gets none ends: it may use what is free, and nothing is dropped for it.
+pager's room: then nobody behind it takes new ones, and in the next plans it comes before all others
+until it has them. So room goes to whom it was made for. A prefill in the background that gets none
+ends: it may use what is free, and nothing is dropped for it.
 
 A position that is filled is never written again. A request that needs logits of one (a fork of
 a finished context, a cached prompt, a score) runs that token again and stores it in the null block.
@@ -23,8 +24,9 @@ from typing import cast
 
 from drivers import base
 from kernel.block import NOT_RESIDENT, Block
+from kernel.pace import Pace
 from kernel.pager import Pager
-from kernel.policy import Policy
+from kernel.policy import POSITION, SAMPLE, Policy
 from kernel.pool import BlockPool
 from kernel.request import Request, RequestState, Scores, Token
 from kernel.reuse import MAX_LOOKUPS, Reuse
@@ -49,15 +51,16 @@ class Scheduler:
         self.seqs = 0
         self.step_us = 0
         self.pager = pager
+        self.pace = Pace(limits, pool.block_size)
         self.has_room = False  # the pager has found some that is there already
         self.reuse = Reuse(pool, pager)
         self._slots = Slots(limits.max_seqs)
         self._adjusted = 0  # requests whose logits are
         self._told = False  # the last call of `resets` gave some
         self.telling: list[Request] = []  # whose Resets are in flight
-        self._us_per_token = 0.0
         self._taken: list[Block] = []  # blocks that a plan lets begin as a copy
         self._starved: dict[Request, Sequence[Block]] = {}  # what got no places, in order
+        self._room_for: Request | None = None
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -99,17 +102,18 @@ class Scheduler:
         runnable = [r for r in self.requests.values() if not r.held and not r.ctx.revoked]
         for request in runnable:
             request.start = request.ctx.planned
-        decodes = sum(r.decoding for r in runnable)
-        chunk = self._chunk(decodes)
-        for item in self.policy.order(runnable):
-            request = cast(Request, item)
+        room = self.pace.room(sum(r.decoding for r in runnable))
+        for request in self._ordered(runnable):
             if tokens == 0 or len(entries) == self.limits.max_seqs:
                 break
             if not request.decoding:
                 lookups -= self.reuse.look_up(request, lookups)
                 if request.seeking:
                     continue
-            start, end = self._span(request, min(chunk, tokens))
+            if room == 0 and not request.decoding:
+                continue
+            budget = tokens if request.decoding else min(self.limits.prefill_chunk, room, tokens)
+            start, end = self._span(request, budget)
             if self._is_away(request, start, end):
                 dry = self._bring(request, start, dry) or dry
                 continue
@@ -140,10 +144,22 @@ class Scheduler:
                 self._slots.take(request, self._may_wait(entry.request for entry in entries))
             entries.append(self._entry(request, start, end, samples, scores))
             tokens -= end - start
+            room -= 0 if request.decoding else end - start
             refs -= -(-end // size)
             rows -= samples + scores
         self._let_origins_go()
         return entries, copies
+
+    def _ordered(self, runnable: Sequence[Request]) -> Iterator[Request]:
+        """Yield requests as the policy orders them, after the one that room was made for."""
+        first = self._room_for
+        if first is not None and (first.done or first not in runnable):
+            first = self._room_for = None
+        if first is not None:
+            yield first
+        for item in self.policy.order(runnable):
+            if item is not first:
+                yield cast(Request, item)
 
     def _let_origins_go(self) -> None:
         """Only now: the place of an origin must not be taken by the message that copies it."""
@@ -179,14 +195,6 @@ class Scheduler:
         run = set(chosen)
         yield from (request for request in reversed(self.requests.values()) if request not in run)
 
-    def _chunk(self, decodes: int) -> int:
-        """Tokens of prefill per request: as many as keep a step with decodes near its target."""
-        limits = self.limits
-        if not (limits.target_us and decodes and self._us_per_token):
-            return limits.prefill_chunk
-        room = int(limits.target_us / self._us_per_token) - decodes
-        return min(limits.prefill_chunk, max(self.pool.block_size, room))
-
     # --- what need not be computed ------------------------------------------------------------
 
     def _is_away(self, request: Request, start: int, end: int) -> bool:
@@ -206,6 +214,7 @@ class Scheduler:
             self.remove(request)  # an infer will need it, if there ever is one
             return False
         if not dry and self.pager.bring(away):
+            self._has_places(request)
             self.pager.used(request.ctx)
             return False
         self._starved[request] = away
@@ -246,11 +255,16 @@ class Scheduler:
             request.become(RequestState.BLOCKED)
             request.lacks = len(wanted)
             return False
+        self._has_places(request)
         for block in wanted:
             self.pool.alloc(block)
             if block.origin is not None:
                 self._take_over(block, block.origin, copies)
         return True
+
+    def _has_places(self, request: Request) -> None:
+        if self._room_for is request:
+            self._room_for = None
 
     def _take_over(self, block: Block, origin: Block, copies: list[tuple[int, int]]) -> None:
         if origin.id != NOT_RESIDENT:
@@ -281,15 +295,15 @@ class Scheduler:
 
         Only now that the plan is on its way: it may have named the blocks that go. Their scrub is
         queued behind it, and copies of them wait for it. If nothing may go for the first one, the
-        oldest has its turn: to it, the first one's blocks may. Returns that one with an error if it
+        head has its turn: to it, the first one's blocks may. Returns that one with an error if it
         would wait for ever, because only what is pinned is in its way.
         """
         self.has_room = False
         if not self._starved:
             return []
         active = [other for other in self.requests.values() if not other.held]
-        oldest = min(active, key=lambda other: other.arrival)
-        for request in dict.fromkeys((next(iter(self._starved)), oldest)):
+        head = cast(Request, self.policy.head(active))
+        for request in dict.fromkeys((next(iter(self._starved)), head)):
             wanted = self._starved.get(request, ())
             if not wanted:
                 return []
@@ -298,10 +312,11 @@ class Scheduler:
                 self.pager.drop_origin(block)  # computing again needs one block less
             self.has_room = self.pool.num_free + self.pool.num_cached >= len(wanted)
             if made or self.has_room:
+                self._room_for = request
                 return []
         if self.pager.expects_room:
             return []
-        return [(oldest, self._no_room(len(wanted)))]
+        return [(head, self._no_room(len(wanted)))]
 
     def _no_room(self, needed: int) -> KernelError:
         free, pinned = self.pool.num_free + self.pool.num_cached, self.pager.pinned
@@ -316,6 +331,15 @@ class Scheduler:
         """Note that the step is on its way under fence `value`."""
         self.step = Step(value, entries)
         self.steps += 1
+        for entry in entries:
+            self._charge(entry)
+
+    def _charge(self, entry: Entry) -> None:
+        """Charge a request for positions that are computed for the first time, and its sample."""
+        ctx = entry.request.ctx
+        new = max(0, entry.end - max(entry.start, ctx.paid))
+        ctx.paid = max(ctx.paid, entry.end)
+        self.policy.charge(entry.request.payer, new * POSITION + entry.samples * SAMPLE)
 
     # --- results ------------------------------------------------------------------------------
 
@@ -377,8 +401,5 @@ class Scheduler:
         self.decode_tokens += decodes
         self.seqs += len(step.entries)
         self.step_us += took_us
-        if tokens >= self.pool.block_size:
-            per_token = took_us / tokens
-            old = self._us_per_token or per_token
-            self._us_per_token = 0.8 * old + 0.2 * per_token
-            self.pager.us_per_token = self._us_per_token
+        self.pace.measure(tokens - decodes, decodes, took_us)
+        self.pager.us_per_token = self.pace.us_per_token

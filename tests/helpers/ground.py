@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from drivers import base
 from drivers.store.store import Store
+from kernel.chosen import Chosen
 from kernel.loopback import LoopbackLink
-from kernel.policy import Fifo
 from kernel.store import LoopbackStore
 from tests.helpers.disks import MemoryFiles
 from tests.helpers.sim import Sim
@@ -42,10 +42,11 @@ class Ground(NamedTuple):
         )._replace(**random.choice([{}, {}, {}, {"host_blocks": 0}]))  # fmt: skip
 
 
-class Whim(Fifo):
-    """Copies or drops as a seed wants it."""
+class Whim(Chosen):
+    """One of the built-in policies, that copies or drops as a seed wants it."""
 
     def __init__(self, random: Random, swaps: float) -> None:
+        super().__init__(random.choice(["fair", "fifo", "priority"]), {})
         self.random = random
         self.share = swaps
 

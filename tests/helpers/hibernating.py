@@ -13,7 +13,7 @@ from typing import Any
 from drivers.store.files import Files
 from drivers.store.store import Store
 from kernel.loopback import LoopbackLink
-from kernel.policy import Fifo
+from kernel.policies.fifo import Fifo
 from kernel.store import LoopbackStore
 from kernel.system import host_part
 from syscalls.abi import Restore, Sig

@@ -20,7 +20,8 @@ from kernel.ipc import Arrival
 from kernel.logring import LogRing
 from kernel.loop import Kernel
 from kernel.loopback import LoopbackLink
-from kernel.policy import Fifo, Policy
+from kernel.policies.fair import Fair
+from kernel.policy import Policy
 from kernel.store import LoopbackStore
 from kernel.sys_task import task_row
 from kernel.system import System
@@ -209,7 +210,7 @@ class Sim:
         self.config = Config(Path("/nowhere"), model_dir=path, **(defaults | config))
         self.link = link or LoopbackLink(self.config.device)
         self.system = System(
-            self.config, self.link, policy or Fifo(), self.clock, Random(seed + 1), UID, 4242,
+            self.config, self.link, policy or Fair(), self.clock, Random(seed + 1), UID, 4242,
             LogRing(self.clock), store,
         )  # fmt: skip
         self.kernel = Kernel(self.system, self.front)

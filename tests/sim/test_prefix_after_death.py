@@ -47,6 +47,7 @@ def test_what_the_store_took_with_it_is_not_kept_for_copies_to_come() -> None:
     client.ask("free_ctx", handle)
     assert origin.refs == 0 and origin.disk != NO_PLACE
     sim.store.die()
+    sim.turn()
     sim.settle()
     assert origin not in sim.model.pool.index and not origin.heirs
     sim.end()

@@ -217,8 +217,8 @@ class Pager:
     def drop_origin(self, block: Block) -> int:
         """Give up an origin that only waits to be copied; return the places that this frees."""
         pool, origin = self.pool, block.origin
-        if origin is None or origin.id == NOT_RESIDENT:
-            return 0
+        if origin is None or origin.id == NOT_RESIDENT or block.moving is not Move.NONE:
+            return 0  # a copy that is asked for needs it, though it may be on the device by now
         self.given_up += 1
         before = pool.num_coming + pool.num_cached
         pool.drop_origin(block)

@@ -9,6 +9,8 @@ with them. What is in the range when a model is loaded stays as it is.
 Where a run of blocks has all of its pages, it is copied as memory. Where the kernel has given pages
 back, it is read and written as a file: to touch a page that is not there costs twice what it costs
 to write it, to read it would take memory for zeros, and no memory left is an error then, no SIGBUS.
+New pages are mapped at once, on the way out, when nobody waits: on the way back, page by page, that
+would take longer than the copy.
 """
 
 import ctypes
@@ -19,6 +21,9 @@ from typing import NamedTuple
 
 from drivers.base import DriverFault, FaultKind, Load
 from drivers.block_memory import BlockMemory, runs
+
+MADV_POPULATE_READ = 22
+"""Of madvise, as linux/mman.h has it."""
 
 
 class HostRange(NamedTuple):
@@ -122,20 +127,26 @@ class HostTier:
         if self._where.offset + (block + count) * self._size > os.fstat(self._where.fd).st_size:
             raise OSError(0, "the host memory ends before")
         # not SEEK_HOLE, which looks at all that is behind them as well
-        torn = self._memory.address(block) % mmap.PAGESIZE
-        size = torn + count * self._size
+        start, size = self._pages(block, count)
         there = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-        start = ctypes.c_void_p(self._memory.address(block) - torn)
-        if self._libc.mincore(start, ctypes.c_size_t(size), there) != 0:
+        if self._libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), there) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return 0 not in bytes(there)
 
     def _write(self, block: int, content: memoryview) -> None:
-        at = self._where.offset + block * self._size
+        at, count = self._where.offset + block * self._size, len(content) // self._size
         while content:
             done = os.pwrite(self._where.fd, content, at)
             content, at = content[done:], at + done
+        start, size = self._pages(block, count)
+        # Linux 5.14; older ones refuse it, and map each page when it is touched
+        self._libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_POPULATE_READ)
+
+    def _pages(self, block: int, count: int) -> tuple[int, int]:
+        """Return address and bytes of the memory of some blocks, from the start of a page."""
+        torn = self._memory.address(block) % mmap.PAGESIZE
+        return self._memory.address(block) - torn, torn + count * self._size
 
     def _read(self, block: int, into: memoryview) -> None:
         at = self._where.offset + block * self._size

@@ -18,6 +18,7 @@ from kernel import (
     sys_inspect,
     sys_memory,
     sys_model,
+    sys_policy,
     sys_save,
     sys_score,
     sys_task,
@@ -79,6 +80,7 @@ HANDLERS: dict[str, Handler] = {
     "explain": sys_memory.sys_explain,
     "pmap": sys_inspect.sys_pmap,
     "log": sys_inspect.sys_log,
+    "set_policy": sys_policy.sys_set_policy,
     "shutdown": sys_admin.sys_shutdown,
 }
 """hello and attach are not here: they are the calls of a session without a task."""

@@ -14,6 +14,7 @@ from random import Random
 
 from kernel.answer import ModelSpec
 from kernel.burst import Bursts
+from kernel.chosen import Chosen
 from kernel.config import Config
 from kernel.context import Context
 from kernel.device import Device, DeviceState, Limits
@@ -25,7 +26,6 @@ from kernel.job import Jobs
 from kernel.link import Link
 from kernel.logring import LogRing
 from kernel.model import Model
-from kernel.policy import Policy
 from kernel.session import Session
 from kernel.stats import Counters
 from kernel.store import Store
@@ -47,7 +47,7 @@ class System:
         self,
         config: Config,
         link: Link,
-        policy: Policy,
+        policy: Chosen,
         clock: Callable[[], float],
         random: Random,
         uid: int,
@@ -94,6 +94,7 @@ class System:
         limits = Limits(config.prefill_chunk, config.target_us, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
         self._attach_key = hashlib.blake2b(b"attach", key=secret, digest_size=32).digest()
+        self.policy = policy
         self.device = Device(link, limits, policy, clock, secret, self._burying, self.swap_file)
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))

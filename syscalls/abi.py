@@ -861,6 +861,15 @@ class ShutdownResult(NamedTuple):
     left: int = 0  # contexts that were opened through grants which do not allow a copy
 
 
+class SetPolicy(NamedTuple):
+    name: Name | None = None  # nil: nothing changes
+
+
+class SetPolicyResult(NamedTuple):
+    policy: str  # that decides
+    policies: list[Any]  # that can be chosen
+
+
 class Nothing(NamedTuple):
     pass
 
@@ -1008,7 +1017,9 @@ CALLS: tuple[Call, ...] = (
          "Say what a context waits for, and why its KV had to be computed again.",
          "EBADCTX EREVOKED ESRCH EINVAL"),
     # administration
-    _reserved(128, "set_policy", _O, "Choose a loaded policy."),
+    Call(128, "set_policy", SetPolicy, SetPolicyResult, _T, True, False,
+         "Choose who goes first: one of the policies that the kernel was started with.",
+         "EPERM ENOENT"),
     _reserved(129, "save_all", _O, "Save every durable context.", durable=True),
     _reserved(130, "subject", _O, "Export or erase what belongs to one person.", durable=True),
     _reserved(131, "audit", _O, "Read the audit chain.", idempotent=True),

@@ -219,6 +219,14 @@ class Task:
         """
         return await self.run(self.caller.drop_cache())
 
+    async def policy(self, name: str | None = None) -> tuple[str, list[str]]:
+        """Let another policy decide who goes first, if one is named.
+
+        Return the one that decides now, and all that can be chosen. Only the uid that the kernel
+        runs as may choose. EPERM, ENOENT.
+        """
+        return await self.run(self.caller.policy(name))
+
     async def log(self, cursor: int = 0) -> list[abi.LogRow]:
         """Read the kernel's log from a record's number on."""
         return await self.run(self.caller.log(cursor))

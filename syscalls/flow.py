@@ -175,6 +175,11 @@ class Caller:
         result: abi.DropCacheResult = yield from self.ask("drop_cache")
         return result.blocks
 
+    def policy(self, name: str | None) -> Flow[tuple[str, list[str]]]:
+        """Choose a policy, if one is named; return the one that decides, and all there are."""
+        result: abi.SetPolicyResult = yield from self.ask("set_policy", name)
+        return result.policy, [str(known) for known in result.policies]
+
     def log(self, cursor: int) -> Flow[list[abi.LogRow]]:
         """Return the kernel's log records from a number on."""
         rows: list[abi.LogRow] = []

@@ -32,6 +32,7 @@ GROUPS = {
         "ps": "userland.bin.ps",
         "top": "userland.bin.top",
         "kill": "userland.bin.kill",
+        "policy": "userland.bin.policy",
     },
     "Memory": {
         "free": "userland.bin.free",

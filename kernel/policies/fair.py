@@ -12,7 +12,7 @@ active are never below it, and who is below it has been away.
     |S / w - T / v| <= (2 * step) / min(w, v)        at any moment, over any stretch of time
 
 where `step` is the most that one account can be charged in one step: with the token budget L and
-at most M sequences, L + 2 * M. (The paper's bound, with steps that are charged when they are
+at most M sequences, L + 3 * M. (The paper's bound, with steps that are charged when they are
 submitted; it holds while places for KV do not decide who runs.)
 
 When blocks run out, requests give way by QUANTUM of the same counters, then by age: so each change

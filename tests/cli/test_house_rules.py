@@ -85,6 +85,7 @@ ROWS = {
     "models verify": Row(None, "models.verify", kernel=False, absent=("gpt-9",)),
     "ping": Row((), "ping"),
     "pmap": Row((), "pmap", absent=("999999",)),
+    "policy": Row((), "policy", absent=("lottery",)),
     "ps": Row((), "ps"),
     "pull": Row(None, kernel=False, absent=("gpt-9",)),
     "run": Row(None, kernel=False, absent=("/none.py",), absent_code=127),

@@ -47,6 +47,7 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "shutdown": (2.5,),
     "advise_ctx": (HANDLE, "retain", 2.5),
     "drop_cache": (),
+    "set_policy": ("fifo",),
     "save_ctx": (HANDLE, "notes of today", b"\x01\xff"),
     "load_ctx": (HANDLE, "notes of today", "smollm2:135m", "notes"),
     "list_saves": ("notes",),

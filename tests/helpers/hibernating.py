@@ -12,8 +12,8 @@ from typing import Any
 
 from drivers.store.files import Files
 from drivers.store.store import Store
+from kernel.chosen import Chosen
 from kernel.loopback import LoopbackLink
-from kernel.policies.fifo import Fifo
 from kernel.store import LoopbackStore
 from kernel.system import host_part
 from syscalls.abi import Restore, Sig
@@ -166,7 +166,7 @@ def slowly(sim: Sim, done: Callable[[], bool], most: int = 20_000) -> Iterator[i
     raise AssertionError(f"not done after {most} moments")
 
 
-class Swapping(Fifo):
+class Swapping(Chosen):
     """Takes no time to be quicker than a copy, however slow this machine is just now."""
 
     def swaps(self, tokens: int, copy_us: float, compute_us: float) -> bool:

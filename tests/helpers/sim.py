@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 from drivers import base
+from kernel.chosen import Chosen
 from kernel.config import Config
 from kernel.context import Context
 from kernel.device import DeviceState
@@ -20,8 +21,6 @@ from kernel.ipc import Arrival
 from kernel.logring import LogRing
 from kernel.loop import Kernel
 from kernel.loopback import LoopbackLink
-from kernel.policies.fair import Fair
-from kernel.policy import Policy
 from kernel.store import LoopbackStore
 from kernel.sys_task import task_row
 from kernel.system import System
@@ -196,7 +195,7 @@ class Sim:
         path: str = "null:vocab=251",
         link: LoopbackLink | None = None,
         store: LoopbackStore | None = None,
-        policy: Policy | None = None,
+        policy: Chosen | None = None,
         boot: bool = True,
         **config: Any,
     ) -> None:
@@ -209,8 +208,9 @@ class Sim:
         self.front = SimFront()
         self.config = Config(Path("/nowhere"), model_dir=path, **(defaults | config))
         self.link = link or LoopbackLink(self.config.device)
+        policy = policy or Chosen("fair", {})
         self.system = System(
-            self.config, self.link, policy or Fair(), self.clock, Random(seed + 1), UID, 4242,
+            self.config, self.link, policy, self.clock, Random(seed + 1), UID, 4242,
             LogRing(self.clock), store,
         )  # fmt: skip
         self.kernel = Kernel(self.system, self.front)

@@ -65,7 +65,7 @@ def test_shared_kv_is_saved_once() -> None:
 def test_kv_of_every_tier_is_kept() -> None:
     """Some is on the device, some in the host tier, and some in the swap file only."""
     files = MemoryFiles()
-    sim = HibernatingSim(files, host_blocks=32, swap_bytes=1 << 16, policy=Swapping())
+    sim = HibernatingSim(files, host_blocks=32, swap_bytes=1 << 16, policy=Swapping("fair", {}))
     client, known = program(sim)
     handles = [grown(client, known, ids_of(n, 100), 1) for n in range(8)]
     for handle in handles[:7]:

@@ -52,7 +52,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "load_model": ("other", "null:vocab=17", None, None, 0, 8, 0, None),
     "unload_model": ("other", True), "shutdown": (0.0, False, False),
     "advise_ctx": (1, "retain", 1.0),
-    "drop_cache": (), "explain": (1, 0),
+    "drop_cache": (), "set_policy": ("fifo",), "explain": (1, 0),
     "grant_ctx": (1, 3, None, None, 0, 0.0, 0), "open_ctx": (b"x" * 16, 9, None),
     "revoke": (b"x" * 16,), "save_ctx": (1, "kept", b""), "load_ctx": (9, "kept", None, None),
     "list_saves": ("",), "drop_save": ("kept",),

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -176,6 +177,35 @@ def test_a_policy_that_is_wrong_is_told_of_and_not_followed(
             assert chosen.head(askers) is askers[0]
         assert chosen.victims(askers, askers[2]) == [askers[3]]
     assert len(caplog.records) == 2 and "fair decides" in caplog.text
+
+
+INSTALLED = """
+from kernel.policies.fifo import Fifo
+
+class Lifo(Fifo):
+    def order(self, requests):
+        return list(reversed(super().order(requests)))
+"""
+
+
+def test_a_package_beside_the_kernel_brings_a_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that cannot be loaded, or has the name of the kernel's own, is left out and told."""
+    (tmp_path / "lifo_policy.py").write_text(INSTALLED)
+    info = tmp_path / "lifo_policy-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lifo-policy\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[llmos.policies]\nlifo = lifo_policy:Lifo\nfair = lifo_policy:Lifo\nno = nowhere:X\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = Chosen("lifo")
+    assert chosen.names == ["fair", "fifo", "priority", "lifo"]
+    table = AccountTable()
+    askers = crowd(table, {table.task(2, table.owner(1)): 3})
+    assert list(chosen.order(askers)) == askers[::-1]
+    assert "policy no cannot be loaded" in caplog.text and "policy fair of lifo" in caplog.text
 
 
 def test_what_is_not_there_cannot_be_chosen() -> None:

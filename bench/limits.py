@@ -49,6 +49,11 @@ LIMITS = (
     Limit("pager", "pager disk swap 2048 ids", "ratio", ">=", 10),
     Limit("privacy", "privacy another owner's prompt", "value", "<=", 0.55),
     Limit("privacy", "privacy another owner's prompt", "ratio", ">=", 0.95),  # the control
+    Limit("sharing", "sharing 8 and 80 requests", "value", ">=", 0.98),
+    Limit("sharing", "sharing one beside 31, p95", "ratio", "<=", 1.1),
+    Limit("sharing", "sharing a prompt beside 32, p95", "ratio", "<=", 3),
+    Limit("sharing", "sharing ids after STOP", "value", "<=", 1),
+    Limit("sharing", "sharing fair", "ratio", ">=", 0.97),
     Limit("engine", "prefill 2048 ids", "ratio", ">=", 0.6),
     Limit("engine", "decode B=32", "ratio", ">=", 0.5),
     Limit("cost", "kernel cost B=1", "ratio", "<=", 1.05),

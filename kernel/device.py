@@ -53,8 +53,7 @@ class DeviceState(Enum):
 class Limits(NamedTuple):
     """Of a device."""
 
-    prefill_chunk: int
-    target_us: int
+    step: tuple[int, int, int]  # prefill_chunk, target_us, max_seqs
     patience: Patience
     max_request_deaths: int = 3  # epochs that end while it is in flight
 
@@ -83,7 +82,7 @@ class Device:
         self.ready: base.Ready | None = None
         self.models = ModelTable(link.device)
         self._means = Means(
-            policy, limits.prefill_chunk, limits.target_us, burying, clock, secret,
+            policy, limits.step, burying, clock, secret,
             link.zero_host, swap_file,
         )  # fmt: skip
         self._loading = Loading(self.models, link.device)

@@ -157,7 +157,7 @@ class Model:
         check_loaded(loaded, self.number, self.spec, self.loaded)
         if len(loaded.kv_groups) != 1:
             return f"the model has {len(loaded.kv_groups)} KV groups (ENOTSUP)"
-        limits = step_limits(loaded, means.prefill_chunk, means.target_us)
+        limits = step_limits(loaded, *means.limits)
         needed = -(-loaded.max_ctx // loaded.block_size)
         if needed > limits.max_block_refs:
             return (
@@ -228,8 +228,7 @@ class Means(NamedTuple):
     """What a device gives its models to work with."""
 
     policy: Policy
-    prefill_chunk: int
-    target_us: int
+    limits: tuple[int, int, int]  # prefill_chunk, target_us, max_seqs
     burying: Callable[[], bool]  # whether contexts that have gone are still giving blocks back
     clock: Callable[[], float]
     secret: bytes  # of the prefix index

@@ -41,9 +41,12 @@ class StepLimits(NamedTuple):
     max_logit_rows: int  # samples, and ids that are scored
 
 
-def step_limits(loaded: base.Loaded, prefill_chunk: int, target_us: int) -> StepLimits:
+def step_limits(
+    loaded: base.Loaded, prefill_chunk: int, target_us: int, max_seqs: int = 0
+) -> StepLimits:
     """Return the budgets of a step that the driver takes and that one message holds."""
-    tokens, seqs = min(loaded.max_tokens, MAX_TOKENS), min(loaded.max_seqs, MAX_SEQS)
+    tokens = min(loaded.max_tokens, MAX_TOKENS)
+    seqs = min(loaded.max_seqs, MAX_SEQS, max_seqs or MAX_SEQS)
     room = wire.MAX_MESSAGE - ENVELOPE_BYTES - MAX_SCRUBS * BLOCK_BYTES
     refs = (room - tokens * TOKEN_BYTES - seqs * SEQ_BYTES) // BLOCK_BYTES
     return StepLimits(

@@ -91,7 +91,8 @@ class System:
         kept = store is not None and bool(config.state_dir and config.keys_dir)
         self.comeback = Comeback(kept, config.attach_s)
         self.hibernation: Hibernation | None = None  # going down with everything saved
-        limits = Limits(config.prefill_chunk, config.target_us, patience)
+        step = config.prefill_chunk, config.target_us, config.max_seqs
+        limits = Limits(step, patience)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
         self._attach_key = hashlib.blake2b(b"attach", key=secret, digest_size=32).digest()
         self.policy = policy

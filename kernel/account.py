@@ -67,6 +67,11 @@ class Account:
         """Its share among its siblings."""
         return WEIGHTS[self.nice - LEAST_NICE]
 
+    @property
+    def total_nice(self) -> int:
+        """How nice it is together with all above it: of two that wait, the lower one is first."""
+        return sum(account.nice for account in self.path())
+
     def path(self) -> Iterator["Account"]:
         """Yield this account and those above it, the root last."""
         account: Account | None = self

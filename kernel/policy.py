@@ -103,7 +103,7 @@ class Policy(Protocol):
     def parks(self, away_s: float, back_us: float) -> bool:
         """Say whether the KV of a task that has begun to wait for a reply is the first to go.
 
-        The reply is expected in `away_s` (0: not known), to copy the KV back takes `back_us`.
+        The reply is expected in `away_s`, to copy the KV back takes `back_us`.
         """
         ...
 
@@ -128,4 +128,4 @@ class Pages:
         return not copy_us or not compute_us or copy_us < compute_us
 
     def parks(self, away_s: float, back_us: float) -> bool:
-        return not away_s or away_s * 1e6 > 2 * back_us
+        return away_s * 1e6 > 2 * back_us  # there and back

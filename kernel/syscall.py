@@ -100,6 +100,8 @@ MAX_STRIKES = 3
 LIMITS = (EAGAIN, ENOMEM, E2BIG)
 """Errors of a call that are a limit's; whoever runs the kernel may want to know, and raise it."""
 
+_CREDIT = frozenset({"call", "publish"})
+"""Calls that other tasks hold back: that is between them."""
 _ON_CONTEXT = frozenset({"append", "trim_ctx", "infer", "score"})
 _WORK = _ON_CONTEXT | {
     "spawn", "alloc_ctx", "fork_ctx", "advise_ctx", "save_ctx", "load_ctx", "load_model",
@@ -160,7 +162,7 @@ def run(k: System, session: Session, request: Request, queued: bool = False) -> 
         if isinstance(answer, Generator):
             answer = k.jobs.start(answer, session, request.call)
     except KernelError as error:
-        if isinstance(error, LIMITS):
+        if isinstance(error, LIMITS) and request.row.name not in _CREDIT:
             name, pid = request.row.name, session.host_pid
             kind = f"{name} refused by a limit ({error.errno.name})"
             k.bursts.tell(log, logging.WARNING, kind, f"program {pid}: {error.message}")

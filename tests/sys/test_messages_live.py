@@ -1,4 +1,4 @@
-"""Messages through the client library and a real kernel: both twins, and a server that is killed."""
+"""Messages through the client library and a real kernel: both twins, and a server that dies."""
 
 import asyncio
 import os

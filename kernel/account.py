@@ -68,9 +68,10 @@ class Account:
         return WEIGHTS[self.nice - LEAST_NICE]
 
     @property
-    def total_nice(self) -> int:
-        """How nice it is together with all above it: of two that wait, the lower one is first."""
-        return sum(account.nice for account in self.path())
+    def urgency(self) -> tuple[int, int]:
+        """By which of two that wait for the same server the lower one counts: its nice value,
+        and that of all above it together."""
+        return self.nice, sum(account.nice for account in self.path())
 
     def path(self) -> Iterator["Account"]:
         """Yield this account and those above it, the root last."""

@@ -34,7 +34,7 @@ class Mail:
         self.level = 0
         self._payer: Account | None = None
         self._rank: Account | None = None
-        self._at_nice: dict[int, dict[int, Message]] = {}  # all that wait for it, the nice last
+        self._by_urgency: dict[tuple[int, int], dict[int, Message]] = {}  # all that wait for it
         self._at_level = [0] * (MAX_LEVEL + 2)
 
     @property
@@ -46,12 +46,12 @@ class Mail:
     def rank(self) -> Account:
         """The account in whose place its requests stand in the order."""
         payer = self.payer
-        if not self._at_nice:
+        if not self._by_urgency:
             return payer
-        best = min(self._at_nice)
-        if best >= payer.total_nice:
+        best = min(self._by_urgency)
+        if best >= payer.urgency:
             return payer
-        return next(iter(self._at_nice[best].values())).rank
+        return next(iter(self._by_urgency[best].values())).rank
 
     @property
     def waits_for(self) -> str:
@@ -64,7 +64,7 @@ class Mail:
 
     @property
     def returns_at(self) -> float:
-        """When the first reply is to be expected; 0: it waits for none, or that is not known."""
+        """When the first reply is to be expected; 0: it waits for none."""
         return min((message.returns_at for message in self.calls.values()), default=0.0)
 
     # --- who waits for whom -------------------------------------------------------------------
@@ -118,14 +118,14 @@ class Mail:
     def _add(self, message: Message) -> None:
         caller = message.task
         message.rank, message.level = caller.rank, caller.mail.level + 1
-        self._at_nice.setdefault(message.rank.total_nice, {})[message.number] = message
+        self._by_urgency.setdefault(message.rank.urgency, {})[message.number] = message
         self._at_level[message.level] += 1
 
     def _drop(self, message: Message) -> None:
-        for nice, messages in self._at_nice.items():
+        for nice, messages in self._by_urgency.items():
             if messages.pop(message.number, None) is not None:
                 if not messages:
-                    del self._at_nice[nice]
+                    del self._by_urgency[nice]
                 break
         self._at_level[message.level] -= 1
 

@@ -28,6 +28,8 @@ MAX_NAMES = 1024
 """Ports and subscriptions of one user."""
 MAX_BYTES = 64 << 20
 """Of one user, in messages that wait to be taken."""
+FIRST_GUESS_S = 1.0
+"""How long a call is expected to take to a port that has not answered any yet."""
 _NEW = 0.2
 """Weight of the newest call in what calls of a port usually take."""
 
@@ -63,7 +65,7 @@ class Message(Waiter):
         self.port = port
         self.body = body  # until it is taken
         self.since = 0.0
-        self.returns_at = 0.0  # when the reply is to be expected; 0: not known
+        self.returns_at = 0.0  # when the reply is to be expected
         self.payer: Account = task.payer  # is charged for what its server does for it
         self.rank: Account = task.rank  # in whose place that is done
         self.level = 0  # callers in a row behind it, itself included

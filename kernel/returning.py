@@ -26,7 +26,7 @@ def called(k: System, task: Task) -> None:
         if ctx.request is None and ctx.blocks and not ctx.retained_until > now:
             pager = ctx.model.sched.pager
             back_us = len(ctx.blocks) * pager.swap.us_per_block
-            if pager.policy.parks(max(0.0, at - now) if at else 0.0, back_us):
+            if pager.policy.parks(at - now, back_us):
                 pager.idle.first(ctx)
                 ctx.parked = True
 

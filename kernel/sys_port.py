@@ -7,7 +7,7 @@ is told ESRCH then, and what the server still does for it is at its own cost.
 
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.mail import mail_of
-from kernel.port import Message, Port, Receiver, Waiter, require_size
+from kernel.port import FIRST_GUESS_S, Message, Port, Receiver, Waiter, require_size
 from kernel.returning import called, came_back
 from kernel.system import System
 from kernel.task import Task, TaskState
@@ -54,7 +54,7 @@ def sys_call(k: System, caller: Caller, args: CallPort) -> Pending:
     deadline = None if args.timeout_s is None else now + args.timeout_s
     message = Message(next(k.ports.numbers), port, task, caller.call, deadline, args.body)
     message.since = now
-    message.returns_at = now + port.usual_s if port.usual_s else 0.0
+    message.returns_at = now + (port.usual_s or FIRST_GUESS_S)
     k.ports.hold(task.uid, len(args.body))
     k.ports.watch(message)
     port.waiting[message.number] = message

@@ -56,8 +56,8 @@ def _check_task(task: Task) -> None:
     assert mail.level <= MAX_LEVEL
     last = max(takes, key=lambda m: list(mail.taken).index(m.number), default=None)
     assert task.payer is (last.payer if last else task.account)
-    best = min([m.rank.total_nice for m in [*waits, *takes]], default=task.payer.total_nice)
-    assert task.rank.total_nice == min(best, task.payer.total_nice)
+    best = min([m.rank.urgency for m in [*waits, *takes]], default=task.payer.urgency)
+    assert task.rank.urgency == min(best, task.payer.urgency)
     assert all(ctx.returns_at == mail.returns_at for ctx in task.contexts.values() if ctx.parked)
     for ctx in task.contexts.values():
         if ctx.request is not None:

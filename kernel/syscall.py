@@ -226,4 +226,3 @@ def run_queued(k: System) -> None:
             session, request = ctx.queued.popleft()
             if request.call in session.open:
                 run(k, session, request, queued=True)
-            flow(k, ctx)

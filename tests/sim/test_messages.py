@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kernel.mail import MAX_CALLS, MAX_LEVEL
+from kernel.policies.priority import Priority
 from kernel.port import MAX_BYTES, MAX_NAMES
 from kernel.task import Task
 from syscalls import abi, wire
@@ -174,11 +175,13 @@ def test_a_recv_whose_time_is_over_takes_nothing(sim: Sim) -> None:
 
 
 def test_deadlines_of_calls_that_have_ended_are_not_kept(sim: Sim) -> None:
-    tools, agent = server(sim), sim.client()
+    tools, agent, other = server(sim), sim.client(), sim.client()
+    server(sim, "slow")
+    other.send("call", "slow", b"", 1e5)  # stays the next one that is due
     for _ in range(300):
         agent.send("call", "tools", b"", 1e6)
         tools.ask("reply", tools.ask("recv", "tools").result.message)
-    assert len(sim.system.ports._due) < 100 and sim.kernel.timeout() is None
+    assert len(sim.system.ports._due) < 100
 
 
 # --- cycles -------------------------------------------------------------------------------------
@@ -424,6 +427,29 @@ def test_a_server_has_the_place_of_the_best_that_waits_for_it(sim: Sim) -> None:
     backend.ask("reply", got.message)
     assert request.rank is request.payer is task_of(backend).account
     check_mail(sim)
+
+
+def test_nobody_in_between_is_served_before_a_server_that_a_person_waits_for() -> None:
+    """Priority inversion: the server is nicer than the batch, and the person is not."""
+    sim = Sim(policy=Priority())
+    tools, batch, person = server(sim), sim.client(), sim.client()
+    nice(tools, 10), nice(batch, 0), nice(person, -10)
+    served = tools.send("infer", tools.context([1, 2]), 900, 0.0)
+    other = batch.send("infer", batch.context([3, 4]), 900, 0.0)
+    sim.turn()
+
+    def first() -> Any:
+        requests = [r for r in sim.model.sched.requests.values() if not r.background]
+        return next(iter(sim.model.sched.policy.order(requests)))
+
+    requests = {c: sim.system.sessions[c.route].infers for c in (tools, batch)}
+    assert first() is requests[batch][other.call]
+    call = person.send("call", "tools", b"")
+    sim.turn()
+    assert first() is requests[tools][served.call], "before it takes the message, too"
+    person.ask("cancel", call.call)
+    assert first() is requests[batch][other.call]
+    sim.leave()
 
 
 def test_an_append_in_the_background_changes_hands_too(sim: Sim) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kernel.idle import CHUNK
 from kernel.loopback import LoopbackLink
 from kernel.policies.fair import Fair
 from kernel.port import FIRST_GUESS_S
@@ -66,6 +67,24 @@ def test_it_goes_before_what_was_used_longer_ago(sim: Sim, calls: bool) -> None:
     assert (on_device(other, idle) < 4) == (not calls)
     if call is not None:
         tools.ask("reply", tools.ask("recv", "tools").result.message)
+
+
+def test_it_goes_before_all_others_however_many_there_are() -> None:
+    """Also if more were used longer ago than the policy is asked about at a time."""
+    link = LoopbackLink("null0", host_bytes=1 << 16)
+    sim = Sim(num_blocks=CHUNK + 12, block_size=16, host_bytes=1 << 16, link=link)
+    tools, agent, other = sim.client(), sim.client(), sim.client()
+    tools.ask("bind", "tools")
+    for n in range(CHUNK + 4):
+        other.ask("infer", other.context([]), 1, 0.0, ids=[n % 251] * 10)
+    mine = agent.context([])
+    agent.ask("infer", mine, 1, 0.0, ids=PROMPT)
+    agent.send("call", "tools", b"")
+    sim.turn()
+    need_room(sim, tools)
+    assert on_device(agent, mine) < 4
+    check_mail(sim)
+    sim.leave()
 
 
 def test_the_reply_brings_it_back(sim: Sim) -> None:

@@ -228,6 +228,19 @@ def test_a_window_holds_the_publisher_back(sim: Sim) -> None:
     assert ids_of(reader, handle) == [1, *[0] * 30, *[1] * 30, *[7] * 60]
 
 
+def test_what_waits_for_an_infer_is_in_the_window(sim: Sim) -> None:
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1, 2, 3], 64)
+    infer = reader.send("infer", handle, 30, 0.0)
+    sim.turn()
+    publish(news, b"", [5] * 60)
+    assert news.ask("publish", "news", b"", ids=[6] * 10).errno == Errno.EAGAIN
+    assert not infer.done
+    sim.until(lambda: infer.done)
+    sim.settle()
+    assert publish(news, b"", [6] * 10) == 1
+
+
 def test_a_stopped_reader_holds_the_publisher_back_and_goes_on(sim: Sim) -> None:
     news, reader = sim.client(), sim.client()
     handle = feed(reader, [1], 64)

@@ -40,7 +40,13 @@ class Mail:
     @property
     def payer(self) -> Account:
         """The account that is charged for what the task computes."""
-        return next(reversed(self.taken.values())).payer if self.taken else self.task.account
+        serves = self.serves
+        return serves.payer if serves is not None else self.task.account
+
+    @property
+    def serves(self) -> Message | None:
+        """The message that it works for: the one that it took last and has not answered."""
+        return next(reversed(self.taken.values()), None)
 
     @property
     def rank(self) -> Account:
@@ -114,6 +120,15 @@ class Mail:
         self.taken.pop(message.number, None)
         self._drop(message)
         self.renew()
+        self._pass_on(message)
+
+    def _pass_on(self, message: Message) -> None:
+        """Tell servers that work for a message through this task that somebody else pays now."""
+        for call in self.calls.values():
+            if call.behalf is message:
+                server: Mail = call.port.server.mail
+                server.renew()
+                server._pass_on(call)
 
     def _add(self, message: Message) -> None:
         caller = message.task

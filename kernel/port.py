@@ -66,9 +66,18 @@ class Message(Waiter):
         self.body = body  # until it is taken
         self.since = 0.0
         self.returns_at = 0.0  # when the reply is to be expected
-        self.payer: Account = task.payer  # is charged for what its server does for it
-        self.rank: Account = task.rank  # in whose place that is done
+        self.behalf: Message | None = task.mail.serves  # what its caller works for
+        self.rank: Account = task.rank  # in whose place its server works for it
         self.level = 0  # callers in a row behind it, itself included
+
+    @property
+    def payer(self) -> Account:
+        """Who is charged for what its server does: the first in the row that still waits."""
+        behalf = self.behalf
+        if behalf is None or behalf.over:
+            account: Account = self.task.account
+            return account
+        return behalf.payer
 
 
 class Item(NamedTuple):

@@ -429,6 +429,31 @@ def test_a_server_has_the_place_of_the_best_that_waits_for_it(sim: Sim) -> None:
     check_mail(sim)
 
 
+def test_who_gives_up_does_not_pay_any_longer(sim: Sim) -> None:
+    """Nor does one who has got the reply: the server that still asks others does it for itself."""
+    back, other, middle = server(sim, "back"), server(sim, "other"), server(sim, "mid")
+    agents = [sim.client(), sim.client()]
+    calls = [agent.send("call", "mid", b"") for agent in agents]
+    sim.turn()
+    first = middle.ask("recv", "mid").result
+    middle.send("call", "back", b"")
+    back.ask("recv", "back")
+    back.send("call", "other", b"")
+    other.ask("recv", "other")
+    second = middle.ask("recv", "mid").result  # it works for the second one, the others do not
+    infer = other.send("infer", other.context([1]), 900, 0.0)
+    sim.turn()
+    request = sim.system.sessions[other.route].infers[infer.call]
+    one, two, mid = (task_of(client).account for client in (*agents, middle))
+    assert request.payer is one and task_of(middle).payer is two
+    agents[0].ask("cancel", calls[0].call)
+    assert request.payer is mid and task_of(middle).payer is two
+    check_mail(sim)
+    assert middle.ask("reply", first.message).errno == Errno.ESRCH
+    middle.ask("reply", second.message)
+    assert task_of(middle).payer is mid and request.payer is mid
+
+
 def test_nobody_in_between_is_served_before_a_server_that_a_person_waits_for() -> None:
     """Priority inversion: the server is nicer than the batch, and the person is not."""
     sim = Sim(policy=Priority())

@@ -20,6 +20,7 @@ Run = Callable[[], Iterator[Result]]
 
 BENCHES = {
     "calls": ("bench.calls", "the null system call against raw ZeroMQ"),
+    "messages": ("bench.messages", "a call from task to task against the null system call"),
     "fork": ("bench.fork", "forks of short and long contexts, and against prefill"),
     "engine": ("bench.engine", "prefill and decode through system calls, on smollm2"),
     "cost": ("bench.kernel_cost", "a step with the kernel against one without"),

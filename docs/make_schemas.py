@@ -57,6 +57,7 @@ DATA: dict[str, Any] = {
     "ctx.export": {
         "name": str, "file": str, "bytes": int, "tokens": int, "model": str, "sealed": bool,
     },
+    "ports": [abi.PortRow],
     "ctx.import": {"name": str, "model": str, "tokens": int},
     "load": abi.ModelRow,
     "models": list[models.Row],

@@ -67,6 +67,12 @@ class Account:
         """Its share among its siblings."""
         return WEIGHTS[self.nice - LEAST_NICE]
 
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """By which of two that wait for the same server the lower one counts: its nice value,
+        and that of all above it together."""
+        return self.nice, sum(account.nice for account in self.path())
+
     def path(self) -> Iterator["Account"]:
         """Yield this account and those above it, the root last."""
         account: Account | None = self

@@ -83,6 +83,9 @@ class Chosen:
             lambda policy: policy.swaps(tokens, copy_us, compute_us), (True, False).__contains__
         )
 
+    def parks(self, away_s: float, back_us: float) -> bool:
+        return self._ask(lambda policy: policy.parks(away_s, back_us), (True, False).__contains__)
+
     def _some(self, of: Collection[T], ask: Callable[[Policy], Iterable[T]]) -> list[T]:
         """Return what a policy chooses of some, each once."""
         known = {id(item) for item in of}

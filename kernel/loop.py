@@ -28,6 +28,7 @@ from kernel.loading import News, Outcome
 from kernel.session import Session
 from kernel.sys_infer import deliver, finish_request
 from kernel.sys_model import tell
+from kernel.sys_port import expire_waiters
 from kernel.sys_task import end_task, expire_tasks
 from kernel.syscall import receive, run, run_queued
 from kernel.system import System
@@ -82,6 +83,7 @@ class Kernel:
             return 0.0
         now = k.clock()
         deadlines = [k.device.deadline(), k.store.deadline(), k.stop_by, k.bursts.deadline]
+        deadlines.append(k.ports.deadline)
         if k.hibernation is not None and k.hibernation.phase is Phase.GRACE:
             deadlines.append(k.hibernation.by)
         if any(session.stalled_since is not None for session in k.sessions.values()):
@@ -202,6 +204,7 @@ class Kernel:
         for outcome in k.device.expire(now):
             self._deliver(outcome)
         k.store.expire(now)
+        expire_waiters(k, now)
         if now >= self._tick + TICK_S:
             self._tick = now
             expire_tasks(k, now)

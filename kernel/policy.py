@@ -100,6 +100,13 @@ class Policy(Protocol):
         """
         ...
 
+    def parks(self, away_s: float, back_us: float) -> bool:
+        """Say whether the KV of a task that has begun to wait for a reply is the first to go.
+
+        The reply is expected in `away_s`, to copy the KV back takes `back_us`.
+        """
+        ...
+
 
 class Pages:
     """What policies of requests have in common: which KV that nobody uses goes first, and whither.
@@ -119,3 +126,6 @@ class Pages:
 
     def swaps(self, tokens: int, copy_us: float, compute_us: float) -> bool:
         return not copy_us or not compute_us or copy_us < compute_us
+
+    def parks(self, away_s: float, back_us: float) -> bool:
+        return away_s * 1e6 > 2 * back_us  # there and back

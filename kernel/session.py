@@ -6,8 +6,8 @@ leave in one message, or in a few if they are many. A client that does not read 
 once: its events wait, its requests are held, new calls are refused when too much is `unread`, and
 after a lease the session is closed.
 
-Results of calls that are not idempotent are kept (the last 1,024), so that a call sent twice runs
-once.
+Results of calls that are not idempotent are kept (the last 1,024, and 1 MiB of them), so that a
+call sent twice runs once.
 """
 
 from array import array
@@ -23,6 +23,8 @@ from syscalls.wire import join_events, pack_event, pack_ids
 
 MAX_REPLY = 1 << 20
 """Bytes of events and ids after which a message is full; a single event may be larger."""
+KEPT_BYTES = 1 << 20
+"""Of results that are kept: fewer of them, if they are long."""
 KEPT_FAILURES = 4096
 """Failed calls that are known to calls chained to them, which may wait in a queue."""
 
@@ -49,6 +51,7 @@ class Session:
         self._before: dict[int, int] = {}  # open call -> the call that came before it
         self._failed: OrderedDict[int, None] = OrderedDict()  # the last calls that have
         self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._kept_bytes = 0
         self._events: list[bytes] = []  # packed, of the message to come
         self._ids: array[int] = array("i")
         self._size = 0
@@ -88,10 +91,14 @@ class Session:
         self.infers.pop(call, None)
         self._before.pop(call, None)
         if not row.idempotent:
-            self._kept[call] = event
-            if len(self._kept) > abi.KEPT_RESULTS:
-                self._kept.popitem(last=False)
+            self._keep(call, event)
         self._add(event, ids)
+
+    def _keep(self, call: int, event: bytes) -> None:
+        self._kept[call] = event
+        self._kept_bytes += len(event)
+        while len(self._kept) > abi.KEPT_RESULTS or self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
     def kept(self, call: int) -> bool:
         """Send the result of a call that has ended again, if it is kept."""

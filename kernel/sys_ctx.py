@@ -110,15 +110,16 @@ def sys_append(k: System, caller: Caller, args: Append) -> Done:
     check_ids(ctx, ids)
     ctx.append(ids)
     ctx.last_use = k.counters.turns
-    if ctx.request is None and ctx.planned < ctx.length - 1 and not ctx.model.sched.crowded:
-        _prefill(k, caller, ctx)
+    prefill(k, caller.task, ctx)
     return Done(LengthResult(ctx.length))
 
 
-def _prefill(k: System, caller: Caller, ctx: Context) -> None:
-    task = caller.task
-    request = Request(next(k.arrivals), ctx, None, caller.session, 0, 0, task.payer, task.rank)
-    if caller.task.state is TaskState.STOPPED:
+def prefill(k: System, task: Task, ctx: Context) -> None:
+    """Let the ids of a context be computed in the background, if they are not and nothing runs."""
+    if ctx.request is not None or ctx.planned >= ctx.length - 1 or ctx.model.sched.crowded:
+        return
+    request = Request(next(k.arrivals), ctx, None, task.session, 0, 0, task.payer, task.rank)
+    if task.state is TaskState.STOPPED:
         request.held = "signal"
     ctx.model.sched.add(request)
 
@@ -165,6 +166,9 @@ def free_contexts(k: System, task: Task, why: str) -> None:
 
 def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     del task.contexts[ctx.handle]
+    if ctx.feed is not None:
+        k.topics.remove(ctx.feed)
+        ctx.feed = None
     drop_request(k, ctx, why)
     ctx.gone = True
     ctx.model.sched.pager.idle.forget(ctx)

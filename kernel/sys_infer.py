@@ -14,6 +14,7 @@ from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.loading import Outcome
 from kernel.pager import Pager
 from kernel.request import Request, Scores, Token, penalizes
+from kernel.sys_port import cancel_waiters
 from kernel.system import System
 from kernel.task import TaskState
 from syscalls.abi import (
@@ -111,10 +112,10 @@ def start_request(k: System, caller: Caller, request: Request, cached: int) -> N
 
 
 def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
-    """End an infer or a score of this session; its FIN says `cancelled`."""
+    """End an infer or a score of this session, whose FIN says `cancelled`, or a call or recv."""
     request = caller.session.infers.get(args.call)
     if request is None:
-        return _cancel_waiting(caller, args)
+        return _cancel_waiting(k, caller, args)
     if args.keep is not None and request.score:
         raise EINVAL("a score has no output of which something could be kept", "leave out keep")
     if args.keep is not None and args.keep > request.output:
@@ -127,14 +128,16 @@ def sys_cancel(k: System, caller: Caller, args: Cancel) -> Done:
     return Done(LengthResult(request.ctx.length))
 
 
-def _cancel_waiting(caller: Caller, args: Cancel) -> Done:
-    """End a call that has not begun: it waits behind an infer or a score (QUEUE)."""
+def _cancel_waiting(k: System, caller: Caller, args: Cancel) -> Done:
+    """End a call that waits: behind an infer or a score (QUEUE), for a reply or a message."""
     for ctx in caller.task.contexts.values():
         if args.keep:
             break
         if cancel_queued(ctx, args.call):
             return Done(LengthResult(ctx.length))
-    raise ESRCH(f"call {args.call} is no unfinished infer or score of this session")
+    if not args.keep and cancel_waiters(k, caller.task, "it was cancelled", args.call):
+        return Done(LengthResult(0))
+    raise ESRCH(f"call {args.call} is no unfinished infer, score, call or recv of this session")
 
 
 def cancel_queued(ctx: Context, call: int | None = None) -> bool:
@@ -313,5 +316,5 @@ def _retire(k: System, request: Request) -> None:
         task.cached_tokens += request.cached
     request.ctx.model.sched.remove(request)
     request.ctx.last_use = k.counters.turns
-    if request.ctx.queued:
+    if request.ctx.queued or request.ctx.feed is not None:
         k.again.append(request.ctx)

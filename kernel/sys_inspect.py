@@ -11,11 +11,13 @@ from kernel.context import Context
 from kernel.handler import Caller, Done
 from kernel.job import Work
 from kernel.model import Model
+from kernel.port import Port
 from kernel.storehost import StoreHost
 from kernel.sys_ctx import ctx_row
 from kernel.sys_task import VERSION, task_row
 from kernel.system import System
 from kernel.tally import tally
+from kernel.topic import Feed, Subscription
 from syscalls.abi import (
     ConfigRow,
     KernelRow,
@@ -23,6 +25,7 @@ from syscalls.abi import (
     Pmap,
     PmapResult,
     PoolRow,
+    PortRow,
     SharerRow,
     Snapshot,
     SnapshotResult,
@@ -48,7 +51,7 @@ def sys_snapshot(k: System, caller: Caller, args: Snapshot) -> Work:
     """Return a page of rows."""
     tables = {
         "tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel,
-        "config": _config, "store": _store,
+        "config": _config, "store": _store, "ports": _ports,
     }  # fmt: skip
     table = tables.get(args.what)
     if table is None:
@@ -106,6 +109,29 @@ def _store_row(k: System, store: StoreHost) -> Row:
         store.state.value, store.host_pid, store.note, store.hint, store.num_saves,
         opened.num_damaged if opened else 0, store.saves_bytes,
         opened.swap_bytes if opened else 0, store.epoch,
+    )  # fmt: skip
+
+
+def _ports(k: System) -> Table:
+    return [*k.ports, *k.topics], _port_row
+
+
+def _port_row(k: System, one: Port | Subscription | Feed) -> Row:
+    yield 1
+    if isinstance(one, Port):
+        server, waiting, taken = one.server, len(one.waiting), len(one.taken)
+        return PortRow(
+            "port", one.name, server.uid, server.pid, server.name, waiting, one.depth, taken,
+            one.done, one.usual_s,
+        )  # fmt: skip
+    task, missing, ctx = one.task, 0, 0
+    if isinstance(one, Feed):
+        kind, waiting, ctx = "feed", one.backlog, one.ctx.handle
+    else:
+        kind, waiting, missing = "topic", len(one.items), one.missing
+    return PortRow(
+        kind, one.topic, task.uid, task.pid, task.name, waiting, one.depth, 0, one.done, 0.0,
+        missing, ctx,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from kernel.session import Session
 from kernel.sys_ctx import free_contexts
 from kernel.sys_grant import revoke_all
 from kernel.sys_infer import cancel_queued, finish_request
+from kernel.sys_port import cancel_waiters, end_mail, wake_receivers
 from kernel.system import System
 from kernel.tally import tally
 from kernel.task import INIT, Task, TaskState
@@ -122,7 +123,7 @@ def sys_kill(k: System, caller: Caller, args: Kill) -> Done:
     if signal is Sig.STOP:
         stop_task(k, task)
     elif signal is Sig.CONT:
-        continue_task(task)
+        continue_task(k, task)
     elif signal is Sig.INT:
         interrupt_task(k, task)
     else:
@@ -145,7 +146,7 @@ def stop_task(k: System, task: Task) -> None:
             ctx.request.held = "signal"
 
 
-def continue_task(task: Task) -> None:
+def continue_task(k: System, task: Task) -> None:
     """Let a stopped task run again."""
     if task.state is not TaskState.STOPPED:
         return
@@ -154,10 +155,11 @@ def continue_task(task: Task) -> None:
         ctx.stopped = False
         if ctx.request is not None:
             ctx.request.held = ""
+    wake_receivers(k, task)
 
 
 def interrupt_task(k: System, task: Task) -> None:
-    """Cancel the unfinished infers and waits of a task, and tell its program."""
+    """Cancel what a task waits for, infers, children and messages, and tell its program."""
     for ctx in list(task.contexts.values()):
         cancel_queued(ctx)
         if ctx.busy:
@@ -165,6 +167,7 @@ def interrupt_task(k: System, task: Task) -> None:
     for call, _ in task.waits:
         task.session.fail(call, ECANCELED("the task got the signal INT"))
     task.waits.clear()
+    cancel_waiters(k, task, "the task got the signal INT")
     if task.session is not None:
         task.session.emit(Event.SIGNAL, 0, int(Sig.INT))
 
@@ -175,6 +178,7 @@ def end_task(k: System, task: Task, status: int, reason: str, but: int = 0) -> N
         return
     free_contexts(k, task, f"task {task.pid} ended: {reason}")
     revoke_all(k, task)
+    end_mail(k, task, f"task {task.pid} ({task.name}) ended: {reason}")
     session, task.session = task.session, None
     if session is not None:
         session.task, session.ended = None, f"task {task.pid} ended: {reason}"

@@ -19,13 +19,16 @@ from kernel import (
     sys_memory,
     sys_model,
     sys_policy,
+    sys_port,
     sys_save,
     sys_score,
     sys_task,
+    sys_topic,
 )  # fmt: skip
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import Work
 from kernel.session import Session
+from kernel.sys_topic import flow
 from kernel.system import System
 from syscalls import abi
 from syscalls.errors import (
@@ -69,6 +72,12 @@ HANDLERS: dict[str, Handler] = {
     "infer": sys_infer.sys_infer,
     "cancel": sys_infer.sys_cancel,
     "score": sys_score.sys_score,
+    "bind": sys_port.sys_bind,
+    "call": sys_port.sys_call,
+    "recv": sys_port.sys_recv,
+    "reply": sys_port.sys_reply,
+    "publish": sys_topic.sys_publish,
+    "subscribe": sys_topic.sys_subscribe,
     "load_model": sys_model.sys_load_model,
     "unload_model": sys_model.sys_unload_model,
     "list_models": sys_model.sys_list_models,
@@ -91,13 +100,15 @@ MAX_STRIKES = 3
 LIMITS = (EAGAIN, ENOMEM, E2BIG)
 """Errors of a call that are a limit's; whoever runs the kernel may want to know, and raise it."""
 
+_CREDIT = frozenset({"call", "publish"})
+"""Calls that other tasks hold back: that is between them."""
 _ON_CONTEXT = frozenset({"append", "trim_ctx", "infer", "score"})
 _WORK = _ON_CONTEXT | {
     "spawn", "alloc_ctx", "fork_ctx", "advise_ctx", "save_ctx", "load_ctx", "load_model",
-    "unload_model", "grant_ctx", "open_ctx",
+    "unload_model", "grant_ctx", "open_ctx", "publish", "subscribe",
 }  # fmt: skip
 """What a kernel that saves everything and stops does not take any more."""
-_RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill", "revoke"})
+_RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill", "revoke", "reply"})
 """What a client that is at its limits may still call: it brings it below them."""
 
 
@@ -151,7 +162,7 @@ def run(k: System, session: Session, request: Request, queued: bool = False) -> 
         if isinstance(answer, Generator):
             answer = k.jobs.start(answer, session, request.call)
     except KernelError as error:
-        if isinstance(error, LIMITS):
+        if isinstance(error, LIMITS) and request.row.name not in _CREDIT:
             name, pid = request.row.name, session.host_pid
             kind = f"{name} refused by a limit ({error.errno.name})"
             k.bursts.tell(log, logging.WARNING, kind, f"program {pid}: {error.message}")
@@ -210,6 +221,7 @@ def run_queued(k: System) -> None:
     """Run the calls whose context has become free, in the order in which they came."""
     while k.again:
         ctx = k.again.popleft()
+        flow(k, ctx)
         while ctx.queued and not ctx.busy:
             session, request = ctx.queued.popleft()
             if request.call in session.open:

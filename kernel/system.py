@@ -26,11 +26,13 @@ from kernel.job import Jobs
 from kernel.link import Link
 from kernel.logring import LogRing
 from kernel.model import Model
+from kernel.port import PortTable
 from kernel.session import Session
 from kernel.stats import Counters
 from kernel.store import Store
 from kernel.storehost import Disk, StoreHost
 from kernel.task import Task, TaskTable
+from kernel.topic import TopicTable
 from kernel.watch import Patience
 from syscalls.errors import EBADCTX, ENOENT, KernelError
 
@@ -67,6 +69,8 @@ class System:
         self.tasks = TaskTable(config.max_tasks, uid, self.born)
         self.num_contexts = 0
         self.grants = GrantTable(random, config.max_grants)
+        self.ports = PortTable()
+        self.topics = TopicTable(self.ports)
         self.sessions: dict[bytes, Session] = {}
         self.arrivals = count(1)
         self.again: deque[Context] = deque()  # free now: the calls queued on them may run

@@ -61,6 +61,7 @@ class Task:
         self.token = b""  # digest of what attaches to it, should it outlive the kernel
         self.connection = 0  # the last one that its program had
         self.lease: float | None = None  # it came back, and waits for a program until then
+        self.mail: Any = None  # the Mail (kernel/mail.py), once it has to do with a port or topic
         self.prompt_tokens = 0
         self.cached_tokens = 0  # of these, found computed
         self.output_tokens = 0
@@ -86,12 +87,14 @@ class Task:
     @property
     def payer(self) -> Account:
         """The account that is charged for what it has computed."""
-        return self.account
+        payer: Account = self.account if self.mail is None else self.mail.payer
+        return payer
 
     @property
     def rank(self) -> Account:
         """The account in whose place its requests stand in the order."""
-        return self.account
+        rank: Account = self.account if self.mail is None else self.mail.rank
+        return rank
 
     def letter(self) -> tuple[str, str]:
         """Return the state as ps shows it, and what the task waits for."""
@@ -111,6 +114,8 @@ class Task:
                 return state.value, waits.get(state.value, "")
         if self.session is None:
             return "S", "kernel" if self.pid == INIT else "attach"
+        if self.mail is not None and self.mail.waits_for:
+            return "S", self.mail.waits_for
         return "S", "child" if self.waits else "program"
 
     @property

@@ -45,6 +45,7 @@ from syscalls.errors import (
 from syscalls.flow import Raw
 from syscalls.forks import Scored
 from syscalls.output import Piece, Usage
+from syscalls.port import Message, Port, Subscription
 from syscalls.session import Exited, Progress, Signalled
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ __all__ = [
     "Stream",
     "Answers",
     "Grant",
+    "Port",
+    "Subscription",
+    "Message",
     # values
     "Access",
     "Piece",

@@ -29,6 +29,7 @@ MAX_LOGPROBS = 20
 KEPT_RESULTS = 1024
 MODEL_CHUNK = 256 * 1024
 MAX_EXTRA = 2048
+MAX_BODY = 60_000  # of a message between tasks
 
 INT32_MAX = 2**31 - 1
 
@@ -93,6 +94,9 @@ Ticket = Annotated[bytes, Blob(32)]
 GrantId = Annotated[bytes, Blob(16)]
 StopIds = Annotated[tuple[int, ...], Ints(MAX_STOP_IDS, 0, INT32_MAX)]
 Penalty = Annotated[float, Real(-2.0, 2.0)]
+Body = Annotated[bytes, Blob(MAX_FRAME)]
+"""What a message says; more than MAX_BODY is E2BIG."""
+Seconds = Annotated[float, Real(0.0, 31_536_000.0)]
 Biases = Annotated[
     tuple[tuple[int, float], ...], Pairs(MAX_BIAS, Int(0, INT32_MAX), Real(-100.0, 100.0))
 ]
@@ -185,6 +189,13 @@ class Access(IntFlag):
     INFER = 2  # append, infer and score: go on after them
     FORK = 4  # make forks, and grants of it to others with no more than these rights
     COPY = 8  # with READ: save and export it; what comes of that is no grant's any more
+
+
+class Full(Enum):
+    """What becomes of a message for a subscription that is full (subscribe)."""
+
+    REFUSE = "refuse"  # its publisher gets EAGAIN, and nobody the message
+    DROP = "drop"  # the oldest one goes; the next that is taken says how many are missing
 
 
 class Right(Enum):
@@ -567,6 +578,103 @@ class ScoreResult(NamedTuple):
     cached: int  # positions below start - 1 that were found, as of an infer
 
 
+# --- messages ---------------------------------------------------------------------------------
+
+
+class Bind(NamedTuple):
+    """A port is known by its name to all tasks of the caller's user, and ends with its task.
+
+    `depth` messages may be unanswered: one more is EAGAIN to whoever calls. 0 gives the port up.
+    """
+
+    port: Name
+    depth: Annotated[int, Int(0, 1024)] = 64
+
+
+class CallPort(NamedTuple):
+    """What the server does between recv and reply is charged to the caller, and done in the
+    caller's place in the order, or in that of a better one that waits for the same server. While a
+    server has taken several messages, that is the caller of the one it took last."""
+
+    port: Name
+    body: Body = b""
+    timeout_s: Seconds | None = None  # nil: no limit; then ETIMEDOUT
+
+
+class CallPortResult(NamedTuple):
+    body: bytes
+    pid: int  # of the server
+
+
+class Recv(NamedTuple):
+    """Takes from a port that the caller has bound, or a topic to which it has subscribed."""
+
+    port: Name | None = None
+    topic: Name | None = None  # instead of a port
+    timeout_s: Seconds | None = None  # nil: no limit; then ETIMEDOUT. 0: what is there
+
+
+class RecvResult(NamedTuple):
+    """With ids in frame 2, where a topic's message has some."""
+
+    message: int  # what `reply` names; 0: of a topic, there is no reply
+    pid: int  # of the task that sent it
+    sender: str  # its name
+    body: bytes
+    waiting: int  # more that could be taken now
+    missing: int = 0  # of a topic: messages before it that were dropped
+
+
+class Reply(NamedTuple):
+    message: U64
+    body: Body = b""
+
+
+class Publish(NamedTuple):
+    """To all subscriptions of the caller's user, or to none of them: EAGAIN if one is full.
+
+    The ids of frame 2 go with the body to tasks; to contexts that feed on the topic go ids alone.
+    """
+
+    topic: Name
+    body: Body = b""
+
+
+class PublishResult(NamedTuple):
+    subscriptions: int  # that have got it
+
+
+class Subscribe(NamedTuple):
+    """Without `ctx` messages wait for `recv`. With it the topic feeds the context: ids are added to
+    it as they arrive, and computed ahead; while something else runs on it they wait in order.
+
+    `depth` messages may wait, of a feed `depth` ids that are not computed yet. 0 ends the
+    subscription.
+    """
+
+    topic: Name
+    depth: Annotated[int, Int(0, MAX_IDS)] = 64
+    full: Name = Full.REFUSE.value  # Full; a feed takes REFUSE only
+    ctx: Handle | None = None
+
+
+class PortRow(NamedTuple):
+    """A port, a subscription to a topic, or a feed, with the task that takes from it."""
+
+    kind: str  # port | topic | feed
+    name: str
+    uid: int
+    pid: int
+    task: str
+    waiting: int  # messages; of a feed, ids that are not computed
+    limit: int  # of what may wait, of a port together with `serving`
+    serving: int  # messages taken and not answered
+    done: int  # answered, or taken
+    usual_s: float  # from a call to its reply, a moving average; 0: there was none yet
+    missing: int = 0  # dropped so far
+    ctx: int = 0  # of a feed
+
+
 # --- models and devices -----------------------------------------------------------------------
 
 
@@ -650,7 +758,7 @@ class DeviceRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    what: Name  # tasks | contexts | pools | kernel | config | store
+    what: Name  # tasks | contexts | pools | kernel | config | store | ports
     cursor: U64 = 0
 
 
@@ -973,7 +1081,7 @@ CALLS: tuple[Call, ...] = (
          "EBADCTX EREVOKED EPERM EBUSY E2BIG ENOMEM EINVAL ENODEV EAGAIN EIO ECANCELED ENOTSUP",
          ids=True),
     Call(65, "cancel", Cancel, LengthResult, _T, True, False,
-         "End an infer or a score of this session, keeping some of an infer's output.",
+         "End an infer, a score, a call or a recv of this session; keep some of an infer's output.",
          "ESRCH EINVAL"),
     Call(66, "score", Score, ScoreResult, _T, False, False,
          "Return the log-probabilities of ids of a context: TOKEN events, then FIN.",
@@ -981,12 +1089,21 @@ CALLS: tuple[Call, ...] = (
          ids=True),
     _reserved(67, "embed", _T, "Return a vector for given ids.", idempotent=True, ids=True),
     # messages
-    _reserved(80, "bind", _T, "Own a named port."),
-    _reserved(81, "call", _T, "Send a message to a port and wait for the reply."),
-    _reserved(82, "recv", _T, "Take the next message of a port."),
-    _reserved(83, "reply", _T, "Answer a message."),
-    _reserved(84, "publish", _T, "Send to a topic."),
-    _reserved(85, "subscribe", _T, "Receive a topic."),
+    Call(80, "bind", Bind, Nothing, _T, False, False,
+         "Become the server of a named port, or give it up.", "EEXIST EAGAIN ENOENT"),
+    Call(81, "call", CallPort, CallPortResult, _T, False, False,
+         "Send a message to a port and wait for the reply.",
+         "ENOENT EAGAIN E2BIG EDEADLK EINVAL ETIMEDOUT EPIPE ECANCELED"),
+    Call(82, "recv", Recv, RecvResult, _T, False, False,
+         "Take the next message of a port or a topic; wait for it if there is none.",
+         "ENOENT EINVAL EAGAIN ETIMEDOUT EPIPE ECANCELED"),
+    Call(83, "reply", Reply, Nothing, _T, False, False,
+         "Answer a message; ESRCH if nobody waits for that any more.", "ESRCH E2BIG"),
+    Call(84, "publish", Publish, PublishResult, _T, False, False,
+         "Send a message to a topic.", "EAGAIN E2BIG EINVAL ENOMEM ENODEV ECANCELED", ids=True),
+    Call(85, "subscribe", Subscribe, Nothing, _T, False, False,
+         "Let the messages of a topic wait for the caller, or feed a context of its.",
+         "EEXIST EAGAIN ENOENT EINVAL EBADCTX EREVOKED EPERM ENODEV"),
     # models and devices
     Call(96, "load_model", LoadModel, ModelRow, _O, False, False,
          "Load a model onto a device: PROGRESS events, then FIN.",

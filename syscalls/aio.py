@@ -30,6 +30,10 @@ from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
 from syscalls.aiocontext import Grant as Grant
 from syscalls.aiocontext import Stream as Stream
+from syscalls.aioport import Message as Message
+from syscalls.aioport import Messages
+from syscalls.aioport import Port as Port
+from syscalls.aioport import Subscription as Subscription
 from syscalls.channel import (
     Channel,
     closed,
@@ -70,7 +74,7 @@ async def connect(
     return task
 
 
-class Task:
+class Task(Messages):
     """This program, as the kernel sees it. Made by `connect`."""
 
     def __init__(self, channel: Channel, timeout: float | None) -> None:

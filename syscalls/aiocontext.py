@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, overload
 
-from syscalls import abi, forks, grants
+from syscalls import abi, forks, grants, messages
 from syscalls.abi import Advice
 from syscalls.ctxflow import ContextFacts, ContextFlow
 from syscalls.forks import Answer, Held, Scored
@@ -152,6 +152,10 @@ class Context(ContextFacts):
         """Let whoever has the id of the grant open this context; see `context.Context.grant`."""
         flow = grants.grant(self._flow, access, length, uid, pid, ttl_s, opens)
         return Grant(self._task, await self._task.run(flow))
+
+    async def feed(self, topic: str, window: int = 4096) -> None:
+        """Add the ids of a topic as they are published; see `context.Context.feed`."""
+        await self._task.run(messages.feed(self._flow.caller, self.handle, topic, window))
 
     async def trim(self, length: int) -> int:
         """Drop ids from the end; return the length."""

@@ -43,6 +43,7 @@ from syscalls.child import Child, as_program_ended, end_unattached, start
 from syscalls.context import Context
 from syscalls.errors import ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, Raw, finish, program_name
+from syscalls.port import Messages
 from syscalls.session import Pending, Progress, Session, SessionEvent
 from syscalls.shield import Shield
 from syscalls.ticket import inherited
@@ -78,7 +79,7 @@ def connect(
     return task
 
 
-class Task:
+class Task(Messages):
     """This program, as the kernel sees it. Made by `connect`."""
 
     def __init__(self, channel: Channel, timeout: float | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, overload
 
-from syscalls import abi, forks, grants
+from syscalls import abi, forks, grants, messages
 from syscalls.abi import Advice
 from syscalls.ctxflow import ContextFacts, ContextFlow
 from syscalls.errors import ETIMEDOUT
@@ -189,6 +189,14 @@ class Context(ContextFacts):
         """
         flow = grants.grant(self._flow, access, length, uid, pid, ttl_s, opens)
         return Grant(self._task, self._task.run(flow))
+
+    def feed(self, topic: str, window: int = 4096) -> None:
+        """Add the ids of a topic as they are published, computed ahead; window=0: not any more.
+
+        Publishers get EAGAIN while `window` ids are not computed. `length` learns of it with the
+        next infer; a question that must not be parted by the feed is asked on a fork.
+        """
+        self._task.run(messages.feed(self._flow.caller, self.handle, topic, window))
 
     def trim(self, length: int) -> int:
         """Drop ids from the end; return the length."""

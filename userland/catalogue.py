@@ -81,8 +81,15 @@ ENTRIES: dict[str, Entry] = {
     "ENOSPC": Entry(
         ("the disk is full, or a quota is",),
         ("llmos doctor shows the free space", "set LLMOS_HOME to a directory on another disk")),
-    "EPIPE": Entry(UNBUILT, ("report it: it is a bug",)),
-    "EDEADLK": Entry(UNBUILT, ("report it: it is a bug",)),
+    "EPIPE": Entry(
+        ("the server of a port has ended, or given the port up, before it answered",
+         "a subscription was ended while a message of it was waited for"),
+        ("the message says whether it had taken the call: what it did then is not known",
+         "llmos ports shows which ports there are; start the server again")),
+    "EDEADLK": Entry(
+        ("the server of the port waits for a reply of the caller, maybe through others: with this "
+         "call none of them would ever go on",),
+        ("answer the message first, then call", "llmos ps shows who waits for which port")),
     "EPROTO": Entry(
         ("client and kernel are of versions that do not understand each other",
          "a program speaks to the socket that is no client of the kernel"),
@@ -98,7 +105,8 @@ ENTRIES: dict[str, Entry] = {
          "the kernel has closed the session of a program that did not read for long"),
         ("llmos up starts one", "the kernel's log says why it ended: llmos doctor says where")),
     "ETIMEDOUT": Entry(
-        ("the kernel is there and does not answer", "--timeout is over"),
+        ("the kernel is there and does not answer", "--timeout is over",
+         "a message was not answered, or none came, in the time that the call gave it"),
         ("try again; the message names the pid of a kernel that hangs",
          "give it more time: --timeout")),
     "ESTALE": Entry(

@@ -33,6 +33,7 @@ GROUPS = {
         "top": "userland.bin.top",
         "kill": "userland.bin.kill",
         "policy": "userland.bin.policy",
+        "ports": "userland.bin.ports",
     },
     "Memory": {
         "free": "userland.bin.free",

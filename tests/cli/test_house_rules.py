@@ -86,6 +86,7 @@ ROWS = {
     "ping": Row((), "ping"),
     "pmap": Row((), "pmap", absent=("999999",)),
     "policy": Row((), "policy", absent=("lottery",)),
+    "ports": Row((), "ports"),
     "ps": Row((), "ps"),
     "pull": Row(None, kernel=False, absent=("gpt-9",)),
     "run": Row(None, kernel=False, absent=("/none.py",), absent_code=127),

@@ -433,7 +433,7 @@ def test_a_watched_table_ends_where_the_screen_does(
 
 # --- help ---------------------------------------------------------------------------------------
 
-MINE = ("ps", "top", "free", "pmap", "lsdev", "dmesg", "vmstat")
+MINE = ("ps", "top", "free", "pmap", "lsdev", "dmesg", "vmstat", "ports")
 
 
 @pytest.mark.parametrize("name", MINE)

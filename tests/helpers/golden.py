@@ -57,6 +57,12 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     "open_ctx": (bytes(range(16)), HANDLE + 1, "notes"),
     "revoke": (bytes(range(16)),),
     "score": (HANDLE, 17, 5),
+    "bind": ("tools", 16),
+    "call": ("tools", b"\x01what\xff", 2.5),
+    "recv": ("tools", "news", 2.5),
+    "reply": (2**33, b"\x01that\xff"),
+    "publish": ("news", b"\x01this\xff"),
+    "subscribe": ("news", 256, "drop", HANDLE),
     # A call that has grown, once more: what was recorded of it before is above.
     "infer+adjusted": (
         HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), True, 5,
@@ -67,7 +73,13 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     ),
     "shutdown+saving": (2.5, True, True),
 }  # fmt: skip
-IDS = {"append": (0, 1, 49151, 2**31 - 1), "infer": (7,), "infer+adjusted": (7,), "score": (8, 9)}
+IDS = {
+    "append": (0, 1, 49151, 2**31 - 1),
+    "infer": (7,),
+    "infer+adjusted": (7,),
+    "score": (8, 9),
+    "publish": (10,),
+}
 
 RESULT = abi.InferResult(Finish.LENGTH, 300, 236, 220, 64, 1, 2**64 - 1)
 EVENTS: dict[str, list[Any]] = {
@@ -108,7 +120,7 @@ def rows() -> dict[str, list[str]]:
     """Return the fields of the rows that travel inside results."""
     inner = (
         abi.TaskRow, abi.CtxRow, abi.PoolRow, abi.KernelRow, abi.ModelRow, abi.DeviceRow,
-        abi.BlockRun, abi.SharerRow, abi.LogRow, abi.LossRow,
+        abi.BlockRun, abi.SharerRow, abi.LogRow, abi.LossRow, abi.PortRow,
     )  # fmt: skip
     return {row.__name__: list(row._fields) for row in inner}
 

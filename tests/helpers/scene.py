@@ -125,8 +125,15 @@ SAVES = [
                 "smollm2:135m-q4_1", 61, 0, 4096, BORN - 86_400),
     abi.SaveRow("torn", 7, "damaged", "", 0, 0, 18_000_000, 0.0),
 ]  # fmt: skip
+PORTS = [
+    abi.PortRow("port", "search", UID, 57, "researcher", 3, 64, 1, 1204, 4.25),
+    abi.PortRow("port", "calculator", UID, 41, "llmsh", 0, 64, 0, 0, 0.0),
+    abi.PortRow("topic", "weather", UID, 42, "formal", 64, 64, 0, 96, 0.0, 12),
+    abi.PortRow("feed", "wire", UID, 57, "researcher", 180, 4096, 0, 31, 0.0, 0, 3),
+]
 ROWS: dict[str, Any] = {
     "tasks": TASKS, "contexts": CONTEXTS, "pools": POOLS, "kernel": [KERNEL], "store": [STORE],
+    "ports": PORTS,
 }  # fmt: skip
 
 
@@ -270,6 +277,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "vmstat": ("vmstat",),
     "explain-task": ("explain", "57"),
     "ctx-saves": ("ctx", "saves"),
+    "ports": ("ports",),
     "lsdev": ("lsdev",),
     "lsdev-full": ("lsdev", "-f"),
     "dmesg": ("dmesg",),

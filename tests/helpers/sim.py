@@ -355,6 +355,8 @@ class Sim:
         assert [task.pid for task in self.system.tasks] == [1]
         assert self.system.num_contexts == len(self.system.grants) == 0
         assert not self.system.again
+        ports = self.system.ports
+        assert not len(ports) and not len(self.system.topics) and not ports.bytes | ports.names
 
     def check_window_is_zero(self) -> None:
         """What went through the bulk window is not left in it."""

@@ -57,6 +57,8 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "revoke": (b"x" * 16,), "save_ctx": (1, "kept", b""), "load_ctx": (9, "kept", None, None),
     "list_saves": ("",), "drop_save": ("kept",),
     "attach": (99, b"x" * 32),
+    "bind": ("edge", 4), "call": ("edge", b"x", 0.0), "recv": ("edge", None, 0.0),
+    "reply": (1, b"x"), "publish": ("edge", b"x"), "subscribe": ("edge", 4, "refuse", None),
 }  # fmt: skip
 NEED_IDS = ("append", "infer", "score")
 BUILT = [row for row in abi.CALLS if row.args is not None]

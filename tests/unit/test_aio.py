@@ -53,7 +53,7 @@ def names_of(twin: type) -> set[str]:
 def test_the_twins_have_the_same_names() -> None:
     import syscalls
 
-    for name in ("Task", "Context", "Stream", "Grant", "Child"):
+    for name in ("Task", "Context", "Stream", "Grant", "Child", "Port", "Subscription", "Message"):
         mine, other = getattr(aio, name, None), getattr(syscalls, name)
         assert mine is not None and mine is not other
         differ = names_of(mine) ^ names_of(other)

@@ -158,7 +158,7 @@ _OWN: dict[str, Function] = {
 }
 _OF_LLMOS = (
     "ps", "top", "free", "vmstat", "pmap", "strace", "dmesg", "lsdev", "lsmod", "models", "pull",
-    "load", "unload", "kill", "run", "doctor", "explain",
+    "load", "unload", "kill", "ports", "run", "doctor", "explain",
 )  # fmt: skip
 """Commands of `llmos` that the shell has under the same name, if this version has them."""
 

@@ -37,6 +37,7 @@ Tasks and memory (\\ps, \\top, \\free, \\vmstat, \\kill ... are the host's)
   free [-h]               the pools of KV blocks, on the device and below it
   vmstat [SECONDS [N]]    blocks, copies and tokens as they change
   explain [-p PID]        what an error means; what a task waits for, and what its KV came to
+  ports [-w]              who answers calls and takes messages, and what waits there
   lsdev                   devices, and what is on them
   dmesg [-w]              the kernel's log
   kill [-SIGNAL] PID...   TERM, KILL, INT, STOP, CONT

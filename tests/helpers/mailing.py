@@ -1,0 +1,70 @@
+"""Messages, looked at from outside of the calls that move them: what must hold at any moment."""
+
+from collections import Counter
+from typing import Any
+
+from kernel.mail import MAX_LEVEL, Mail
+from kernel.task import Task, TaskState
+from tests.helpers.sim import Sim
+
+
+def check_mail(sim: Sim) -> None:
+    """Ports, tasks and sessions agree on who waits for whom; payers and ranks are as documented."""
+    k = sim.system
+    held: Counter[int] = Counter()
+    names: Counter[int] = Counter()
+    for port in k.ports:
+        assert k.tasks.has(port.server) and not port.server.ended_already
+        assert port.server.mail.ports[port.name] is port
+        names[port.server.uid] += 1
+        assert not set(port.waiting) & set(port.taken)
+        assert len(port.waiting) + len(port.taken) <= port.depth
+        for number, message in [*port.waiting.items(), *port.taken.items()]:
+            assert message.number == number and not message.over
+            assert message.task.mail.calls[message.call] is message
+            assert message.call in message.task.session.open, "an open call"
+            held[message.task.uid] += len(message.body)
+        assert not (port.waiting and port.receivers) or port.server.state is TaskState.STOPPED
+    for one in k.topics:
+        names[one.task.uid] += 1
+        if hasattr(one, "items"):
+            assert len(one.items) <= one.depth
+            held[one.task.uid] += sum(len(i.body) + 4 * len(i.ids or ()) for i in one.items)
+        else:
+            held[one.task.uid] += 4 * one.num_waiting
+            assert one.ctx.feed is one and one.task.contexts[one.ctx.handle] is one.ctx
+            assert one.num_waiting == sum(map(len, one.waiting))
+    assert held == k.ports.bytes and names == k.ports.names
+    for task in k.tasks:
+        if task.mail is not None:
+            _check_task(task)
+
+
+def _check_task(task: Task) -> None:
+    mail: Mail = task.mail
+    waits = [m for port in mail.ports.values() for m in port.waiting.values()]
+    takes = [m for port in mail.ports.values() for m in port.taken.values()]
+    assert set(mail.taken.values()) == set(takes)
+    for call, message in mail.calls.items():
+        port = message.port
+        assert message.number in port.waiting or message.number in port.taken
+        assert message.call == call and message.level == mail.level + 1
+        assert message.rank is task.rank, "a caller passes on whose place it has"
+    for call, receiver in mail.recvs.items():
+        assert call in task.session.open and receiver in receiver.where.receivers
+    assert mail.level == max((m.task.mail.level + 1 for m in [*waits, *takes]), default=0)
+    assert mail.level <= MAX_LEVEL
+    last = max(takes, key=lambda m: list(mail.taken).index(m.number), default=None)
+    assert task.payer is (last.payer if last else task.account)
+    best = min([m.rank.urgency for m in [*waits, *takes]], default=task.payer.urgency)
+    assert task.rank.urgency == min(best, task.payer.urgency)
+    assert all(ctx.returns_at == mail.returns_at for ctx in task.contexts.values() if ctx.parked)
+    for ctx in task.contexts.values():
+        if ctx.request is not None:
+            assert (ctx.request.payer, ctx.request.rank) == (task.payer, task.rank)
+
+
+def letter(sim: Sim, client: Any) -> tuple[str, str]:
+    """Return the state of a client's task and what it waits for, as ps shows them."""
+    row = client.ask("stat_task").result
+    return row.state, row.wait

@@ -1,0 +1,386 @@
+"""Topics: publish and subscribe, and contexts that feed on a topic."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from syscalls.abi import MAX_BODY, Finish, Flag, Sig
+from syscalls.errors import Errno
+from tests.helpers.mailing import check_mail, letter
+from tests.helpers.oracle import expected
+from tests.helpers.sim import Sim, SimClient
+
+
+@pytest.fixture
+def sim() -> Iterator[Sim]:
+    sim = Sim()
+    yield sim
+    check_mail(sim)
+    sim.leave()
+
+
+def subscriber(sim: Sim, depth: int = 4, full: str = "refuse") -> SimClient:
+    client = sim.client()
+    assert client.ask("subscribe", "news", depth, full).errno == 0
+    return client
+
+
+def take(client: SimClient) -> tuple[bytes, list[int], int]:
+    reply = client.ask("recv", None, "news", 0.0)
+    assert reply.errno == 0, reply.message
+    return reply.result.body, list(reply.ids), reply.result.missing
+
+
+def publish(client: SimClient, body: bytes = b"", ids: list[int] | None = None) -> int:
+    reply = client.ask("publish", "news", body, ids=ids)
+    assert reply.errno == 0, reply.message
+    count: int = reply.result.subscriptions
+    return count
+
+
+def test_all_subscribers_get_a_message_in_order(sim: Sim) -> None:
+    news = sim.client()
+    assert publish(news, b"nobody hears") == 0
+    readers = [subscriber(sim) for _ in range(3)]
+    waiting = readers[0].send("recv", None, "news")
+    sim.turn()
+    for n in range(3):
+        assert publish(news, b"%d" % n, [n, n + 1]) == 3
+    assert waiting.result.body == b"0" and list(waiting.ids) == [0, 1]
+    assert take(readers[0]) == (b"1", [1, 2], 0)
+    for reader in readers[1:]:
+        assert [take(reader) for _ in range(3)] == [(b"%d" % n, [n, n + 1], 0) for n in range(3)]
+    assert readers[1].ask("recv", None, "news", 0.0).errno == Errno.ETIMEDOUT
+    assert readers[1].ask("reply", 0, b"").errno == Errno.ESRCH
+
+
+def test_a_topic_is_of_one_user(sim: Sim) -> None:
+    reader, root = subscriber(sim), sim.client(uid=0)
+    assert publish(root, b"x") == 0
+    assert root.ask("recv", None, "news").errno == Errno.ENOENT
+    assert reader.ask("recv", None, "news", 0.0).errno == Errno.ETIMEDOUT
+
+
+def test_a_full_subscription_holds_the_publisher_back(sim: Sim) -> None:
+    """Nobody gets what one of them cannot take."""
+    news, slow, other = sim.client(), subscriber(sim, 2), subscriber(sim, 9)
+    assert publish(news, b"0") == publish(news, b"1") == 2
+    full = news.ask("publish", "news", b"2")
+    assert full.errno == Errno.EAGAIN
+    assert "2 messages" in full.message and "limit of its subscription is 2" in full.message
+    assert take(slow)[0] == b"0"
+    assert publish(news, b"2") == 2
+    assert [take(other)[0] for _ in range(3)] == [b"0", b"1", b"2"]
+    assert other.ask("recv", None, "news", 0.0).errno == Errno.ETIMEDOUT
+
+
+def test_one_that_drops_says_how_many_are_missing(sim: Sim) -> None:
+    news, slow = sim.client(), subscriber(sim, 2, "drop")
+    for n in range(7):
+        publish(news, b"%d" % n)
+    assert take(slow) == (b"5", [], 5)
+    publish(news, b"7")
+    assert [take(slow) for _ in range(2)] == [(b"6", [], 0), (b"7", [], 0)]
+    for n in range(3):
+        publish(news, b"%d" % n)
+    waiting = slow.send("recv", None, "news")
+    sim.turn()
+    assert waiting.result.missing == 1 and waiting.result.body == b"1"
+
+
+def test_what_subscribe_and_publish_refuse(sim: Sim) -> None:
+    news, reader = sim.client(), subscriber(sim)
+    assert reader.ask("subscribe", "news").errno == Errno.EEXIST
+    assert reader.ask("subscribe", "other", 0).errno == Errno.ENOENT
+    assert reader.ask("subscribe", "other", 4, "forget").errno == Errno.EINVAL
+    tall = news.ask("publish", "news", b"x" * (MAX_BODY + 1))
+    assert tall.errno == Errno.E2BIG and str(MAX_BODY) in tall.message
+    assert reader.ask("subscribe", "news", 0).errno == 0
+    assert reader.ask("recv", None, "news").errno == Errno.ENOENT
+    assert publish(news) == 0
+
+
+def test_a_subscription_that_ends_ends_the_recv(sim: Sim) -> None:
+    reader = subscriber(sim)
+    waiting = reader.send("recv", None, "news")
+    sim.turn()
+    assert reader.ask("subscribe", "news", 0).errno == 0
+    assert waiting.errno == Errno.EPIPE
+
+
+def test_ps_says_what_a_subscriber_waits_for(sim: Sim) -> None:
+    reader, watcher = subscriber(sim), sim.client()
+    reader.send("recv", None, "news")
+    sim.turn()
+    pid = reader.ask("stat_task").result.pid
+    row = watcher.ask("stat_task", pid).result
+    assert (row.state, row.wait) == ("S", "topic:news")
+    publish(watcher, b"x")
+    assert letter(sim, reader) == ("S", "program")
+
+
+def test_a_stopped_subscriber_takes_nothing_until_it_goes_on(sim: Sim) -> None:
+    news, reader = sim.client(), subscriber(sim)
+    waiting = reader.send("recv", None, "news")
+    sim.turn()
+    pid = reader.ask("stat_task").result.pid
+    news.ask("kill", pid, int(Sig.STOP))
+    publish(news, b"x")
+    assert not waiting.done
+    news.ask("kill", pid, int(Sig.CONT))
+    assert waiting.result.body == b"x"
+
+
+# --- feeds ----------------------------------------------------------------------------------------
+
+
+def feed(client: SimClient, ids: list[int], window: int = 1000) -> int:
+    handle = client.context(ids)
+    assert client.ask("subscribe", "news", window, "refuse", handle).errno == 0
+    return handle
+
+
+def ids_of(client: SimClient, handle: int) -> list[int]:
+    return list(client.ask("read_ctx", handle).ids)
+
+
+def steps(sim: Sim) -> int:
+    return int(sim.model.sched.steps)
+
+
+def test_ids_become_part_of_the_context_and_are_computed(sim: Sim) -> None:
+    news, reader = sim.client(), sim.client()
+    handle, first = feed(reader, [1, 2]), list(range(100, 150))
+    assert publish(news, b"", first) == 1
+    assert publish(news, b"a body is for who receives") == 0
+    sim.settle()
+    assert ids_of(reader, handle) == [1, 2, *first]
+    assert reader.ask("stat_ctx", handle).result.computed == 51, "all but the last one"
+    infer = reader.ask("infer", handle, 5, 0.0)
+    assert infer.tokens == expected([1, 2, *first], 5)
+
+
+def first_id_after(sim: Sim, size: int) -> int:
+    """Feed `size` ids, then ask: return the steps from the question to its first id."""
+    news, reader = sim.client(), sim.client()
+    handle, ids = feed(reader, [1]), [n % 251 for n in range(size)]
+    for start in range(0, size, 50):
+        publish(news, b"", ids[start : start + 50])
+        sim.settle()
+    before, question = steps(sim), [7, 8, 9]
+    infer = reader.send("infer", handle, 1, 0.0, ids=question)
+    sim.until(lambda: infer.done)
+    assert infer.tokens == expected([1, *ids, *question], 1)
+    taken = steps(sim) - before
+    assert reader.ask("free_ctx", handle).errno == 0
+    return taken
+
+
+def test_a_question_takes_as_many_steps_whatever_the_size_of_the_feed() -> None:
+    sim = Sim(num_blocks=256, prefill_chunk=32)
+    assert [first_id_after(sim, size) for size in (0, 50, 700, 1000)] == [1] * 4
+    sim.leave()
+
+
+def test_during_an_infer_ids_wait_in_order(sim: Sim) -> None:
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1, 2, 3])
+    infer = reader.send("infer", handle, 20, 0.0)
+    sim.turn()
+    for n in (50, 60, 70):
+        publish(news, b"", [n, n + 1])
+    (waiting,) = sim.system.topics
+    assert not infer.done and waiting.num_waiting == 6
+    sim.until(lambda: infer.done)
+    sim.settle()
+    answer = expected([1, 2, 3], 20)
+    assert infer.tokens == answer
+    assert ids_of(reader, handle) == [1, 2, 3, *answer, 50, 51, 60, 61, 70, 71]
+
+
+def test_news_comes_before_a_question_that_is_queued(sim: Sim) -> None:
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1, 2, 3])
+    first = reader.send("infer", handle, 10, 0.0)
+    second = reader.send("infer", handle, 4, 0.0, ids=[9], flags=Flag.QUEUE)
+    sim.turn()
+    publish(news, b"", [50, 51])
+    sim.until(lambda: second.done)
+    text = [1, 2, 3, *first.tokens, 50, 51, 9]
+    assert second.tokens == expected(text, 4)
+
+
+def test_a_window_holds_the_publisher_back(sim: Sim) -> None:
+    """Until the ids are computed; a message that is larger than the window is never taken."""
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1], 64)
+    tall = news.ask("publish", "news", b"", ids=[5] * 65)
+    assert tall.errno == Errno.E2BIG and "64" in tall.message
+    replies = [news.send("publish", "news", b"", ids=[n] * 30) for n in range(4)]
+    sim.kernel_turn()
+    for client in sim.clients:
+        client.read()
+    assert [reply.errno for reply in replies] == [0, 0, Errno.EAGAIN, Errno.EAGAIN]
+    assert "its window of 64" in replies[2].message
+    sim.settle()
+    assert publish(news, b"", [7] * 60) == 1
+    sim.settle()
+    assert ids_of(reader, handle) == [1, *[0] * 30, *[1] * 30, *[7] * 60]
+
+
+def test_what_waits_for_an_infer_is_in_the_window(sim: Sim) -> None:
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1, 2, 3], 64)
+    infer = reader.send("infer", handle, 30, 0.0)
+    sim.turn()
+    publish(news, b"", [5] * 60)
+    assert news.ask("publish", "news", b"", ids=[6] * 10).errno == Errno.EAGAIN
+    assert not infer.done
+    sim.until(lambda: infer.done)
+    sim.settle()
+    assert publish(news, b"", [6] * 10) == 1
+
+
+def test_a_stopped_reader_holds_the_publisher_back_and_goes_on(sim: Sim) -> None:
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1], 64)
+    pid = reader.ask("stat_task").result.pid
+    news.ask("kill", pid, int(Sig.STOP))
+    publish(news, b"", [5] * 60)
+    for _ in range(50):
+        sim.turn()
+        assert news.ask("publish", "news", b"", ids=[6] * 10).errno == Errno.EAGAIN
+    news.ask("kill", pid, int(Sig.CONT))
+    sim.settle()
+    assert publish(news, b"", [6] * 10) == 1
+    sim.settle()
+    assert ids_of(reader, handle) == [1, *[5] * 60, *[6] * 10]
+
+
+def test_a_feed_that_found_no_room_goes_on_when_there_is_some() -> None:
+    """Its background prefill has ended for want of blocks: who publishes again wakes it."""
+    sim = Sim(num_blocks=17)
+    news, reader, hog = sim.client(), sim.client(), sim.client()
+    handle = feed(reader, [1], 64)
+    full = hog.context([3] * 200)
+    infer = hog.send("infer", full, 55, 0.0)
+    sim.turn()
+    publish(news, b"", [5] * 60)
+    for _ in range(20):
+        sim.turn()
+    hog.ask("free_ctx", full)
+    assert infer.errno == Errno.ECANCELED
+    sim.until(lambda: news.ask("publish", "news", b"", ids=[6] * 60).errno == 0, 200)
+    sim.settle()
+    assert ids_of(reader, handle) == [1, *[5] * 60, *[6] * 60]
+    check_mail(sim)
+    sim.leave()
+
+
+def test_what_a_feed_refuses(sim: Sim) -> None:
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1])
+    for args, errno in {
+        ("news", 9, "refuse", handle): Errno.EEXIST,
+        ("other", 9, "refuse", handle): Errno.EEXIST,
+        ("news", 9, "drop", reader.context([1])): Errno.EINVAL,
+        ("news", 9, "refuse", 77): Errno.EBADCTX,
+        ("other", 0, "refuse", handle): Errno.ENOENT,
+    }.items():
+        assert reader.ask("subscribe", *args).errno == errno, args
+    wrong = news.ask("publish", "news", b"", ids=[250, 251])
+    assert wrong.errno == Errno.EINVAL and "251" in wrong.message
+    assert ids_of(reader, handle) == [1]
+    assert reader.ask("subscribe", "news", 0, "refuse", handle).errno == 0
+    assert publish(news, b"", [5]) == 0
+
+
+def test_a_full_context_refuses_the_publisher() -> None:
+    sim = Sim(max_ctx=64)
+    news, reader, other = sim.client(), sim.client(), subscriber(sim)
+    handle = feed(reader, [1] * 60)
+    full = news.ask("publish", "news", b"", ids=[5] * 5)
+    assert full.errno == Errno.E2BIG and "64" in full.message
+    assert other.ask("recv", None, "news", 0.0).errno == Errno.ETIMEDOUT, "all or none"
+    assert publish(news, b"", [5] * 4) == 2
+    infer = reader.send("infer", handle, 5, 0.0)
+    sim.until(lambda: infer.done)
+    reader.ask("trim_ctx", handle, 10)
+    assert publish(news, b"", [6]) == 2
+    sim.leave()
+
+
+def test_ids_that_wait_and_find_no_room_wait_on() -> None:
+    """The infer has taken the room that they were accepted for; a trim gives it back."""
+    sim = Sim(max_ctx=64)
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1] * 20)
+    infer = reader.send("infer", handle, 40, 0.0)
+    sim.turn()
+    publish(news, b"", [5] * 20)
+    sim.until(lambda: infer.done)
+    assert infer.result.finish == Finish.LENGTH and len(ids_of(reader, handle)) == 60
+    check_mail(sim)
+    assert news.ask("publish", "news", b"", ids=[6]).errno == Errno.E2BIG
+    assert reader.ask("trim_ctx", handle, 20).errno == 0
+    assert publish(news, b"", [6]) == 1
+    assert ids_of(reader, handle) == [1] * 20 + [5] * 20 + [6]
+    sim.leave()
+
+
+@pytest.mark.parametrize("how", ["free", "exit", "dies"])
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_context_that_goes_takes_its_feed_with_it(sim: Sim, how: str, busy: bool) -> None:
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1, 2])
+    if busy:
+        reader.send("infer", handle, 500, 0.0)
+        sim.turn()
+        publish(news, b"", [5, 6])
+    if how == "free":
+        reader.ask("free_ctx", handle)
+    elif how == "exit":
+        reader.send("exit", 0)
+    else:
+        sim.front.dead.add(reader.route)
+    sim.turn()
+    assert publish(news, b"", [5]) == 0
+    assert not len(sim.system.topics) and not sim.system.ports.bytes
+
+
+def test_a_feed_ends_with_its_grant(sim: Sim) -> None:
+    news, owner, reader = sim.client(), sim.client(), sim.client()
+    ctx = owner.context([1, 2, 3])
+    weak = owner.ask("grant_ctx", ctx, 1).result.grant
+    grant = owner.ask("grant_ctx", ctx, 3).result.grant
+    handle, other = reader.new_handle(), reader.new_handle()
+    assert reader.ask("open_ctx", grant, handle).errno == 0
+    assert reader.ask("open_ctx", weak, other).errno == 0
+    assert reader.ask("subscribe", "news", 9, "refuse", other).errno == Errno.EPERM
+    assert reader.ask("subscribe", "news", 9, "refuse", handle).errno == 0
+    assert publish(news, b"", [4]) == 1
+    owner.ask("revoke", grant)
+    assert publish(news, b"", [5]) == 0
+    assert reader.ask("subscribe", "news", 0, "refuse", handle).errno == Errno.EREVOKED
+
+
+def test_the_snapshot_shows_ports_topics_and_feeds(sim: Sim) -> None:
+    from syscalls.abi import PortRow
+
+    news, reader = sim.client(), subscriber(sim, 2, "drop")
+    reader.ask("bind", "tools", 7)
+    for _ in range(2):
+        news.send("call", "tools", b"")
+    reader.ask("recv", "tools")
+    handle = feed(reader, [1], 100)
+    for _ in range(3):
+        publish(news, b"", [5])
+    sim.settle()
+    rows = [PortRow(*row) for row in news.ask("snapshot", "ports").result.rows]
+    by_kind = {row.kind: row for row in rows}
+    pid = reader.ask("stat_task").result.pid
+    assert {row.pid for row in rows} == {pid} and len(rows) == 3
+    port, topic, fed = (by_kind[kind] for kind in ("port", "topic", "feed"))
+    assert (port.name, port.waiting, port.serving, port.limit, port.done) == ("tools", 1, 1, 7, 0)
+    assert (topic.name, topic.waiting, topic.limit, topic.missing) == ("news", 2, 2, 1)
+    assert (fed.name, fed.ctx, fed.waiting, fed.limit, fed.done) == ("news", handle, 0, 100, 3)

@@ -114,7 +114,7 @@ class GrammarKind(IntEnum):
     """What the text of a grammar is written in."""
 
     JSON_SCHEMA = 1
-    REGEX = 2  # of Rust's regex crate, for the whole of the output
+    REGEX = 2  # for all of the text, in the syntax of Rust's regex crate
     LARK = 3  # as llguidance reads it
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from drivers import base
-from drivers.base import DriverFault, FaultKind
+from drivers.base import FaultKind
 from drivers.grammar import Grammar, GrammarError, Vocabulary, compile_source
 from drivers.models.errors import ModelError
 from drivers.plan import invalid
@@ -109,5 +109,5 @@ class Grammars:
 
 def _end(thread: ThreadPoolExecutor, trials: Trials) -> None:
     trials.stop()
-    thread.submit(trials.close)
-    thread.shutdown()
+    thread.shutdown(cancel_futures=True)
+    trials.close()

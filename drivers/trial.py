@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import IO, Any
 
 import msgpack
@@ -141,7 +142,7 @@ def main() -> None:
             vocabularies[key] = Vocabulary(what, more)
             vocabularies[key].tokenizer  # noqa: B018 - made once, for all children
         else:
-            _write(answers, _judged(lambda: _tried(vocabularies[key], what, more)))
+            _write(answers, _judged(partial(_tried, vocabularies[key], what, more)))
 
 
 def _judged(work: Callable[[], list[str]]) -> list[str]:

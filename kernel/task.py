@@ -107,11 +107,19 @@ class Task:
             return "S", held.pop()
         for state in _LETTERS:
             if state in states:
+                if state is RequestState.QUEUED and self._awaits_grammar:
+                    return "S", "grammar"
                 waits = {"D": f"{self.lacks} blocks", "Q": "step"}
                 return state.value, waits.get(state.value, "")
         if self.session is None:
             return "S", "kernel" if self.pid == INIT else "attach"
         return "S", "child" if self.waits else "program"
+
+    @property
+    def _awaits_grammar(self) -> bool:
+        """Whether a grammar must be compiled before any of its queued requests can run."""
+        requests = [ctx.request for ctx in self.contexts.values() if ctx.request]
+        return all(r.awaits_grammar for r in requests if r.state is RequestState.QUEUED)
 
     @property
     def leased(self) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 LIMITS = {
-    "max_items_in_row": 2000, "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 100_000,
+    "max_items_in_row": 1000, "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 100_000,
     "step_max_items": 10_000, "max_lexer_states": 10_000, "max_grammar_size": 100_000,
     "verbose_errors": False,
 }  # fmt: skip

@@ -41,6 +41,11 @@ answers are in order within a queue only; without it, all queues run in order of
 comes after the Submits of its model that came before it; what else is no Submit may be answered
 while Submits wait.
 
+1.3 adds grammars (feature "grammar"): Compile, Forget and Compiled; Reset.grammar, and the flags of
+rows that have one. A driver compiles beside its steps and answers when it is done. What a grammar
+costs is limited (drivers/grammar.py), for it comes from a user: one that takes too much, or that is
+none, is refused and harms nobody else.
+
 KV in int8 ("kv_int8"): behind each vector of head_dim numbers, -127 to 127, are the two bytes of a
 bfloat16, its scale; an element is number * scale.
 """
@@ -50,7 +55,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
-ABI = (1, 2)
+ABI = (1, 3)
 NULL_BLOCK = 0
 LAST_SAMPLE = -1
 """As a token id: the id that this (slot, generation) sampled last."""
@@ -60,6 +65,10 @@ MAX_CHECKSUMS = 4096
 """Blocks of one Checksum."""
 MAX_BIAS = 300
 """Ids of one sequence whose logits have a bias."""
+MAX_GRAMMAR = 48 * 1024
+"""Bytes of a grammar's text."""
+MAX_GRAMMARS = 128
+"""Grammars that a driver holds, of all models together."""
 
 
 class Queue(IntEnum):
@@ -96,6 +105,17 @@ class RowFlag(IntEnum):
     """Bits of Sampled.flags, one byte per row."""
 
     NUMERIC = 1  # NaN or Inf among the logits: the id is not valid
+    COMPLETE = 2  # the grammar ends with this id: nothing but an end may follow
+    NO_MATCH = 4  # no id follows by the grammar: the id is not valid
+    GRAMMAR_LIMIT = 8  # matching took more than a step may: the id is not valid
+
+
+class GrammarKind(IntEnum):
+    """What the text of a grammar is written in."""
+
+    JSON_SCHEMA = 1
+    REGEX = 2  # for all of the text, in the syntax of Rust's regex crate
+    LARK = 3  # as llguidance reads it
 
 
 class Fence(NamedTuple):
@@ -161,6 +181,11 @@ class Reset(NamedTuple):
     is added to the logit of bias_ids[i] (ints, distinct, at most MAX_BIAS); of an id that is in the
     sequence, a logit above 0 is divided by `repetition` (> 0), another one multiplied with it; from
     the logit of an id that is n > 0 times in the output, presence + n * frequency is taken.
+
+    `grammar` > 0, if the ids are counted: the ids from position `grammar_from` on follow this
+    grammar, which was compiled before. Of the ids that come next, those that the grammar does not
+    allow are not drawn. Ids that end a text are allowed where the grammar may end; other special
+    ids and such without a token never are.
     """
 
     slot: int
@@ -173,6 +198,8 @@ class Reset(NamedTuple):
     frequency: float = 0.0
     bias_ids: bytes = b""
     bias: bytes = b""
+    grammar: int = 0
+    grammar_from: int = 0
 
 
 class Copy(NamedTuple):
@@ -296,6 +323,25 @@ class Submit(NamedTuple):
     waits: tuple[Fence, ...]
     model: int
     ops: tuple[Any, ...]  # of Op
+
+
+class Compile(NamedTuple):
+    """Compile a grammar for a model; the answer is Compiled, whatever else is answered before.
+
+    `number` > 0 names it from then on, for as long as the model is loaded, and is not in use.
+    """
+
+    model: int
+    number: int
+    kind: int  # GrammarKind
+    text: bytes  # UTF-8, at most MAX_GRAMMAR
+
+
+class Forget(NamedTuple):
+    """Drop a grammar of a model; sequences that follow it are not continued without a Reset."""
+
+    model: int
+    number: int
 
 
 class Stats(NamedTuple):
@@ -427,8 +473,17 @@ class Fault(NamedTuple):
     model: int = 0  # of a Load
 
 
+class Compiled(NamedTuple):
+    """Answer to Compile: the grammar is there (kind 0), or why it is not."""
+
+    model: int
+    number: int
+    kind: int = 0  # FaultKind: PLAN_INVALID it is no grammar, UNSUPPORTED the model has no text
+    message: str = ""
+
+
 class Heartbeat(NamedTuple):
-    """The process lives; sent about once a second while a Submit or Load is being worked on."""
+    """The process lives; sent about once a second while an answer is owed."""
 
     epoch: int
     value: int
@@ -448,6 +503,7 @@ class StatsReply(NamedTuple):
 Message = (
     Hello | Load | Unload | Submit | Stats | Close
     | Ready | Progress | Estimate | Loaded | Complete | Fault | Heartbeat | StatsReply
+    | Compile | Forget | Compiled
 )  # fmt: skip
 
 
@@ -485,13 +541,17 @@ class Driver(Protocol):
 
     def submit(self, submit: Submit) -> None: ...
 
+    def compile(self, compile: Compile) -> None: ...  # emits Compiled
+
+    def forget(self, forget: Forget) -> None: ...
+
     def stats(self) -> StatsReply: ...
 
     def close(self) -> None: ...
 
 
 Emit = Callable[[Any], None]
-"""Sends a Progress, Estimate, Complete or Fault towards the kernel."""
+"""Sends a Progress, Estimate, Complete, Fault or Compiled towards the kernel."""
 
 
 class DriverFactory(Protocol):

@@ -76,17 +76,19 @@ class Host:
         elif self._driver is None:
             raise wire.BadMessage(f"{type(message).__name__} before Hello")
         submitted = isinstance(message, base.Submit)
+        later = submitted or isinstance(message, base.Compile)  # it is answered by what is emitted
         self._fence = (message.queue, message.value) if submitted else (0, 0)
         self._owed.change(1)
         try:
             answer = self._ask(message)
         except base.DriverFault as fault:
             model = message.model if isinstance(message, base.Load) else 0
+            later = submitted
             answer = self._fault(fault, self._fence, model)
         if answer is not None:
             self._send(answer)
-        if not submitted:
-            self._owed.change(-1)  # for a Submit when its Complete or Fault is sent
+        if not later:
+            self._owed.change(-1)
 
     def _ask(self, message: Any) -> Any:
         """Give a message to the driver; return the answer, if it is not emitted."""
@@ -105,6 +107,10 @@ class Host:
                 return self._load(message)
             case base.Submit():
                 return self._driver.submit(message)
+            case base.Compile():
+                return self._driver.compile(message)
+            case base.Forget():
+                return self._driver.forget(message)
             case base.Unload():
                 self._models.discard(message.model)
                 return self._driver.unload(message)
@@ -143,7 +149,8 @@ class Host:
             name = type(message).__name__
             raise ValueError(f"{name} of {len(raw)} bytes, the limit is {wire.MAX_MESSAGE}")
         process.send(self._socket, self._lock, raw)
-        if isinstance(message, base.Complete | base.Fault) and message.value:
+        later = isinstance(message, base.Complete | base.Fault) and message.value
+        if later or isinstance(message, base.Compiled):
             self._owed.change(-1)
 
     def _emit(self, message: Any) -> None:

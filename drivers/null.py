@@ -22,11 +22,15 @@ import mmap
 import os
 import time
 from bisect import bisect_right
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from drivers import base, slots, wire
 from drivers.base import Direction, DriverFault, FaultKind
+from drivers.grammar import Grammar
+from drivers.grammars import Grammars
 from drivers.host_tier import HostRange, host_range
 from drivers.null_model import (
     SLOT,
@@ -38,6 +42,7 @@ from drivers.null_model import (
     draw,
     parse_options,
     slot_digest,
+    vocabulary,
 )
 from drivers.plan import Draws, Given, Plan, invalid, shape_of
 from drivers.submit import Fences, check_ops
@@ -49,7 +54,7 @@ MOST_BLOCKS = 1 << 16
 MAX_LOGIT_ROWS = 256
 FEATURES = (
     "copy_d2d", "copy_host", "host_tier", "scrub", "export", "import", "checksum",
-    "sample", "logprobs", "last_sample", "reset", "penalties", "bias", "score",
+    "sample", "logprobs", "last_sample", "reset", "penalties", "bias", "score", "grammar",
 )  # fmt: skip
 
 
@@ -66,6 +71,7 @@ class NullDriver:
         self._bulk = bulk
         self._host = host
         self._fences = Fences(0)
+        self._grammars = Grammars(emit)
         self._steps = self._tokens = self._busy_us = 0
 
     # --- outside of steps ---------------------------------------------------------------------
@@ -116,11 +122,21 @@ class NullDriver:
             hashlib.sha256(b"null 1").hexdigest(),
         )  # fmt: skip
         self.models[load.model] = NullModel(loaded, options, self._bulk, tier)
+        self._grammars.add_model(load.model, partial(vocabulary, options))
         return loaded
 
     def unload(self, unload: base.Unload) -> None:
         """Give a pool back."""
         self.models.pop(unload.model, None)
+        self._grammars.remove_model(unload.model)
+
+    def compile(self, compile: base.Compile) -> None:
+        """Compile a grammar, beside whatever is submitted."""
+        self._grammars.compile(compile)
+
+    def forget(self, forget: base.Forget) -> None:
+        """Drop a grammar."""
+        self._grammars.forget(forget)
 
     def stats(self) -> base.StatsReply:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -140,8 +156,9 @@ class NullDriver:
         try:
             self._fences.accept(submit)
             shape, last = (model.shape, slots.copy(model.last)) if model else (None, {})
-            ops = check_ops(submit, shape, last)
-            results = model.run(ops, last) if model else ()
+            grammars = self._grammars.of(submit.model)
+            ops = check_ops(submit, shape, last, grammars)
+            results = model.run(ops, last, grammars) if model else ()
         except DriverFault as fault:
             self._emit(base.Fault(*fence, fault.kind, fault.message, fault.items))
             return
@@ -171,6 +188,7 @@ class NullModel:
         self._options = options
         self._block_bytes = loaded.block_bytes
         self._undo: list[tuple[Store, int, bytes]] = []
+        self._grammars: Mapping[int, Grammar] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -180,9 +198,15 @@ class NullModel:
         """Return where a block lies in its pool."""
         return slice(block * self._block_bytes, (block + 1) * self._block_bytes)
 
-    def run(self, ops: list[tuple[Any, Any]], last: dict[int, slots.Slot]) -> tuple[Any, ...]:
+    def run(
+        self,
+        ops: list[tuple[Any, Any]],
+        last: dict[int, slots.Slot],
+        grammars: Mapping[int, Grammar],
+    ) -> tuple[Any, ...]:
         """Run ops that were checked against `last`, or put back what they have written."""
         before, self.last = self.last, last
+        self._grammars = grammars
         self._undo.clear()
         try:
             return self._run(ops)
@@ -206,7 +230,7 @@ class NullModel:
                     assert step is not None
                     results.append(self._score(read, step[1][len(step[1]) - len(read.rows) :]))
                 case base.Reset():
-                    slots.reset(self.last, op, read)
+                    slots.reset(self.last, op, read, self._grammars)
                 case base.Checksum():
                     results.append([self._checksum(block) for block in read])
                 case _:
@@ -327,6 +351,7 @@ class NullModel:
         ids: list[int] = []
         logprobs: list[float] = []
         best = Best(vocab)
+        masks, flags = slots.masks(self.last, draws, plan)
         for r, s in enumerate(draws.rows):
             history, slot, position = rows[r], plan.slots[s], draws.position[r]
             how = Draw(
@@ -335,12 +360,17 @@ class NullModel:
             )  # fmt: skip
             adjust = self.last[slot].adjust if draws.adjust and draws.adjust[r] else None
             drawn = (
-                adjusted_draw(history, how, adjust, vocab) if adjust else draw(history, how, vocab)
-            )
+                adjusted_draw(history, how, adjust, vocab, masks[r]) if adjust
+                else draw(history, how, vocab)
+            )  # fmt: skip
             ids.append(drawn)
-            slots.drew(self.last, slot, plan.generations[s], position, drawn)
+            if flags[r]:
+                self.last.pop(slot, None)
+            else:
+                slots.drew(self.last, slot, plan.generations[s], position, drawn)
+                flags[r] = slots.completes(self.last, slot)
             logprobs.append(best.add(history, drawn, draws.num_logprobs[r]))
-        return base.Sampled(base.ints(ids), bytes(len(ids)), base.reals(logprobs), *best.raw())
+        return base.Sampled(base.ints(ids), bytes(flags), base.reals(logprobs), *best.raw())
 
     def _score(self, given: Given, rows: list[bytes]) -> base.Scored:
         best = Best(self._options.vocab)

@@ -5,22 +5,28 @@ geometric distribution: the best id is a digest of the history, the k-th after i
 the logit -(k + 1) ln 2. Ids are drawn from it by inverting its sums at a number that is a digest of
 (history, seed, position), so temperature, top_k, top_p and min_p do to it what they should, without
 a row of logits. There is one only for a sequence whose logits are adjusted.
+
+For grammars, the first 256 ids stand for a byte each, and the next 256 for two letters that are
+frequent in JSON; the others, and the one that ends a text, for nothing.
 """
 
 import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
-from math import ceil, exp, log, log2
+from math import ceil, exp, inf, log, log2
 from struct import Struct
 from typing import NamedTuple
 
 from drivers.base import DriverFault, FaultKind, ints, reals
+from drivers.grammar import Vocabulary
 from drivers.slots import Adjust
 
 SLOT = 8
 """Bytes of a slot."""
 ZERO = bytes(SLOT)
 LN_2 = log(2)
+PAIRED = b'{}[]":, 012abent'
+"""The letters of ids 256 to 511: every pair of them, in order."""
 _TOKEN = Struct(f"<{SLOT}sii")
 
 
@@ -74,9 +80,28 @@ def uniform(history: bytes, how: Draw) -> float:
     return (int.from_bytes(noise.digest(), "little") >> 11) * 0.5**53
 
 
-def adjusted_draw(history: bytes, how: Draw, adjust: Adjust, vocab: int) -> int:
-    """Return the id that follows a history, its logits adjusted; the first of equal ones."""
+def vocabulary(options: "Options") -> Vocabulary:
+    """Return what the ids stand for."""
+    tokens = [bytes((value,)) for value in range(256)]
+    tokens += [bytes((first, second)) for first in PAIRED for second in PAIRED]
+    tokens = (tokens + [b""] * options.vocab)[: options.vocab]
+    if options.eos < 0:
+        return Vocabulary(tokens, ())
+    tokens[options.eos] = b""
+    return Vocabulary(tokens, (options.eos,))
+
+
+def adjusted_draw(
+    history: bytes, how: Draw, adjust: Adjust, vocab: int, mask: bytes | None = None
+) -> int:
+    """Return the id that follows a history, its logits adjusted; the first of equal ones.
+
+    `mask`: see `drivers.slots.Masks`.
+    """
     logits = adjusted_logits(best_id(history, vocab), adjust, vocab)
+    if mask is not None:
+        allowed = int.from_bytes(mask, "little")
+        logits = [logit if allowed >> n & 1 else -inf for n, logit in enumerate(logits)]
     order = sorted(range(vocab), key=lambda token: -logits[token])
     if how.temperature <= 0:
         return order[0]

@@ -13,7 +13,8 @@ between calls and no row sees another. Three things make it so:
   an element may change its last bit, and that depends on where in the batch it lies.
 
 Rows that a slot adjusts (bias, penalties: `drivers.slots`) are drawn from a copy of their logits;
-log-probabilities are always of the logits as they came from the model.
+of rows with a mask (grammars) what is not allowed has no probability. Log-probabilities are always
+of the logits as they came from the model.
 
 Greedy (temperature 0) is the first of equal maxima. Noise is drawn only for ids that can still win:
 with 32 random bits it is below NOISE_MAX, so an id further than that below a certain one cannot.
@@ -58,10 +59,21 @@ class Rows:
         return Rows(*(getattr(self, name)[rows] for name in self.__slots__))
 
 
-def sample(logits: Tensor, draws: Draws, adjusts: Sequence[Adjust | None] = ()) -> Sampled:
-    """Draw one id per row of `logits` [R, vocab]; `adjusts`, if not empty, has one per row."""
+def sample(
+    logits: Tensor,
+    draws: Draws,
+    adjusts: Sequence[Adjust | None] = (),
+    masks: Sequence[bytes | None] = (),
+) -> Sampled:
+    """Draw one id per row of `logits` [R, vocab].
+
+    `adjusts` and `masks`, if not empty, have one per row. A mask has a bit for each id that may be
+    drawn, at least one, the lowest of its first byte for id 0.
+    """
     pieces = [
-        _sample(logits[rows], Draws._make(values[rows] for values in draws), adjusts[rows])
+        _sample(
+            logits[rows], Draws._make(values[rows] for values in draws), adjusts[rows], masks[rows]
+        )
         for rows in _slices(len(logits))
     ]
     return Sampled(*(b"".join(piece[field] for piece in pieces) for field in range(5)))
@@ -101,11 +113,15 @@ def _flags(finite: Tensor) -> bytes:
     return bytes(((~finite).to(torch.uint8) * int(RowFlag.NUMERIC)).tolist())
 
 
-def _sample(logits: Tensor, draws: Draws, adjusts: Sequence[Adjust | None]) -> Sampled:
+def _sample(
+    logits: Tensor, draws: Draws, adjusts: Sequence[Adjust | None], masks: Sequence[bytes | None]
+) -> Sampled:
     model, finite = logits, _ = _finite(logits)
     if any(adjusts):
         logits, still = _finite(adjust(logits, adjusts))
         finite = finite & still
+    if any(masks):
+        logits = masked(logits, masks)
     ids = logits.argmax(-1)
     rows = _read_rows(draws, logits.device)
     drawn = (rows.temperature > 0).nonzero().view(-1)
@@ -130,12 +146,24 @@ def adjust(logits: Tensor, adjusts: Sequence[Adjust | None]) -> Tensor:
         if how is not None and how.bias_ids:
             ids = _numbers(how.bias_ids, torch.int32, row).long()
             row[ids] += _numbers(how.bias, torch.float32, row)  # the ids are distinct
-        if how is not None and how.counts is not None:
+        if how is not None and how.counts is not None and how.penalizes:
             ids = _numbers(how.counts.ids, torch.int32, row).long()
             count = _numbers(how.counts.output, torch.int32, row)
             seen = row[ids]
             seen = torch.where(seen > 0, seen / how.repetition, seen * how.repetition)
             row[ids] = seen - (how.presence * (count > 0) + how.frequency * count)
+    return logits
+
+
+def masked(logits: Tensor, masks: Sequence[bytes | None]) -> Tensor:
+    """Return float32 logits with -inf where a row's mask has no bit."""
+    logits = logits.clone()
+    for row, mask in zip(logits, masks, strict=True):
+        if mask is not None:
+            bits = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(row.device)
+            shifts = torch.arange(8, dtype=torch.uint8, device=row.device)
+            allowed = (bits[:, None] >> shifts & 1).view(-1)[: len(row)]
+            row.masked_fill_(allowed == 0, -math.inf)
     return logits
 
 

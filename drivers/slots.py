@@ -1,7 +1,8 @@
 """Slots: what a driver remembers of sequences between Submits, each for one generation of a slot.
 
 That is the id sampled last, and how the logits of the sequence are adjusted before an id is drawn:
-a bias per id, and penalties on ids that are there already, for which the ids are counted:
+a bias per id, penalties on ids that are there already, and a grammar, for which the ids are counted
+(and those from some position on followed in the grammar, see drivers/grammar.py):
 
     ids       3   7   3   9 | 7   7   2         num_prompt = 4
     seen      2, 3, 7, 9                        repetition: prompt and output
@@ -19,8 +20,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from drivers import base
+from drivers.base import RowFlag
+from drivers.grammar import Grammar, Match, NoMatch
+from drivers.plan import Draws, Plan
 
 COUNT_BYTES = 8
+NO_GRAMMARS: Mapping[int, Grammar] = {}
 
 
 class Counts:
@@ -69,7 +74,23 @@ class Adjust(NamedTuple):
     frequency: float
     bias_ids: "array[int]"
     bias: "array[float]"
-    counts: Counts | None  # None: without penalties
+    counts: Counts | None  # None: without penalties and grammar
+    match: Match | None = None
+
+    @property
+    def penalizes(self) -> bool:
+        return (self.repetition, self.presence, self.frequency) != (1, 0, 0)
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Count the ids that come next."""
+        if self.match is not None and self.counts is not None:
+            self.match.add(ids, self.counts.length)
+        if self.counts is not None:
+            self.counts.add(ids)
+
+    def copy(self) -> "Adjust":
+        counts = self.counts and self.counts.copy()
+        return self._replace(counts=counts, match=self.match and self.match.copy())
 
 
 class Slot(NamedTuple):
@@ -127,20 +148,25 @@ def adjusts(op: base.Reset) -> bool:
     return op.start > 0 or op.num_prompt >= 0 or bool(op.bias)
 
 
-def reset(slots: dict[int, Slot], op: base.Reset, ids: "array[int]") -> None:
-    """Run a Reset that has been checked; `ids` are its ids."""
+def reset(
+    slots: dict[int, Slot],
+    op: base.Reset,
+    ids: "array[int]",
+    grammars: Mapping[int, Grammar] = NO_GRAMMARS,
+) -> None:
+    """Run a Reset that has been checked; `ids` are its ids, `grammars` those of its model."""
     if op.start:
         adjust = slots[op.slot].adjust
-        assert adjust is not None and adjust.counts is not None
-        adjust.counts.add(ids)
+        assert adjust is not None
     else:
-        counts = Counts(op.num_prompt) if op.num_prompt >= 0 else None
-        if counts is not None:
-            counts.add(ids)
         adjust = Adjust(
             op.repetition, op.presence, op.frequency,
-            base.read_ints(op.bias_ids), base.read_reals(op.bias), counts,
+            base.read_ints(op.bias_ids), base.read_reals(op.bias),
+            Counts(op.num_prompt) if op.num_prompt >= 0 else None,
+            Match(grammars[op.grammar], op.grammar_from) if op.grammar else None,
         ) if adjusts(op) else None  # fmt: skip
+    if adjust is not None:
+        adjust.add(ids)
     slots[op.slot] = Slot(op.generation, ids[-1], adjust)
 
 
@@ -152,9 +178,39 @@ def drew(slots: dict[int, Slot], number: int, generation: int, position: int, to
         return
     fits = slot.generation == generation and slot.length in (None, position)
     adjust = slot.adjust if fits else None
-    if adjust is not None and adjust.counts is not None:
-        adjust.counts.add((token,))
+    if adjust is not None:
+        adjust.add((token,))
     slots[number] = Slot(generation, token, adjust)
+
+
+class Masks(NamedTuple):
+    """What grammars allow, for each row of a Sample."""
+
+    masks: list[bytes | None]  # of `drivers.grammar.Match.mask`; None: all ids
+    flags: list[int]  # of RowFlag; 0: the row can be drawn
+
+
+def masks(slots: Mapping[int, Slot], draws: Draws, plan: Plan) -> Masks:
+    """Return what may be drawn in rows that have been checked; it takes up to milliseconds a row.
+
+    That depends on the ids before, and not on the logits.
+    """
+    found = Masks([None] * len(draws.rows), [0] * len(draws.rows))
+    for row, (s, adjusted) in enumerate(zip(draws.rows, draws.adjust, strict=False)):
+        adjust = slots[plan.slots[s]].adjust if adjusted else None
+        if adjust is not None and adjust.match is not None:
+            try:
+                found.masks[row] = adjust.match.mask()
+            except NoMatch as none:
+                found.flags[row] = none.flag
+    return found
+
+
+def completes(slots: Mapping[int, Slot], number: int) -> int:
+    """Return the flag of a row whose id, which its slot has drawn, is the last of its grammar."""
+    slot = slots.get(number)
+    match = slot.adjust.match if slot is not None and slot.adjust is not None else None
+    return RowFlag.COMPLETE if match is not None and match.complete else 0
 
 
 def copy(slots: Mapping[int, Slot]) -> dict[int, Slot]:
@@ -162,6 +218,5 @@ def copy(slots: Mapping[int, Slot]) -> dict[int, Slot]:
     fresh = dict(slots)
     for number, slot in slots.items():
         if slot.adjust is not None and slot.adjust.counts is not None:
-            adjust = slot.adjust._replace(counts=slot.adjust.counts.copy())
-            fresh[number] = slot._replace(adjust=adjust)
+            fresh[number] = slot._replace(adjust=slot.adjust.copy())
     return fresh

@@ -11,7 +11,7 @@ The logit rows of a Plan are those of its Sample, then those of its Score.
 """
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from math import isfinite
 from typing import Any
 
@@ -63,9 +63,15 @@ class Fences:
 
 
 def check_ops(
-    submit: base.Submit, shape: Shape | None, slots: Mapping[int, Slot]
+    submit: base.Submit,
+    shape: Shape | None,
+    slots: Mapping[int, Slot],
+    grammars: Container[int] = (),
 ) -> list[tuple[Any, Any]]:
-    """Check all ops of a Submit; return (op, what was read of it) for each."""
+    """Check all ops of a Submit; return (op, what was read of it) for each.
+
+    `grammars` has the numbers of those that are compiled for the model.
+    """
     if shape is None or submit.model != shape.model:
         raise invalid(f"model {submit.model} is not loaded")
     state = Ahead(slots)
@@ -99,6 +105,8 @@ def check_ops(
             checked[forward] = checked[forward][0], whole
         elif kind is base.Reset:
             read = check_reset(op, shape, state[op.slot])
+            if op.grammar and op.grammar not in grammars:
+                raise invalid(f"grammar {op.grammar} is not compiled for model {shape.model}")
             length = op.start + len(read) if op.start or op.num_prompt >= 0 else None
             state[op.slot] = Known(op.generation, adjusts(op), length)
         elif kind is base.Copy:
@@ -176,6 +184,9 @@ def check_reset(reset: base.Reset, shape: Shape, before: Known) -> "array[int]":
             what = f"slot {reset.slot} has not counted the {reset.start} ids before"
             raise DriverFault(FaultKind.SLOT_LOST, what, (reset.slot,))
     _check_adjust(reset, shape)
+    if reset.grammar and (reset.num_prompt < 0 or not 0 <= reset.grammar_from <= shape.max_ctx):
+        what = f"grammar {reset.grammar} from position {reset.grammar_from} on"
+        raise invalid(f"{what}, num_prompt {reset.num_prompt}, max_ctx {shape.max_ctx}")
     return ids
 
 

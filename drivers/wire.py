@@ -18,6 +18,8 @@ from drivers.base import (
     BlockTable,
     Checksum,
     Close,
+    Compile,
+    Compiled,
     Complete,
     Copy,
     Estimate,
@@ -25,6 +27,7 @@ from drivers.base import (
     Export,
     Fault,
     Fence,
+    Forget,
     Heartbeat,
     Hello,
     Import,
@@ -55,6 +58,7 @@ MAX_TEXT = 8192
 _MESSAGES: tuple[Any, ...] = (
     Hello, Load, Unload, Submit, Stats, Close,
     Ready, Progress, Estimate, Loaded, Complete, Fault, Heartbeat, StatsReply,
+    Compile, Forget, Compiled,
 )  # fmt: skip
 _PARTS: tuple[Any, ...] = (
     Reset, Copy, Scrub, Execute, Sample, Export, Import, Checksum, Sampled,
@@ -70,7 +74,7 @@ _OF_1_0 = 14, 9
 _OF_DRIVERS = frozenset(
     (
         Ready, Progress, Estimate, Loaded, Complete, Fault, Heartbeat, StatsReply,
-        Sampled, Scored, KvGroup,
+        Sampled, Scored, KvGroup, Compiled,
     )
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from drivers import base
 from kernel.request import Request, Scores, Token
-from syscalls.errors import EIO, KernelError
+from syscalls.errors import EINVAL, EIO, KernelError
 
 MAX_BLOCKS = 1 << 24
 """Of a pool, so that a driver cannot make the kernel count more than it can hold."""
@@ -121,6 +121,19 @@ def read_results(
     return answers
 
 
+NO_ID = {
+    base.RowFlag.NO_MATCH: (
+        "no id follows by the grammar: the output so far does not fit it, or ends it",
+        "grammar_from is where the output begins that is to fit the grammar",
+    ),
+    base.RowFlag.GRAMMAR_LIMIT: (
+        "to follow the grammar takes more than the driver gives a step",
+        "make it simpler: fewer alternatives that begin alike, smaller counts of repetition",
+    ),
+}
+"""What a row without an id means for its infer."""
+
+
 def _samples(sampled: object, samplers: Sequence[Request], vocab: int) -> list[Result]:
     if type(sampled) is not base.Sampled:
         raise Lie("sampled nothing")
@@ -135,8 +148,13 @@ def _samples(sampled: object, samplers: Sequence[Request], vocab: int) -> list[R
         if sampled.flags[row] == base.RowFlag.NUMERIC:
             answers.append(_numeric("sampled"))
             continue
-        _check_row(row, sampled.flags[row], [(ids[row], logprobs[row]), *pairs], vocab)
-        answers.append(Token(ids[row], logprobs[row], pairs))
+        flags, follows = sampled.flags[row], samplers[row].grammar is not None
+        if follows and flags in NO_ID:
+            answers.append(EINVAL(*NO_ID[base.RowFlag(flags)]))
+            continue
+        last = follows and flags == base.RowFlag.COMPLETE
+        _check_row(row, 0 if last else flags, [(ids[row], logprobs[row]), *pairs], vocab)
+        answers.append(Token(ids[row], logprobs[row], pairs, last))
     return answers
 
 

@@ -28,6 +28,7 @@ from kernel.answer import Lie, check_copied, read_results
 from kernel.block import Move
 from kernel.diskswap import SwapFile
 from kernel.flights import Flights
+from kernel.grammars import Grammars
 from kernel.link import Link, LinkDown
 from kernel.loading import MAX_NOTE, REFUSALS, Loading, News, Outcome
 from kernel.model import Means, Model, ModelState, ModelTable
@@ -86,6 +87,7 @@ class Device:
             link.zero_host, swap_file,
         )  # fmt: skip
         self._loading = Loading(self.models, link.device)
+        self.grammars = Grammars(limits.patience, clock)
         self._flights = Flights(limits.patience, clock)
         self._steps_due = 0  # before the next load
         self.again = False  # the next turn has something to do, whatever comes in between
@@ -107,6 +109,7 @@ class Device:
         log.info("%s: leaves %s, %s", model.name, self.name, note)
         self.models.remove(model)
         self.models.leaving.append(model)
+        self.grammars.remove_model(model)
         ended = model.end(ModelState.GONE, note)
         return [(request, model.unavailable()) for request in ended]
 
@@ -139,7 +142,7 @@ class Device:
 
     @property
     def _watches(self) -> tuple[Watch, ...]:
-        return self._watch, self._load_watch, *self._flights.watches
+        return self._watch, self._load_watch, self.grammars.watch, *self._flights.watches
 
     def expire(self, now: float) -> list[Outcome | News]:
         """Replace a driver that is past a deadline."""
@@ -161,7 +164,7 @@ class Device:
         for gone in self.models.leaving:  # zeroed in the next epoch: the store may be at it still
             gone.lose_ops()
         loading = self._loading.model is not None  # then it is to blame, if anything is
-        failed = self._loading.blame(why)
+        failed = [*self._loading.blame(why), *self.grammars.lose()]
         for model in self.models:
             for request in model.lose_device():
                 request.deaths += not loading
@@ -215,6 +218,8 @@ class Device:
                 return self._on_complete(message)
             case base.Fault():
                 return self._on_fault(message)
+            case base.Compiled():
+                return self.grammars.compiled(message)
             case base.Progress():
                 return self._loading.progress(message)
             case base.Estimate():
@@ -302,6 +307,7 @@ class Device:
             return []
         self._stuck, self.again = [], False
         try:
+            self.grammars.send(self.link, self.models.in_turn())
             if base.Queue.COMPUTE not in self._flights:
                 self._next()
             if self._loading.model is None or self._serves_beside:
@@ -413,7 +419,7 @@ class Device:
     @property
     def busy(self) -> bool:
         """Whether the driver works on something."""
-        return bool(self._flights) or self._loading.model is not None
+        return bool(self._flights) or self._loading.model is not None or self.grammars.waiting
 
     @property
     def idle(self) -> bool:

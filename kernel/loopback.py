@@ -67,7 +67,7 @@ class LoopbackLink:
 
     def _take(self, message: Any) -> None:
         self._emit(message)
-        if isinstance(message, base.Complete | base.Fault):
+        if isinstance(message, base.Complete | base.Fault | base.Compiled):
             self._answered.release()
 
     def _emit(self, message: Any) -> None:
@@ -134,6 +134,11 @@ class LoopbackLink:
             elif isinstance(message, base.Submit):
                 driver.submit(message)
                 self._answered.acquire()  # an asynchronous driver emits it from another thread
+            elif isinstance(message, base.Compile):
+                driver.compile(message)
+                self._answered.acquire()
+            elif isinstance(message, base.Forget):
+                driver.forget(message)
             elif isinstance(message, base.Unload):
                 driver.unload(message)
             elif isinstance(message, base.Stats):

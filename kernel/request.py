@@ -10,12 +10,15 @@ DONE is final: results that arrive for a done request are discarded and counted.
 
 from array import array
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kernel.account import Account
 from kernel.context import Context
 from kernel.panic import KernelPanic
 from syscalls.abi import Finish, Infer, Score
+
+if TYPE_CHECKING:
+    from kernel.grammars import Grammar
 
 
 class RequestState(Enum):
@@ -34,6 +37,7 @@ class Token(NamedTuple):
     id: int
     logprob: float
     top: list[tuple[int, float]]
+    last: bool = False  # its grammar allows nothing after it
 
 
 class Scores(NamedTuple):
@@ -72,10 +76,13 @@ class Request:
         self.output = 0
         self.overrun = 0
         self.scored = score.start if score else 0  # the next position to be scored
-        self.counted = infer is not None and penalizes(infer)
+        self.counted = infer is not None and (penalizes(infer) or infer.grammar_kind > 0)
         self.adjusted = infer is not None and (self.counted or bool(infer.logit_bias))
         from_ = infer.penalize_from if infer else None
         self.penalize_from = self.prompt if from_ is None else from_
+        self.grammar: Grammar | None = None
+        from_ = infer.grammar_from if infer else None
+        self.grammar_from = self.prompt if from_ is None else from_
         self.told = 0  # ids that the driver has been told for this slot, if it is adjusted
         self.since = 0.0  # when an infer was accepted
         self.stop_ids: frozenset[int] = frozenset()
@@ -102,6 +109,18 @@ class Request:
                 f"and was made {state.name}"
             )
         self._state = state
+        if state is RequestState.DONE and self.grammar is not None:
+            self.grammar.users.discard(self)
+
+    @property
+    def runnable(self) -> bool:
+        """Whether it may be in a step."""
+        return not self.held and not self.ctx.revoked and not self.awaits_grammar
+
+    @property
+    def awaits_grammar(self) -> bool:
+        """Whether the driver does not have its grammar yet."""
+        return self.grammar is not None and not self.grammar.ready
 
     @property
     def done(self) -> bool:
@@ -132,18 +151,20 @@ class Request:
         """One position away from its next id, which it has sampled from before."""
         return self.output > 0 and self.start >= self.ctx.length - 1
 
-    def take(self, token: int, max_ctx: int) -> Finish | None:
+    def take(self, token: Token, max_ctx: int) -> Finish | None:
         """Commit a sampled id; return why the request ends with it, if it does.
 
         A stop id ends the request and does not become part of the context.
         """
         assert self.infer is not None
-        if token in self.stop_ids:
+        if token.id in self.stop_ids:
             self.overrun += 1
             return Finish.STOP
-        self.ctx.append(array("i", (token,)))
+        self.ctx.append(array("i", (token.id,)))
         self.output += 1
         self.told += self.told > 0  # the driver has counted it
+        if token.last:
+            return Finish.STOP
         if self.output == self.infer.max_tokens or self.ctx.length == max_ctx:
             return Finish.LENGTH
         return None

@@ -99,7 +99,7 @@ class Scheduler:
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
         self._starved.clear()  # of a plan that was never sent
         rows = self.limits.max_logit_rows
-        runnable = [r for r in self.requests.values() if not r.held and not r.ctx.revoked]
+        runnable = [r for r in self.requests.values() if r.runnable]
         for request in runnable:
             request.start = request.ctx.planned
         room = self.pace.room(sum(r.decoding for r in runnable))
@@ -176,7 +176,7 @@ class Scheduler:
         if not self._adjusted:
             return []
         self._told = not self._told
-        runnable = [r for r in self.requests.values() if not r.held and not r.ctx.revoked]
+        runnable = [r for r in self.requests.values() if r.runnable]
         if not self._told or not any(request.untold for request in runnable):
             self._told = False
             return []
@@ -301,7 +301,7 @@ class Scheduler:
         self.has_room = False
         if not self._starved:
             return []
-        active = [other for other in self.requests.values() if not other.held]
+        active = [other for other in self.requests.values() if other.runnable]
         head = cast(Request, self.policy.head(active))
         for request in dict.fromkeys((next(iter(self._starved)), head)):
             wanted = self._starved.get(request, ())

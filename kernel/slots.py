@@ -2,9 +2,9 @@
 
 A request has a slot from its first step on, until it ends or another one that is to run has none.
 Each time it takes one it has a new generation: what the driver keeps is of that (slot, generation)
-and no other. A request whose logits are adjusted (penalties, bias) samples only after Resets have
-told the driver its ids, all of them: `Request.told` follows what it knows. Resets go in messages of
-their own, in parts if they are long, so that no step is smaller for them.
+and no other. A request whose logits are adjusted (penalties, bias, grammar) samples only after
+Resets have told the driver its ids, all of them: `Request.told` follows what it knows. Resets go in
+messages of their own, in parts if they are long, so that no step is smaller for them.
 """
 
 from collections.abc import Iterable
@@ -77,4 +77,5 @@ def _part(request: Request, room: int) -> tuple[base.Reset, int]:
         float(infer.presence_penalty), float(infer.frequency_penalty),
         base.ints(token for token, _ in infer.logit_bias),
         base.reals(bias for _, bias in infer.logit_bias),
+        *((request.grammar.number, request.grammar_from) if request.grammar else ()),
     ), size  # fmt: skip

@@ -9,6 +9,7 @@ from collections import deque
 from typing import Any
 
 from kernel.context import Context
+from kernel.grammars import check_grammar
 from kernel.grant import require, revoked
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.loading import Outcome
@@ -53,6 +54,10 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     if (args.logprobs or 0) > desc.vocab:
         raise EINVAL(f"{args.logprobs} best ids of a vocabulary of {desc.vocab}")
     _check_adjust(k, ctx, args, length)
+    check_grammar(ctx, args, length)
+    if args.grammar_kind:
+        require_feature(k, "grammar")
+        k.device.grammars.check_room()
     cached = min(ctx.computed, length - 1)
     if ids:
         ctx.append(ids)
@@ -63,6 +68,8 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     )
     eos = () if args.ignore_eos else desc.eos_ids
     request.stop_ids = frozenset((*args.stop_ids, *eos))
+    if args.grammar_kind:
+        k.device.grammars.use(request, task.uid, args.grammar_kind, args.grammar)
     start_request(k, caller, request, cached)
     return PENDING
 
@@ -235,8 +242,9 @@ def deliver(k: System, outcome: Outcome) -> None:
     if isinstance(what, Scores):
         _deliver_scores(k, request, what)
         return
-    finish = request.take(what.id, request.ctx.model.desc.max_ctx)
-    if finish is not Finish.STOP:
+    output = request.output
+    finish = request.take(what, request.ctx.model.desc.max_ctx)
+    if request.output > output:
         k.tasks.find(request.ctx.pid).output_tokens += 1
         _count_token(k, request)
         _emit_token(request, what)

@@ -152,6 +152,8 @@ def _waits(ctx: Context, stopped: bool) -> tuple[str, str, int]:
         return state, "its task is stopped (llmos kill -CONT)", 0
     if request.held:
         return state, "its program does not read", 0
+    if request.awaits_grammar:
+        return state, "its grammar, which is being compiled", 0
     if request.state is RequestState.BLOCKED:
         if not request.lacks:
             return state, "copies from a lower tier that are on their way", 0

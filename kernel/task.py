@@ -110,6 +110,8 @@ class Task:
             return "S", held.pop()
         for state in _LETTERS:
             if state in states:
+                if state is RequestState.QUEUED and self._awaits_grammar:
+                    return "S", "grammar"
                 waits = {"D": f"{self.lacks} blocks", "Q": "step"}
                 return state.value, waits.get(state.value, "")
         if self.session is None:
@@ -117,6 +119,12 @@ class Task:
         if self.mail is not None and self.mail.waits_for:
             return "S", self.mail.waits_for
         return "S", "child" if self.waits else "program"
+
+    @property
+    def _awaits_grammar(self) -> bool:
+        """Whether a grammar must be compiled before any of its queued requests can run."""
+        requests = [ctx.request for ctx in self.contexts.values() if ctx.request]
+        return all(r.awaits_grammar for r in requests if r.state is RequestState.QUEUED)
 
     @property
     def leased(self) -> bool:

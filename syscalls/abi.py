@@ -26,6 +26,8 @@ MAX_EVENTS = 4096  # in one reply
 MAX_STOP_IDS = 64
 MAX_BIAS = 300
 MAX_LOGPROBS = 20
+MAX_GRAMMAR = 48 * 1024
+"""Bytes of a grammar: a frame holds it beside the other arguments."""
 KEPT_RESULTS = 1024
 MODEL_CHUNK = 256 * 1024
 MAX_EXTRA = 2048
@@ -129,6 +131,14 @@ class Sig(IntEnum):
     TERM = 15  # end the task now, its program is told; both differ in the status alone
     CONT = 18
     STOP = 19
+
+
+class GrammarKind(IntEnum):
+    """What the text of a grammar is written in."""
+
+    JSON_SCHEMA = 1
+    REGEX = 2  # for all of the text, in the syntax of Rust's regex crate
+    LARK = 3  # the dialect of llguidance; the first rule is `start`
 
 
 class Finish(IntEnum):
@@ -524,6 +534,16 @@ class Infer(NamedTuple):
     has begun, and gets the stream that would have come without it (with the same seed).
 
     A bias of -100 makes an id exp(100 / temperature) times less likely; that is no ban.
+
+    With a grammar, UTF-8 text of `grammar_kind`, only ids are drawn with which the generated text
+    is, or can become, one that the grammar describes: of the adjusted logits others have no part.
+    Special ids are no text; those that end one come where the grammar may end. The infer ends with
+    STOP when the text is complete, with LENGTH where max_tokens cut it. The text begins at position
+    `grammar_from`, by default at the length of the context when the call is accepted: whoever goes
+    on after a cancel, or in a fork, gives the position at which the output has begun.
+
+    EINVAL: the text is no grammar, takes too much to compile or to follow, or does not describe
+    what is there from grammar_from on. ENOTSUP: the device or the model knows no grammars.
     """
 
     ctx: Handle
@@ -541,6 +561,9 @@ class Infer(NamedTuple):
     frequency_penalty: Penalty = 0.0
     logit_bias: Biases = ()  # [id, bias], no id twice
     penalize_from: Length | None = None
+    grammar_kind: Annotated[int, Int(0, 255)] = 0  # of GrammarKind; 0: none
+    grammar: Annotated[bytes, Blob(MAX_GRAMMAR)] = b""
+    grammar_from: Length | None = None
 
 
 class InferResult(NamedTuple):

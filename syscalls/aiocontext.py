@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack, overload
 from syscalls import abi, forks, grants, messages
 from syscalls.abi import Advice
 from syscalls.ctxflow import ContextFacts, ContextFlow
+from syscalls.following import Schema
 from syscalls.forks import Answer, Held, Scored
 from syscalls.generation import Generation, StreamFacts
 from syscalls.grants import GrantFacts, GrantFlow
@@ -92,6 +93,10 @@ class Context(ContextFacts):
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         penalize_from: int | None = None,
+        schema: Schema | None = None,
+        regex: str | None = None,
+        lark: str | None = None,
+        grammar_from: int | None = None,
     ) -> Stream:
         """Generate; `context.Context.infer` says what each argument does."""
         how = Options(
@@ -99,7 +104,8 @@ class Context(ContextFacts):
             seed=seed, stop=stop, stop_ids=stop_ids, ignore_eos=ignore_eos, logprobs=logprobs,
             text=text, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-            penalize_from=penalize_from,
+            penalize_from=penalize_from, schema=schema, regex=regex, lark=lark,
+            grammar_from=grammar_from,
         )  # fmt: skip
         return Stream(self._task, await self._task.run(self._flow.infer(asked(how))))
 

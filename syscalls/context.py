@@ -15,6 +15,7 @@ from syscalls import abi, forks, grants, messages
 from syscalls.abi import Advice
 from syscalls.ctxflow import ContextFacts, ContextFlow
 from syscalls.errors import ETIMEDOUT
+from syscalls.following import Schema
 from syscalls.forks import Answer, Held, Scored
 from syscalls.generation import Generation, StreamFacts
 from syscalls.grants import GrantFacts, GrantFlow
@@ -111,6 +112,10 @@ class Context(ContextFacts):
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         penalize_from: int | None = None,
+        schema: Schema | None = None,
+        regex: str | None = None,
+        lark: str | None = None,
+        grammar_from: int | None = None,
     ) -> Stream:
         """Generate. With text=False pieces have ids only, and no tokenizer is loaded.
 
@@ -119,6 +124,11 @@ class Context(ContextFacts):
         context, the two others on generated ones: those from position `penalize_from` on, by
         default from where this output begins.
 
+        With one of `schema` (a JSON schema: the answer is JSON that it allows), `regex` and `lark`
+        (a Lark grammar in the dialect of llguidance) only what fits is generated; the stream ends
+        with "stop" when it is complete, and with "length" if `max_tokens` cut it before. A stream
+        that was cancelled, or a fork, goes on with `grammar_from`: where the text has begun.
+
         What the kernel refuses is raised by the first step of the stream.
         """
         how = Options(
@@ -126,7 +136,8 @@ class Context(ContextFacts):
             seed=seed, stop=stop, stop_ids=stop_ids, ignore_eos=ignore_eos, logprobs=logprobs,
             text=text, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-            penalize_from=penalize_from,
+            penalize_from=penalize_from, schema=schema, regex=regex, lark=lark,
+            grammar_from=grammar_from,
         )  # fmt: skip
         return Stream(self._task, self._task.run(self._flow.infer(asked(how))))
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from syscalls.errors import EINVAL
+from syscalls.following import Schema, follow
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -27,6 +28,9 @@ class Sampling(NamedTuple):
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     penalize_from: int | None = None
+    grammar_kind: int = 0
+    grammar: bytes = b""
+    grammar_from: int | None = None
 
     def checked(self) -> "Sampling":
         """Return it; EINVAL where a hint can say more than the kernel's check of a number."""
@@ -63,6 +67,10 @@ class Options(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float] | None
     penalize_from: int | None
+    schema: Schema | None
+    regex: str | None
+    lark: str | None
+    grammar_from: int | None
 
 
 class Asked(NamedTuple):
@@ -78,6 +86,8 @@ def asked(how: Options) -> Asked:
     fields = {name: value for name, value in how.items() if name in Sampling._fields}
     fields["stop_ids"] = tuple(how.get("stop_ids", ()))
     fields["logit_bias"] = tuple((how.get("logit_bias") or {}).items())
+    grammar = follow(how.get("schema"), how.get("regex"), how.get("lark"))
+    fields["grammar_kind"], fields["grammar"] = grammar
     stop = how.get("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     return Asked(Sampling(**fields).checked(), stops, how.get("text", True))  # type: ignore[arg-type]

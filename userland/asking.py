@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from syscalls import Context, Stream
+from syscalls.abi import MAX_GRAMMAR
 from syscalls.output import Usage
 from userland.exits import REFUSED, Failure, reason
 
@@ -41,6 +42,9 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    schema: str | None = None
+    regex: str | None = None
+    lark: str | None = None
 
     def over(self, changes: Mapping[str, Any]) -> "Sampling":
         """Return this with what is not None of the changes."""
@@ -54,7 +58,7 @@ class Sampling:
             self.max, self.temp, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
             seed=self.seed, stop=self.stop, repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias,
+            logit_bias=self.logit_bias, schema=self.schema, regex=self.regex, lark=self.lark,
         )  # fmt: skip
 
 
@@ -137,6 +141,11 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option("--frequency-penalty", type=_PENALTY, help="Likewise, each time more."),
     click.option("--logit-bias", multiple=True, type=Bias(), metavar="ID=VALUE",
                  help="Added to the logit of a token. May be repeated."),
+    click.option("--schema", type=click.Path(), metavar="FILE",
+                 help="The answer is JSON that the JSON schema in a file allows."),
+    click.option("--regex", metavar="PATTERN", help="The answer is text that this describes."),
+    click.option("--lark", type=click.Path(), metavar="FILE",
+                 help="The answer is text that the Lark grammar in a file describes."),
     click.option("--raw", is_flag=True, help="The answer as it is, no Markdown drawn."),
     click.option("-v", "--verbose", is_flag=True, help="Tell tokens and times below the answer."),
 )  # fmt: skip
@@ -144,12 +153,16 @@ _OPTIONS: Sequence[Callable[[Any], Any]] = (
 
 _AS_THEY_ARE = (
     "top_p", "top_k", "min_p", "seed",
-    "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "regex",
 )  # fmt: skip
+GRAMMARS = "schema", "regex", "lark"
 
 
 def question_of(values: Mapping[str, Any]) -> Question:
-    """Return the question that the parameters of `ask_options` say."""
+    """Return the question that the parameters of `ask_options` say.
+
+    An answer that follows a grammar is no Markdown, and is not drawn as such.
+    """
     ctx = values.get("ctx")
     return Question(
         " ".join(values["prompt"]),
@@ -157,7 +170,7 @@ def question_of(values: Mapping[str, Any]) -> Question:
         values["system"],
         tuple(values["files"]),
         values.get("remove", False),
-        values["raw"],
+        values["raw"] or any(values[name] is not None for name in GRAMMARS),
         values["verbose"],
         {
             "temp": values["temperature"],
@@ -165,8 +178,27 @@ def question_of(values: Mapping[str, Any]) -> Question:
             "stop": tuple(values["stop"]) or None,
             "logit_bias": dict(values["logit_bias"]) or None,
             **{name: values[name] for name in _AS_THEY_ARE},
+            **{name: _grammar(values[name]) for name in ("schema", "lark")},
         },
     )
+
+
+def _grammar(path: str | None) -> str | None:
+    """Return the text of a grammar's file; Failure if it can be none."""
+    if path is None:
+        return None
+    try:
+        with FileIO(path) as file:
+            data = file.read(MAX_GRAMMAR + 1) or b""
+    except REFUSED as error:
+        raise Failure(f"cannot read {path}: {reason(error)}", code="EIO") from None
+    if len(data) > MAX_GRAMMAR:
+        raise Failure(
+            f"{path} is larger than {MAX_GRAMMAR:,} bytes, the limit for a grammar",
+            "leave descriptions out, or split the question",
+            code="E2BIG",
+        )
+    return decoded(data, path)
 
 
 def check_prompt(text: str) -> None:

@@ -21,7 +21,9 @@ Energy: the machines at hand have no counter to read, and a guess would be label
 
 import os
 from array import array
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,8 +34,11 @@ from drivers import base, slots, wire
 from drivers.base import DriverFault, FaultKind
 from drivers.cpu import machine
 from drivers.cpu.model import CpuModel
+from drivers.grammar import Vocabulary
+from drivers.grammars import Grammars
 from drivers.lanes import Lanes
 from drivers.models.errors import ModelError
+from drivers.models.vocabulary import read_vocabulary
 from drivers.plan import Draws, Plan, shape_of
 from drivers.pool import DTYPES
 from drivers.sampling import sample, score
@@ -43,7 +48,7 @@ from drivers.submit import check_ops
 FEATURES = (
     "copy_d2d", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "deterministic", "penalties", "bias", "score",
-    "load_beside", "host_tier", "copy_queues", *(f"kv_{name}" for name in KV_DTYPES),
+    "load_beside", "host_tier", "copy_queues", "grammar", *(f"kv_{name}" for name in KV_DTYPES),
 )  # fmt: skip
 
 
@@ -54,6 +59,8 @@ class CpuDriver:
         self._emit, self._bulk, self._host = emit, bulk, host
         self._lanes = Lanes(0, self._run, emit)
         self._models: dict[int, CpuModel] = {}
+        self._grammars = Grammars(emit)
+        self._beside = ThreadPoolExecutor(1, "masks")  # it uses no torch: see `_made`
         self._steps = self._tokens = 0
 
     def hello(self, hello: base.Hello) -> base.Ready:
@@ -93,6 +100,7 @@ class CpuDriver:
             what = f"cannot read {load.path}: {error.strerror}"
             raise DriverFault(FaultKind.MODEL_LOAD, what) from None
         self._models[load.model] = model
+        self._grammars.add_model(load.model, partial(_vocabulary, load.path, model.answer))
         self._lanes.beside |= model.tier is not None
         return model.answer
 
@@ -109,6 +117,7 @@ class CpuDriver:
 
     def unload(self, unload: base.Unload) -> None:
         self._lanes.drain(unload.model)
+        self._grammars.remove_model(unload.model)
         if self._models.pop(unload.model, None) is not None:
             machine.give_back_memory()
 
@@ -124,35 +133,55 @@ class CpuDriver:
     def submit(self, submit: base.Submit) -> None:
         self._lanes.submit(submit)
 
+    def compile(self, compile: base.Compile) -> None:
+        self._grammars.compile(compile)
+
+    def forget(self, forget: base.Forget) -> None:
+        self._lanes.drain(forget.model)
+        self._grammars.forget(forget)
+
     # --- in the threads of the queues -------------------------------------------------------------
 
     @torch.inference_mode()
     def _run(self, submit: base.Submit) -> tuple[Any, ...]:
         model = self._models.get(submit.model)
         shape = shape_of(model.answer, len(self._bulk)) if model else None
-        ops = check_ops(submit, shape, model.last if model else {})
+        grammars = self._grammars.of(submit.model)
+        ops = check_ops(submit, shape, model.last if model else {}, grammars)
         assert model is not None, "check_ops refuses a model that is not there"
         results: list[Any] = []
         step: tuple[Plan, Tensor] | None = None
-        for op, read in ops:
+        masks: Future[slots.Masks] | None = None
+        for number, (op, read) in enumerate(ops):
             match op:
                 case base.Execute():
+                    masks = self._begin_masks(ops[number + 1 :], read, model)
                     step = read, model.execute(read)
                     self._steps += 1
                     self._tokens += len(read.tokens)
                 case base.Sample():
                     assert step is not None
-                    results.append(_sample(model, read, *step))
+                    allowed = masks.result() if masks else slots.masks(model.last, read, step[0])
+                    results.append(_sample(model, read, *step, allowed))
+                    masks = None
                 case base.Score():
                     assert step is not None
                     results.append(score(step[1][len(step[1]) - len(read.rows) :], read))
                 case base.Reset():
-                    slots.reset(model.last, op, read)
+                    slots.reset(model.last, op, read, grammars)
                 case base.Checksum():
                     results.append(list(model.pool.checksum(read)))
                 case _:
                     self._move(op, read, model)
         return tuple(results)
+
+    def _begin_masks(
+        self, ops: list[tuple[Any, Any]], plan: Plan, model: CpuModel
+    ) -> "Future[slots.Masks] | None":
+        """Begin with the masks of the Sample that is next, if any row may have one."""
+        if not ops or not isinstance(ops[0][0], base.Sample) or not any(ops[0][1].adjust):
+            return None
+        return self._beside.submit(slots.masks, model.last, ops[0][1], plan)
 
     def _move(self, op: Any, read: Any, model: CpuModel) -> None:
         """Run an op on whole blocks."""
@@ -181,21 +210,30 @@ def _copy(direction: int, src: "array[int]", dst: "array[int]", model: CpuModel)
             model.tier.move(src, dst)
 
 
-def _sample(model: CpuModel, draws: Draws, plan: Plan, logits: Tensor) -> base.Sampled:
+def _sample(
+    model: CpuModel, draws: Draws, plan: Plan, logits: Tensor, allowed: slots.Masks
+) -> base.Sampled:
     """Draw, and keep what each slot drew."""
     adjusts = [
         model.last[plan.slots[s]].adjust if flag else None
         for s, flag in zip(draws.rows, draws.adjust, strict=bool(draws.adjust))
     ]
-    sampled = sample(logits[: len(draws.rows)], draws, adjusts)
-    drawn = zip(draws.rows, draws.position, base.read_ints(sampled.ids), sampled.flags, strict=True)
-    for sequence, position, token, flag in drawn:
+    sampled = sample(logits[: len(draws.rows)], draws, adjusts, allowed.masks)
+    flags = [flag or none for flag, none in zip(sampled.flags, allowed.flags, strict=True)]
+    drawn = zip(draws.rows, draws.position, base.read_ints(sampled.ids), strict=True)
+    for row, (sequence, position, token) in enumerate(drawn):
         slot = plan.slots[sequence]
-        if flag:
+        if flags[row]:
             model.last.pop(slot, None)
         else:
             slots.drew(model.last, slot, plan.generations[sequence], position, token)
-    return sampled
+            flags[row] = slots.completes(model.last, slot)
+    return sampled._replace(flags=bytes(flags))
+
+
+def _vocabulary(path: str, loaded: base.Loaded) -> Vocabulary:
+    """Read a model's vocabulary; ModelError if it has none."""
+    return Vocabulary(read_vocabulary(Path(path), loaded.vocab), loaded.eos_ids)
 
 
 def _blocks(values: "array[int]") -> Tensor:

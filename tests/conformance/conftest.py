@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers import tiny_model
+from tests.helpers import spelled
 from tests.helpers.device import Bench, Device, open_rig
 
 NULL = Bench(
@@ -19,9 +19,9 @@ NULL = Bench(
     host_blocks=8,
 )
 # The suite loads in deterministic mode, where equal means equal to the last bit.
-CPU = Bench(name="cpu", device="cpu0", model=tiny_model.install)
+CPU = Bench(name="cpu", device="cpu0", model=spelled.install)
 BENCHES = [NULL, CPU]
-CPU_INT8 = Bench(name="cpu-int8", device="cpu0", model=tiny_model.install, kv_dtype="int8")
+CPU_INT8 = Bench(name="cpu-int8", device="cpu0", model=spelled.install, kv_dtype="int8")
 KV_BENCHES = [*BENCHES, CPU_INT8]
 """For modules that say KV_DTYPES = True: what they test has to do with the bytes of KV."""
 

@@ -68,6 +68,10 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
         HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), True, 5,
         1.25, -0.5, 0.25, ((7, -100.0), (151645, 2.5)), 236,
     ),
+    "infer+grammar": (
+        HANDLE, 64, 0.7, 40, 0.9, 0.05, 2**64 - 1, (2, 151645), False, 5,
+        1.25, -0.5, 0.25, ((7, -100.0), (151645, 2.5)), 236, 2, b"a+\xff", 230,
+    ),
     "load_model+kv_dtype": (
         "other:1b", "/models/other", "cpu0", "float32", 2**33, 4096, 2048, True, "int8",
     ),
@@ -77,6 +81,7 @@ IDS = {
     "append": (0, 1, 49151, 2**31 - 1),
     "infer": (7,),
     "infer+adjusted": (7,),
+    "infer+grammar": (7,),
     "score": (8, 9),
     "publish": (10,),
 }

@@ -92,6 +92,12 @@ OF_1_1: tuple[Any, ...] = (
 OF_1_2: tuple[Any, ...] = (
     MESSAGES[1]._replace(kv_dtype="int8", host_bytes=1 << 32, host_offset=1 << 20),
 )
+OF_1_3: tuple[Any, ...] = (
+    base.Submit(2, 0, 11, (), 3, (RESET._replace(grammar=6, grammar_from=1),)),
+    base.Compile(3, 6, 2, b"a+"),
+    base.Forget(3, 6),
+    base.Compiled(3, 6, 1, "what is wrong"),
+)
 
 
 def everything() -> dict[str, Any]:
@@ -101,6 +107,7 @@ def everything() -> dict[str, Any]:
         "messages": {type(m).__name__: wire.encode(m).hex() for m in MESSAGES},
         "messages of 1.1": {type(m).__name__: wire.encode(m).hex() for m in OF_1_1},
         "messages of 1.2": {type(m).__name__: wire.encode(m).hex() for m in OF_1_2},
+        "messages of 1.3": {type(m).__name__: wire.encode(m).hex() for m in OF_1_3},
     }
 
 

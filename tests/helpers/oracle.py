@@ -89,13 +89,17 @@ def distribution(row: list[float], knobs: Knobs) -> list[float]:
 
 def next_id(ids: list[int], knobs: Knobs = Knobs(), vocab: int = VOCAB) -> int:  # noqa: B008
     """Return the id that follows `ids`."""
-    row = adjusted(ids, knobs, logits(ids, vocab))
+    return next_row_id(ids, adjusted(ids, knobs, logits(ids, vocab)), knobs)
+
+
+def next_row_id(ids: list[int], row: list[float], knobs: Knobs) -> int:
+    """Return the id that follows `ids`, if these are the logits; -inf is for what may not come."""
     if knobs.temperature == 0:
         return row.index(max(row))
     shares = distribution(row, knobs)
     how = Draw(knobs.temperature, knobs.seed, len(ids))
     wanted, mass = uniform(_history(tuple(ids)), how), 0.0
-    order = sorted(range(vocab), key=lambda token: (-row[token], token))
+    order = sorted(range(len(row)), key=lambda token: (-row[token], token))
     for token in order:
         mass += shares[token]
         if mass > wanted:

@@ -57,6 +57,10 @@ class Loopback:
                     self._driver.submit(message)
                 case base.Unload():
                     self._driver.unload(message)
+                case base.Compile():
+                    self._driver.compile(message)
+                case base.Forget():
+                    self._driver.forget(message)
                 case base.Stats():
                     self._emit(self._driver.stats())
         except base.DriverFault as fault:

@@ -94,6 +94,8 @@ def ask(
       git diff | llmos ask "a commit message for this"
       llmos ask -x "a shell script that counts files" > count.sh
       llmos ask --json -t 0 --seed 1 "name a river" | jq -r .data.text
+      llmos ask --schema person.json -f mail.txt "who wrote this?" | jq .name
+      llmos ask --regex "yes|no" "is the sky blue?"
 
     What is piped in goes along before the question, or is the question if there is no other. The
     exit code is 130 after Ctrl-C, 124 after --timeout, 4 if --fail-on says so; what had been

@@ -10,6 +10,7 @@ A line is a command of the shell, a program of the host, or a prompt for the mod
   "five names" | sort > names    and the answer goes wherever output goes
   "sum up" -t 0 -n 50 -f notes   options: -t -n --top-p --top-k --min-p --seed --stop TEXT
                                  -f FILE  -s SYSTEM  --rm (in a fork, then freed)  --raw  -v
+                                 --schema FILE  --regex PATTERN  --lark FILE  (what fits only)
   ? what is wrong in @./a.py     @./path sends a file along
   chat [-s TEXT] [-c @NAME]      each line is a prompt, /name a builtin; Ctrl-D comes back
        [--load SAVE] [--save SAVE]

@@ -6,6 +6,7 @@ from kernel.context import Context
 from kernel.grant import require
 from kernel.handler import Caller, Done
 from kernel.job import Work
+from kernel.ledger import charge, holds
 from kernel.pool import CHUNK, DROP_COST
 from kernel.request import Request, RequestState
 from kernel.sys_infer import check_ids, check_room, drop_request, refuse_busy
@@ -89,6 +90,8 @@ def add_context(k: System, caller: Caller, ctx: Context) -> None:
 def give_context(k: System, task: Task, ctx: Context) -> None:
     """Give a task a context."""
     task.contexts[ctx.handle] = ctx
+    ctx.account = task.account
+    holds(ctx.account, 1)
     ctx.last_use = k.counters.turns
     ctx.stopped = task.state is TaskState.STOPPED
     k.num_contexts += 1
@@ -109,6 +112,7 @@ def sys_append(k: System, caller: Caller, args: Append) -> Done:
     check_room(ctx, ctx.length + len(ids), 0)
     check_ids(ctx, ids)
     ctx.append(ids)
+    charge(caller.task.payer, "input_ids", len(ids))
     ctx.last_use = k.counters.turns
     if ctx.request is None and ctx.planned < ctx.length - 1 and not ctx.model.sched.crowded:
         _prefill(k, caller, ctx)
@@ -168,6 +172,7 @@ def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     drop_request(k, ctx, why)
     ctx.gone = True
     ctx.model.sched.pager.idle.forget(ctx)
+    holds(ctx.account, -1)
     k.num_contexts -= 1
     ctx.model.num_contexts -= 1
     k.grants.freed(ctx, k.clock())

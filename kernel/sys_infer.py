@@ -11,6 +11,7 @@ from typing import Any
 from kernel.context import Context
 from kernel.grant import require, revoked
 from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.ledger import charge
 from kernel.loading import Outcome
 from kernel.pager import Pager
 from kernel.request import Request, Scores, Token, penalizes
@@ -55,6 +56,7 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     cached = min(ctx.computed, length - 1)
     if ids:
         ctx.append(ids)
+        charge(caller.task.payer, "input_ids", len(ids))
     seed = k.random.getrandbits(64) if args.seed is None else args.seed
     task = caller.task
     request = Request(
@@ -106,6 +108,8 @@ def start_request(k: System, caller: Caller, request: Request, cached: int) -> N
     ctx.model.sched.add(request)
     caller.session.infers[caller.call] = request
     caller.task.prompt_tokens += request.prompt
+    charge(request.payer, "requests", 1)
+    charge(request.payer, "prompt_ids", request.prompt)
     k.counters.admitted += 1
     k.counters.prompt_tokens += request.prompt
 
@@ -235,6 +239,7 @@ def deliver(k: System, outcome: Outcome) -> None:
     finish = request.take(what.id, request.ctx.model.desc.max_ctx)
     if finish is not Finish.STOP:
         k.tasks.find(request.ctx.pid).output_tokens += 1
+        charge(request.payer, "output_ids", 1)
         _count_token(k, request)
         _emit_token(request, what)
     if finish is not None:
@@ -288,7 +293,7 @@ def _result(request: Request, finish: int) -> InferResult | ScoreResult:
         return ScoreResult(finish, length, score.start, scored, request.cached)
     return InferResult(
         finish, length, request.prompt, request.cached,
-        request.output, request.overrun, request.seed,
+        request.output, request.overrun, request.seed, request.device_us,
     )  # fmt: skip
 
 
@@ -311,6 +316,7 @@ def _retire(k: System, request: Request) -> None:
         k.counters.cached_tokens += request.cached
         task = k.tasks.find(request.ctx.pid)
         task.cached_tokens += request.cached
+        charge(request.payer, "cached_ids", request.cached)
     request.ctx.model.sched.remove(request)
     request.ctx.last_use = k.counters.turns
     if request.ctx.queued:

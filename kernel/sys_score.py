@@ -7,6 +7,7 @@ already is run again for them and stored nowhere, so whoever shares its blocks n
 
 from kernel.grant import require
 from kernel.handler import PENDING, Caller, Pending
+from kernel.ledger import charge
 from kernel.request import Request
 from kernel.sys_infer import check_ids, check_room, refuse_busy, require_feature, start_request
 from kernel.system import System
@@ -37,6 +38,7 @@ def sys_score(k: System, caller: Caller, args: Score) -> Pending:
     cached = min(ctx.computed, args.start - 1)
     if ids:
         ctx.append(ids)
+        charge(caller.task.payer, "input_ids", len(ids))
     task = caller.task
     request = Request(
         next(k.arrivals), ctx, None, caller.session, caller.call, 0, task.payer, task.rank, args

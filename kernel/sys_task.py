@@ -266,5 +266,5 @@ def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
     return TaskRow(
         task.pid, task.parent, task.uid, task.name, letter, wait, 0, len(held), tokens, share,
         shared, task.prompt_tokens, task.output_tokens, k.clock() - task.born, host, kv_bytes,
-        ",".join(sorted(models)), swapped, task.lacks, task.cached_tokens,
+        ",".join(sorted(models)), swapped, task.lacks, task.cached_tokens, task.account.usage.device_us,
     )  # fmt: skip

@@ -64,7 +64,7 @@ class System:
         self.log = log
         self.bursts = Bursts(clock)  # on their way into the log
         self.counters = Counters()
-        self.tasks = TaskTable(config.max_tasks, uid, self.born)
+        self.tasks = TaskTable(config.max_tasks, uid, self.born, clock)
         self.num_contexts = 0
         self.grants = GrantTable(random, config.max_grants)
         self.sessions: dict[bytes, Session] = {}

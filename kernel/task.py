@@ -10,7 +10,7 @@ nobody: its children leave without a zombie. A task that comes back with the nex
 program until one attaches (kernel/way_up.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from math import inf
 from typing import Any
@@ -128,9 +128,11 @@ class Task:
 class TaskTable:
     """All tasks by pid. Pid 1 is there from the start and stays."""
 
-    def __init__(self, max_tasks: int, uid: int, now: float) -> None:
+    def __init__(
+        self, max_tasks: int, uid: int, now: float, clock: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.max_tasks = max_tasks
-        self.accounts = AccountTable()
+        self.accounts = AccountTable(clock)
         self._tasks: dict[int, Task] = {}
         self._children: dict[int, dict[int, Task]] = {}  # by parent, those that have any
         self._last_pid = 0

@@ -280,6 +280,7 @@ class TaskRow(NamedTuple):
     swapped: float = 0.0  # blocks that are in a lower tier only, counted likewise
     lacks: int = 0  # blocks that it waits for (state D)
     cached_tokens: int = 0  # of prompt_tokens, found computed
+    device_us: int = 0  # its part of the time of steps, and that of the tasks below it
 
 
 # --- contexts ---------------------------------------------------------------------------------
@@ -540,6 +541,7 @@ class InferResult(NamedTuple):
     output: int
     overrun: int  # sampled and thrown away
     seed: int
+    device_us: int = 0  # its part of the time of the steps that it was in
 
 
 class Cancel(NamedTuple):
@@ -650,7 +652,7 @@ class DeviceRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    what: Name  # tasks | contexts | pools | kernel | config | store
+    what: Name  # tasks | contexts | pools | kernel | config | store | usage | limits
     cursor: U64 = 0
 
 

@@ -45,7 +45,8 @@ class Account:
     """One node of the tree."""
 
     __slots__ = (
-        "_children", "begun", "closed", "depth", "floor", "kind", "limits", "name", "nice", "own",
+        "_children", "begun", "closed", "depth", "floor", "kind", "level", "limits", "name",
+        "nice", "own",
         "parent", "table", "uid", "usage", "virtual",
     )  # fmt: skip
 
@@ -68,6 +69,7 @@ class Account:
         self.uid = uid
         self.nice = nice
         self.closed = False  # its task has ended
+        self.level: int = 0 if parent is None else parent.level  # of tasks above, and itself
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.virtual = 0.0  # service by weight, as kernel/policies/fair.py counts it
         self.own = 0.0  # likewise, of its own requests beside those of accounts below it
@@ -100,6 +102,9 @@ class AccountTable:
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.clock = clock
         self.hot: set[Account] = set()  # that have limits, and were charged since they were checked
+        self.alarms: dict[Account, float] = {}  # when a wall clock reaches the next limit
+        self.pinned: Callable[[Account], int] = lambda account: 0  # blocks
+        self.coming: Callable[[Account], int] = lambda account: 0  # contexts that are being loaded
         self.root = Account(Kind.ROOT, "", None, self)
         self.system = self._below(self.root, Kind.SYSTEM, "system", 0, 0)
         self._owners: dict[int, Account] = {}
@@ -125,11 +130,21 @@ class AccountTable:
             self._groups[above, name] = account
         return account
 
+    def owners(self) -> list[Account]:
+        """Return the accounts of all users."""
+        return list(self._owners.values())
+
+    def groups(self, uid: int | None = None) -> list[Account]:
+        """Return all groups, or those of a user."""
+        return [group for group in self._groups.values() if uid in (None, group.uid)]
+
     def task(self, pid: int, above: Account, nice: int = 0) -> Account:
         """Return a new account of a task, below that of its parent, of a group or of its owner."""
+        level = above.level + 1
         while above.depth >= MAX_DEPTH and above.parent is not None:
             above = above.parent
         account = self._below(above, Kind.TASK, str(pid), above.uid, nice)
+        account.level = level
         for each in account.path():
             each.usage.tasks += 1
             each.usage.born += 1
@@ -148,6 +163,7 @@ class AccountTable:
     def gone(self, account: Account) -> None:
         """Forget what is noted of an account that goes."""
         self.hot.discard(account)
+        self.alarms.pop(account, None)
 
     def _leave(self, account: Account) -> None:
         """Let accounts go that nothing needs any more, from here up."""

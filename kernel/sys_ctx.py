@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 
+from kernel import limits, quota
 from kernel.context import Context
 from kernel.grant import require
 from kernel.handler import Caller, Done
@@ -27,6 +28,7 @@ from syscalls.abi import (
     Nothing,
     ReadCtx,
     ReadCtxResult,
+    Resource,
     StatCtx,
     TrimCtx,
 )  # fmt: skip
@@ -66,6 +68,7 @@ def take_handle(k: System, caller: Caller, handle: int) -> None:
     if handle <= session.last_handle:
         raise EINVAL(f"handle {handle} does not rise: the last was {session.last_handle}")
     check_count(k)
+    limits.admit(caller.task.account, Resource.CONTEXTS, 1)
 
 
 def check_count(k: System) -> None:
@@ -111,6 +114,7 @@ def sys_append(k: System, caller: Caller, args: Append) -> Done:
         raise EINVAL("append needs ids in frame 2")
     check_room(ctx, ctx.length + len(ids), 0)
     check_ids(ctx, ids)
+    quota.admit_ids(k, caller, ctx, ctx.length + len(ids))
     ctx.append(ids)
     charge(caller.task.payer, "input_ids", len(ids))
     ctx.last_use = k.counters.turns

@@ -8,6 +8,7 @@ from array import array
 from collections import deque
 from typing import Any
 
+from kernel import limits, quota
 from kernel.context import Context
 from kernel.grant import require, revoked
 from kernel.handler import PENDING, Caller, Done, Pending
@@ -25,6 +26,7 @@ from syscalls.abi import (
     Infer,
     InferResult,
     LengthResult,
+    Resource,
     ScoreResult,
 )
 from syscalls.errors import E2BIG, EBUSY, ECANCELED, EINVAL, ENOMEM, ENOTSUP, ESRCH, KernelError
@@ -53,6 +55,7 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     if (args.logprobs or 0) > desc.vocab:
         raise EINVAL(f"{args.logprobs} best ids of a vocabulary of {desc.vocab}")
     _check_adjust(k, ctx, args, length)
+    quota.admit_request(k, caller, ctx, length + args.max_tokens)
     cached = min(ctx.computed, length - 1)
     if ids:
         ctx.append(ids)
@@ -109,6 +112,7 @@ def start_request(k: System, caller: Caller, request: Request, cached: int) -> N
     caller.session.infers[caller.call] = request
     caller.task.prompt_tokens += request.prompt
     charge(request.payer, "requests", 1)
+    limits.accepted(request.payer)
     charge(request.payer, "prompt_ids", request.prompt)
     k.counters.admitted += 1
     k.counters.prompt_tokens += request.prompt
@@ -192,6 +196,8 @@ def check_room(ctx: Context, length: int, max_tokens: int) -> None:
     needed = -(-min(length + max_tokens, desc.max_ctx) // size)
     pager: Pager = ctx.model.sched.pager
     pinned, more = pager.pinned, needed - len(ctx.blocks)
+    if ctx.pinned and more > 0:
+        limits.admit(ctx.account, Resource.PINNED_BLOCKS, more)
     if ctx.pinned and more > 0 and pinned + more > pager.pin_limit:
         raise ENOMEM(
             f"context {ctx.handle} is pinned, and would bring the {pinned} blocks that are to "
@@ -244,6 +250,8 @@ def deliver(k: System, outcome: Outcome) -> None:
         _emit_token(request, what)
     if finish is not None:
         finish_request(k, request, finish)
+    for other, error in quota.enforce(k):
+        fail_request(k, other, error)
 
 
 def _deliver_scores(k: System, request: Request, scores: Scores) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from kernel.account import Account, AccountTable
 from kernel.context import Context
+from kernel.limits import check_birth
 from kernel.panic import KernelPanic, check
 from kernel.request import RequestState
 from syscalls.errors import EAGAIN, ESRCH
@@ -146,8 +147,10 @@ class TaskTable:
                 f"the task table is full: {len(self._tasks)} tasks, the limit is {self.max_tasks}",
                 "end some tasks, or raise --max-tasks",
             )
+        above = self._above(parent, uid)
+        check_birth(above)
         self._last_pid += 1
-        account = self.accounts.task(self._last_pid, self._above(parent, uid))
+        account = self.accounts.task(self._last_pid, above)
         task = Task(self._last_pid, parent, uid, name, now, account)
         self._tasks[task.pid] = task
         self._children.setdefault(parent, {})[task.pid] = task

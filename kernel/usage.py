@@ -52,9 +52,24 @@ class Usage:
     """Of one account and all below it."""
 
     __slots__ = (
-        "blocks", "born", "cached_ids", "contexts", "decode_ids", "device_us", "entries",
-        "in_blocks", "input_ids", "out_blocks", "output_ids", "prefill_ids", "prompt_ids",
-        "recomputed_ids", "requests", "tasks", "_at_us", "_block_us",
+        "_at_us",
+        "_block_us",
+        "blocks",
+        "born",
+        "cached_ids",
+        "contexts",
+        "decode_ids",
+        "device_us",
+        "entries",
+        "in_blocks",
+        "input_ids",
+        "out_blocks",
+        "output_ids",
+        "prefill_ids",
+        "prompt_ids",
+        "recomputed_ids",
+        "requests",
+        "tasks",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -85,10 +100,11 @@ class Usage:
     def counters(self, now_us: int) -> Counters:
         """Return all counters as of now."""
         self._settle(now_us)
+        _, device, host, disk = self._block_us
         return Counters(
             self.input_ids, self.prompt_ids, self.cached_ids, self.output_ids,
             self.prefill_ids, self.decode_ids, self.recomputed_ids, self.entries, self.device_us,
-            *self._block_us[1:], self.out_blocks, self.in_blocks, self.requests, self.born,
+            device, host, disk, self.out_blocks, self.in_blocks, self.requests, self.born,
         )  # fmt: skip
 
     def add(self, counters: Counters) -> None:

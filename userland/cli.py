@@ -32,6 +32,8 @@ GROUPS = {
         "ps": "userland.bin.ps",
         "top": "userland.bin.top",
         "kill": "userland.bin.kill",
+        "usage": "userland.bin.usage",
+        "limit": "userland.bin.limit",
     },
     "Memory": {
         "free": "userland.bin.free",

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from kernel.account import Account
+from kernel.loopback import LoopbackLink
 from syscalls.abi import Advice, Event, Resource, Sig
 from syscalls.errors import Errno
 from tests.helpers.crowd import LEGAL, Crowd, Member
+from tests.helpers.ledgers import check_leaves, watch_accounts
 from tests.helpers.sim import Reply, Sim, SimClient
 
 
@@ -387,7 +390,87 @@ def test_a_level_that_falls_and_rises_is_signalled_again(sim: Sim) -> None:
 # --- crowds -----------------------------------------------------------------------------------
 
 
-class Frugal(Member):
-    """A member that may be refused by a limit."""
+STOPPING = (Resource.OUTPUT_IDS, Resource.DEVICE_S, Resource.WALL_S)
+LEVELS = {Resource.DEVICE_BLOCKS: 1, Resource.HOST_BLOCKS: 2}
 
-    legal = LEGAL | {Errno.EDQUOT}
+
+class Inspector:
+    """Looks at the limits of a crowd after every turn, from outside."""
+
+    def __init__(self, sim: Sim) -> None:
+        self.sim = sim
+        self.over: dict[Any, tuple[int, int]] = {}  # since which step, with what time
+        self.ends = 0
+
+    def look(self, accounts: list[Account]) -> None:
+        steps = self.sim.system.device.models.totals.steps
+        for account in accounts:
+            for resource, limit in (account.limits or {}).items():
+                key, value = (account, resource), self._used(account, resource)
+                if resource in STOPPING and value >= limit.hard:
+                    at, us = self.over.setdefault(key, (steps, account.usage.device_us))
+                    if steps > at + 2:
+                        assert account.usage.device_us == us, f"{key} goes on for {steps - at}"
+                    else:
+                        self.over[key] = at, account.usage.device_us
+                        self.ends += 1
+                if resource in (Resource.OUTPUT_IDS, Resource.INPUT_IDS, Resource.CONTEXTS):
+                    assert value <= limit.hard, f"{key} has {value} of {limit.hard}"
+                if resource is Resource.DEVICE_BLOCKS:
+                    live = len(self.sim.system.device.requests)
+                    assert value <= limit.hard + 2 * live * 3, "two steps of chunks of 32"
+                if resource is Resource.HOST_BLOCKS:
+                    assert value <= limit.hard, f"{key} has {value} of {limit.hard}"
+
+    def _used(self, account: Account, resource: Resource) -> float:
+        """Count by hand what can be."""
+        if resource is Resource.CONTEXTS:
+            tasks = [t for t in self.sim.system.tasks if t.account.is_below(account)]
+            return sum(len(task.contexts) for task in tasks)
+        if resource is Resource.OUTPUT_IDS:
+            return account.usage.output_ids
+        if resource is Resource.INPUT_IDS:
+            return account.usage.input_ids
+        if resource in LEVELS:
+            return account.usage.blocks[LEVELS[resource]]
+        if resource is Resource.WALL_S:
+            return self.sim.clock.now - account.begun
+        return account.usage.device_us / 1e6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_crowd_under_limits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random limits on random accounts while all live: none is exceeded, and no id is wrong."""
+    monkeypatch.setattr(Member, "legal", LEGAL | {Errno.EDQUOT})
+    host = 1 << 16 if seed % 2 else 0
+    link = LoopbackLink("null0", host_bytes=host, beside=Random(seed))
+    sim = Sim(seed, num_blocks=40, host_bytes=host, overcommit=100.0, link=link)
+    accounts, random, operator = watch_accounts(sim), Random(seed), sim.client()
+    crowd, inspector, tries = Crowd(sim, 10), Inspector(sim), 0
+    for calls in range(1, 1_500):
+        crowd.run(calls, deaths=0.003)
+        inspector.look(accounts)
+        if random.random() < 0.05:
+            tries += _change(sim, operator, random, inspector)
+    check_leaves(accounts, sim.system.tasks.accounts.now_us)
+    crowd.leave()
+    crowd.check_ended()
+    sim.leave()
+    assert tries > 20 and inspector.ends > 0, "limits were set, and reached"
+
+
+def _change(sim: Sim, operator: SimClient, random: Random, inspector: Inspector) -> int:
+    tasks = [t for t in sim.system.tasks if t.session is not None and t.pid != pid(operator)]
+    task, resource = random.choice(tasks), random.choice([*STOPPING, *LEVELS, *MORE])
+    of = 0 if random.random() < 0.1 else task.pid
+    account = sim.system.tasks.accounts.owner(1000) if of == 0 else task.account
+    now = inspector._used(account, resource)
+    room = {Resource.OUTPUT_IDS: 50, Resource.INPUT_IDS: 300, Resource.DEVICE_S: 0.01}
+    hard = None if random.random() < 0.4 else now + random.random() * room.get(resource, 8)
+    whole = hard if hard is None or resource in STOPPING[1:] else float(round(hard))
+    assert limit(operator, resource, whole, of=of, owner=of == 0).errno == 0
+    inspector.over.clear()
+    return 1
+
+
+MORE = (Resource.INPUT_IDS, Resource.CONTEXTS)

@@ -60,6 +60,7 @@ DATA: dict[str, Any] = {
     "ports": [abi.PortRow],
     "ctx.import": {"name": str, "model": str, "tokens": int},
     "load": abi.ModelRow,
+    "limit": list[abi.LimitRow],
     "models": list[models.Row],
     "models.du": {
         "folder": str, "total": int, "models": [{"name": str, "bytes": int}],
@@ -78,6 +79,7 @@ DATA: dict[str, Any] = {
         "address": str, "kernel": abi.KernelRow, "devices": list[abi.DeviceRow],
         "models": list[abi.ModelRow], "pools": list[abi.PoolRow], "store": abi.StoreRow | None,
     },
+    "usage": list[abi.UsageRow],
 }  # fmt: skip
 ERROR = {"error": {"code": str, "message": str, "hint": str}}
 """What goes to stderr instead; `details` is there if the kernel has given numbers."""

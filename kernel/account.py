@@ -12,10 +12,12 @@ while there are others below it: children do not leave their place by losing the
 At MAX_DEPTH no level is added any more: what would be below is beside.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
+from typing import Any
 
 from kernel.panic import check
+from kernel.usage import Usage
 
 MAX_DEPTH = 12
 """Accounts on the way to the root, so that a charge costs little."""
@@ -43,19 +45,31 @@ class Account:
     """One node of the tree."""
 
     __slots__ = (
-        "_children", "closed", "depth", "floor", "kind", "name", "nice", "own", "parent", "uid",
-        "virtual",
+        "_children", "begun", "closed", "depth", "floor", "kind", "level", "limits", "name",
+        "nice", "own",
+        "parent", "table", "uid", "usage", "virtual",
     )  # fmt: skip
 
     def __init__(
-        self, kind: Kind, name: str, parent: "Account | None", uid: int = 0, nice: int = 0
+        self,
+        kind: Kind,
+        name: str,
+        parent: "Account | None",
+        table: "AccountTable",
+        uid: int = 0,
+        nice: int = 0,
     ) -> None:
         self.kind = kind
         self.name = name  # of a group; the uid of an owner, the pid of a task, in digits
         self.parent = parent
+        self.table = table
+        self.usage = Usage()
+        self.limits: dict[Any, Any] | None = None  # Limit by Resource (kernel/limits.py)
+        self.begun = table.clock()
         self.uid = uid
         self.nice = nice
         self.closed = False  # its task has ended
+        self.level: int = 0 if parent is None else parent.level  # of tasks above, and itself
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.virtual = 0.0  # service by weight, as kernel/policies/fair.py counts it
         self.own = 0.0  # likewise, of its own requests beside those of accounts below it
@@ -91,11 +105,21 @@ class Account:
 class AccountTable:
     """All accounts of a kernel."""
 
-    def __init__(self) -> None:
-        self.root = Account(Kind.ROOT, "", None)
+    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
+        self.clock = clock
+        self.hot: set[Account] = set()  # that have limits, and were charged since they were checked
+        self.alarms: dict[Account, float] = {}  # when a wall clock reaches the next limit
+        self.pinned: Callable[[Account], int] = lambda account: 0  # blocks
+        self.coming: Callable[[Account], int] = lambda account: 0  # contexts that are being loaded
+        self.root = Account(Kind.ROOT, "", None, self)
         self.system = self._below(self.root, Kind.SYSTEM, "system", 0, 0)
         self._owners: dict[int, Account] = {}
         self._groups: dict[tuple[Account, str], Account] = {}
+
+    @property
+    def now_us(self) -> int:
+        """Microseconds of the kernel's clock."""
+        return round(self.clock() * 1e6)
 
     def owner(self, uid: int) -> Account:
         """Return the account of a user; it stays."""
@@ -112,29 +136,52 @@ class AccountTable:
             self._groups[above, name] = account
         return account
 
+    def owners(self) -> list[Account]:
+        """Return the accounts of all users."""
+        return list(self._owners.values())
+
+    def groups(self, uid: int | None = None) -> list[Account]:
+        """Return all groups, or those of a user."""
+        return [group for group in self._groups.values() if uid in (None, group.uid)]
+
     def task(self, pid: int, above: Account, nice: int = 0) -> Account:
         """Return a new account of a task, below that of its parent, of a group or of its owner."""
+        level = above.level + 1
         while above.depth >= MAX_DEPTH and above.parent is not None:
             above = above.parent
-        return self._below(above, Kind.TASK, str(pid), above.uid, nice)
+        account = self._below(above, Kind.TASK, str(pid), above.uid, nice)
+        account.level = level
+        for each in account.path():
+            each.usage.tasks += 1
+            each.usage.born += 1
+            if each.limits is not None:
+                self.hot.add(each)
+        return account
 
     def close(self, account: Account) -> None:
         """Note that a task has ended: its account goes once there is none below it."""
         check(account.kind is Kind.TASK and not account.closed, f"{account} is closed twice")
         account.closed = True
+        for each in account.path():
+            each.usage.tasks -= 1
         self._leave(account)
+
+    def gone(self, account: Account) -> None:
+        """Forget what is noted of an account that goes."""
+        self.hot.discard(account)
+        self.alarms.pop(account, None)
 
     def _leave(self, account: Account) -> None:
         """Let accounts go that nothing needs any more, from here up."""
         while account._children == 0 and (account.closed or account.kind is Kind.GROUP):
             parent = account.parent
             assert parent is not None
+            self.gone(account)
             if account.kind is Kind.GROUP:
                 del self._groups[parent, account.name]
             parent._children -= 1
             account = parent
 
-    @staticmethod
-    def _below(above: Account, kind: Kind, name: str, uid: int, nice: int) -> Account:
+    def _below(self, above: Account, kind: Kind, name: str, uid: int, nice: int) -> Account:
         above._children += 1
-        return Account(kind, name, above, uid, nice)
+        return Account(kind, name, above, self, uid, nice)

@@ -25,7 +25,7 @@ Every place of the device and of the host tier is in one state, and goes along `
 
 from array import array
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from drivers.base import NULL_BLOCK
 
@@ -84,11 +84,14 @@ class Block:
     """Ids and, where it has places, the KV of up to `block_size` positions."""
 
     __slots__ = (
-        "chain", "disk", "filled", "heirs", "host", "id", "ids", "kept", "moving", "origin",
-        "origin_len", "owner", "planned", "readers", "refs", "salt", "target", "writer",
+        "chain", "disk", "filled", "heirs", "host", "id", "ids", "kept", "lost", "moving", "origin",
+        "origin_len", "owner", "payer", "planned", "readers", "refs", "salt", "target", "tier",
+        "writer",
     )  # fmt: skip
 
-    def __init__(self, ids: "array[int]", writer: object, owner: int = 0) -> None:
+    def __init__(
+        self, ids: "array[int]", writer: object, owner: int = 0, payer: Any = None
+    ) -> None:
         self.ids = ids
         self.writer: object = writer  # a Context; None: nobody
         self.refs = 1  # tables that name it
@@ -106,6 +109,9 @@ class Block:
         self.origin_len = 0  # positions to take over from the origin
         self.chain = b""  # hash of its ids and of all before (kernel/prefix.py); empty: unknown
         self.owner = owner  # the user whose ids they are, whoever computes them
+        self.payer = payer  # the Account that it is charged to while tables name it
+        self.tier = 0  # where it is charged now (kernel/ledger.py)
+        self.lost = 0  # leading positions whose KV was there, and was taken by the kernel
         self.salt = b""  # of the chain, if ids of somebody else's go before the owner's in it
 
     @property

@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from kernel.block import NO_PLACE, Block
+from kernel.ledger import passes
 from kernel.panic import check
 from kernel.pool import BlockPool
 from syscalls.abi import Access
@@ -48,6 +49,7 @@ class Context:
         self.name = name
         self.model = model  # a Model (kernel/model.py)
         self.pool = pool
+        self.account: Any = None  # of its task: what it holds is charged to it
         self.blocks: list[Block] = []
         self.length = 0
         self.request: Any = None  # the Request being scheduled, at most one
@@ -96,7 +98,7 @@ class Context:
             tail.writer = self
         for start in range(room, len(ids), size):
             part = array("i", ids[start : start + size])
-            self.blocks.append(self.pool.new_block(part, self, self.owner))
+            self.blocks.append(self.pool.new_block(part, self, self.owner, self.account))
         self.length += len(ids)
 
     def _own_tail(self, offset: int) -> Block:
@@ -109,10 +111,11 @@ class Context:
         if tail.refs == 1 and reach <= offset:
             self.pool.index.changed(tail)
             del tail.ids[offset:]  # mine alone, and no KV of it reaches past the offset
-            tail.origin_len = min(tail.origin_len, offset)
+            tail.origin_len, tail.lost = min(tail.origin_len, offset), min(tail.lost, offset)
             self._take(tail, tail, offset)
             return tail
-        copy = self.pool.new_block(tail.ids[:offset], self, self.owner)
+        copy = self.pool.new_block(tail.ids[:offset], self, self.owner, self.account)
+        copy.lost = min(tail.lost, offset)
         self._take(copy, tail, offset)
         positions = min(offset, max(tail.filled, tail.kept))
         if positions:
@@ -174,6 +177,7 @@ class Context:
     def adopt(self, at: int, block: Block) -> None:
         """Name a Block that holds the same as blocks[at], in its place."""
         old, self.blocks[at] = self.blocks[at], block
+        passes(block, self.account)
         self.pool.ref(block)
         self.pool.unref(old)
 

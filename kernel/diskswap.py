@@ -17,6 +17,7 @@ from drivers.store import base
 from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.disktier import DiskTier, Extents
 from kernel.errand import BULK, HOST, DeviceOp, Errands, Filling, Lost
+from kernel.ledger import copied
 from kernel.panic import check
 from kernel.pool import BlockPool
 from kernel.storehost import StoreHost, StoreState
@@ -214,6 +215,7 @@ class DiskSwap:
             self.tier.drop(block)
         elif block.refs and not block.readers:
             self.moved[Move.DOWN] += 1
+            copied((block,), "out_blocks")
             if _resident(block):
                 pool.release(block)
             if not block.heirs:
@@ -270,6 +272,7 @@ class DiskSwap:
                 self._pool.arrived(block, self._pool.block_size)
                 self.tier.full = False
                 self.moved[Move.UP] += 1
+                copied((block,), "in_blocks")
 
     def _damaged(self, block: Block) -> None:
         """Forget a slot whose content is not what was written there."""

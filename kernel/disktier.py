@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from kernel.block import NO_PLACE, Block, Counts, Move
+from kernel.ledger import placed
 from kernel.panic import check
 
 NUM_EXTENTS = 32
@@ -66,6 +67,7 @@ class DiskTier:
             return False
         block.disk = self._free.popleft()
         self._blocks[block.disk] = block
+        placed(block)
         return True
 
     def _claim(self) -> bool:
@@ -92,6 +94,7 @@ class DiskTier:
             del self._blocks[block.disk]
             self.dirty.append(block.disk)
             block.disk = NO_PLACE
+            placed(block)
             self.full = False
             self._on_dirty()
 
@@ -109,6 +112,7 @@ class DiskTier:
         self.lost += len(lost)
         for block in self._blocks.values():
             block.disk = NO_PLACE
+            placed(block)
         self._blocks.clear()
         self.dirty.clear()
         self.counters.clear()

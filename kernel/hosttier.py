@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
 from kernel.block import EDGES, NO_PLACE, NOT_RESIDENT, Block, BlockState, Counts, Move
+from kernel.ledger import placed
 from kernel.panic import KernelPanic, check
 
 BATCH = 64
@@ -85,6 +86,7 @@ class HostTier:
         self._move(block.host, BlockState.USED if block.refs else BlockState.CACHED)
         block.kept = kept
         self._mark(block)
+        placed(block)
 
     def drop(self, block: Block) -> None:
         """Take a Block's place away; it is zeroed before it is free."""
@@ -96,7 +98,8 @@ class HostTier:
             self._move(place, BlockState.LIMBO)
         self._spare.pop(block, None)
         del self._blocks[place]
-        block.host, block.kept = NO_PLACE, 0
+        block.host, block.lost, block.kept = NO_PLACE, max(block.lost, block.kept), 0
+        placed(block)
         self._dirty.append(place)
 
     @property

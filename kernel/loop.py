@@ -21,12 +21,12 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from kernel import sys_attach, way_down, way_up
+from kernel import quota, sys_attach, way_down, way_up
 from kernel.hibernation import Phase
 from kernel.ipc import Arrival, Transport
 from kernel.loading import News, Outcome
 from kernel.session import Session
-from kernel.sys_infer import deliver, finish_request
+from kernel.sys_infer import deliver, fail_request, finish_request
 from kernel.sys_model import tell
 from kernel.sys_port import expire_waiters
 from kernel.sys_task import end_task, expire_tasks
@@ -79,11 +79,17 @@ class Kernel:
         k = self.system
         if self._more or k.jobs or k.errands.paused or k.store.fallen or self.front.has_input():
             return 0.0
-        if way_up.due(k):
+        if way_up.due(k) or k.tasks.accounts.hot:
             return 0.0
         now = k.clock()
-        deadlines = [k.device.deadline(), k.store.deadline(), k.stop_by, k.bursts.deadline]
-        deadlines.append(k.ports.deadline)
+        deadlines = [
+            k.device.deadline(),
+            k.store.deadline(),
+            k.stop_by,
+            k.bursts.deadline,
+            quota.deadline(k),
+            k.ports.deadline,
+        ]
         if k.hibernation is not None and k.hibernation.phase is Phase.GRACE:
             deadlines.append(k.hibernation.by)
         if any(session.stalled_since is not None for session in k.sessions.values()):
@@ -214,6 +220,7 @@ class Kernel:
             if since is not None and now >= since + k.config.stalled_s:
                 self._drop(session, f"its program read nothing for {k.config.stalled_s:g} s")
         k.bursts.expire(now)
+        quota.expire(k, now)
         way_down.go_on(k, now)
         if k.hibernation is not None and k.hibernation.phase is Phase.SAVED:
             way_down.say_goodbye(k)
@@ -224,6 +231,9 @@ class Kernel:
 
     def step(self) -> None:
         """Give the device its next step, if it has none; what it cannot take has failed now."""
+        for request, error in quota.enforce(self.system):
+            fail_request(self.system, request, error)
+            self._more = True
         for outcome in self.system.device.step():
             self._deliver(outcome)
             self._more = True  # what has ended was in the way of others

@@ -21,10 +21,12 @@ from kernel.block import NO_PLACE, NOT_RESIDENT, Block, Move
 from kernel.context import Context, Loss
 from kernel.diskswap import DiskSwap
 from kernel.idle import IdleOrder, chunks
+from kernel.limits import fits
 from kernel.policy import Policy
 from kernel.pool import BlockPool
 from kernel.request import Request
 from kernel.swap import Swap
+from syscalls.abi import Resource
 
 
 class Pager:
@@ -186,7 +188,7 @@ class Pager:
             if _below(block):
                 self.pool.release(block)
                 swapped += 1
-            elif swaps and block.planned and (self.swap.out(block) or self.disk.out(block)):
+            elif swaps and block.planned and self._goes_down(block):
                 swapped += 1
             else:
                 lost += block.planned
@@ -195,6 +197,13 @@ class Pager:
         self.given_up += len(blocks)
         self._note(victim, by, first * size, tokens - lost, lost)
         return freed + swapped + dropped
+
+    def _goes_down(self, block: Block) -> bool:
+        """Ask for a copy to the highest lower tier that has room, and in which it may be."""
+        host, disk = Resource.HOST_BLOCKS, Resource.DISK_BLOCKS
+        if fits(block, host, self.swap.leaving) and self.swap.out(block):
+            return True
+        return fits(block, disk, self.disk.leaving) and self.disk.out(block)
 
     def _choose(
         self, victim: Context, missing: int, kept: "Counter[Block]", shared: bool

@@ -17,11 +17,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 from drivers.base import NULL_BLOCK
 from kernel.block import EDGES, NO_PLACE, NOT_RESIDENT, Block, BlockState, Counts, Move
 from kernel.disktier import DiskTier
 from kernel.hosttier import HostTier
+from kernel.ledger import placed
 from kernel.panic import KernelPanic, check
 from kernel.prefix import PrefixIndex
 
@@ -78,10 +80,10 @@ class BlockPool:
 
     # --- references ---------------------------------------------------------------------------
 
-    def new_block(self, ids: "array[int]", writer: object, owner: int) -> Block:
+    def new_block(self, ids: "array[int]", writer: object, owner: int, payer: Any = None) -> Block:
         """Return a Block that one table names."""
         self.named += 1
-        return Block(ids, writer, owner)
+        return Block(ids, writer, owner, payer)
 
     def ref(self, block: Block) -> None:
         """Note that one table more names a Block that was found in the index."""
@@ -93,6 +95,7 @@ class BlockPool:
         if block.id != NOT_RESIDENT:
             self._move(block.id, BlockState.USED)
         self.host.renamed(block)
+        placed(block)
 
     def unref(self, block: Block) -> None:
         """Note that one table fewer names the block; the last one gives its KV up."""
@@ -100,6 +103,7 @@ class BlockPool:
         block.refs -= 1
         if block.refs == 0:
             self.named -= 1
+            placed(block)
             if block.moving is Move.NONE:
                 self.drop_origin(block)
             self.leave(block)
@@ -124,7 +128,7 @@ class BlockPool:
         origin = block.origin
         if origin is None:
             return
-        block.origin = None
+        block.origin, block.lost = None, max(block.lost, block.origin_len)
         assert origin.heirs is not None
         origin.heirs.discard(block)
         if origin.refs == 0:
@@ -174,15 +178,16 @@ class BlockPool:
         self._forget_kv(block)
 
     def _forget_kv(self, block: Block) -> None:
-        block.id = NOT_RESIDENT
+        block.id, block.lost = NOT_RESIDENT, max(block.lost, block.filled)
         block.filled = block.planned = 0
         self.host.renamed(block)
+        placed(block)
 
     def _orphan(self, block: Block) -> None:
         """Nothing of it is left: what would have begun as its copy is computed from ids."""
         if not block.kept and block.heirs:
             for heir in block.heirs:
-                heir.origin = None
+                heir.origin, heir.lost = None, max(heir.lost, heir.origin_len)
             block.heirs = None
         if block.refs == 0 and not block.held:
             self.disk.drop(block)
@@ -213,6 +218,7 @@ class BlockPool:
         self._move(place, BlockState.USED)
         block.id = place
         self._resident[place] = block
+        placed(block)
 
     def _take_free(self) -> int:
         if self._fresh < self.num_blocks:
@@ -259,6 +265,7 @@ class BlockPool:
         block.id, block.filled, block.planned = place, filled, filled
         self._move(place, BlockState.USED if block.refs else BlockState.CACHED)
         self.host.renamed(block)
+        placed(block)
 
     def reclaim(self, count: int, by_pid: int) -> int:
         """Take up to `count` places from cached blocks, the oldest first; return how many."""

@@ -93,6 +93,7 @@ class Request:
         self.lacks = 0  # blocks that it waits for, if it does
         self.slot: int | None = None
         self.generation = 0
+        self.device_us = 0  # its part of the steps that it was in
         self.deaths = 0  # epochs that ended while this was in flight
         self.held = ""  # why it may not run: its task is stopped, its client does not read
         self._state = RequestState.QUEUED

@@ -24,6 +24,7 @@ from typing import cast
 
 from drivers import base
 from kernel.block import NOT_RESIDENT, Block
+from kernel.ledger import charge_step
 from kernel.pace import Pace
 from kernel.pager import Pager
 from kernel.policy import POSITION, SAMPLE, Policy
@@ -277,10 +278,12 @@ class Scheduler:
 
     def _entry(self, request: Request, start: int, end: int, samples: bool, scores: int) -> Entry:
         ctx, size = request.ctx, self.pool.block_size
-        writes = []
+        writes, again = [], 0
         for index in range(start // size, -(-end // size)):
             block, upto = ctx.blocks[index], min(size, end - index * size)
             if upto > block.planned:
+                first = max(block.planned, start - index * size)
+                again += max(0, min(upto, block.lost) - first)
                 block.planned = upto
                 writes.append(Write(block, block.id, upto))
                 if upto == size:
@@ -288,7 +291,7 @@ class Scheduler:
         self.pager.used(ctx)
         decoding = samples and end - start == 1
         request.become(RequestState.DECODE if decoding else RequestState.PREFILL)
-        return Entry(request, start, end, writes, samples, scores)
+        return Entry(request, start, end, writes, samples, scores, again)
 
     def make_room(self) -> list[tuple[Request, KernelError]]:
         """Let the pager find places for the first request of the last plan that got none.
@@ -362,6 +365,7 @@ class Scheduler:
         waiting = [*self.samplers, *(request for request, _ in self.scorers)]
         step = self._end_step()
         self._measure(step, took_us)
+        charge_step(step.entries, took_us)
         for entry in step.entries:
             if entry.request.background and not entry.request.done:
                 entry.request.ctx.fresh += entry.end - entry.start

@@ -72,6 +72,7 @@ class Entry(NamedTuple):
     writes: list[Write]
     samples: bool
     scores: int = 0  # of its last positions: what follows them is scored
+    again: int = 0  # positions whose KV was there before, until the kernel took it
 
     @property
     def decodes(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from drivers import base
 from kernel.block import NOT_RESIDENT, Block, Move
+from kernel.ledger import copied
 from kernel.panic import check
 from kernel.pool import BlockPool
 
@@ -122,6 +123,8 @@ class Swap:
         flights, self._flying[move] = self._flying[move], []
         self.moved[move] += len(flights)
         self.copy_us += took_us
+        blocks = (flight.block for flight in flights)
+        copied(blocks, "out_blocks" if move is Move.OUT else "in_blocks")
         each = took_us / max(1, len(flights))
         self.us_per_block = 0.8 * (self.us_per_block or each) + 0.2 * each
         for flight in flights:

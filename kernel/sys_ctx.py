@@ -2,10 +2,12 @@
 
 from collections.abc import Generator
 
+from kernel import limits, quota
 from kernel.context import Context
 from kernel.grant import require
 from kernel.handler import Caller, Done
 from kernel.job import Work
+from kernel.ledger import charge, holds
 from kernel.pool import CHUNK, DROP_COST
 from kernel.request import Request, RequestState
 from kernel.sys_infer import check_ids, check_room, drop_request, refuse_busy
@@ -26,6 +28,7 @@ from syscalls.abi import (
     Nothing,
     ReadCtx,
     ReadCtxResult,
+    Resource,
     StatCtx,
     TrimCtx,
 )  # fmt: skip
@@ -65,6 +68,7 @@ def take_handle(k: System, caller: Caller, handle: int) -> None:
     if handle <= session.last_handle:
         raise EINVAL(f"handle {handle} does not rise: the last was {session.last_handle}")
     check_count(k)
+    limits.admit(caller.task.account, Resource.CONTEXTS, 1)
 
 
 def check_count(k: System) -> None:
@@ -89,6 +93,8 @@ def add_context(k: System, caller: Caller, ctx: Context) -> None:
 def give_context(k: System, task: Task, ctx: Context) -> None:
     """Give a task a context."""
     task.contexts[ctx.handle] = ctx
+    ctx.account = task.account
+    holds(ctx.account, 1)
     ctx.last_use = k.counters.turns
     ctx.stopped = task.state is TaskState.STOPPED
     k.num_contexts += 1
@@ -108,7 +114,9 @@ def sys_append(k: System, caller: Caller, args: Append) -> Done:
         raise EINVAL("append needs ids in frame 2")
     check_room(ctx, ctx.length + len(ids), 0)
     check_ids(ctx, ids)
+    quota.admit_ids(k, caller, ctx, ctx.length + len(ids))
     ctx.append(ids)
+    charge(caller.task.payer, "input_ids", len(ids))
     ctx.last_use = k.counters.turns
     prefill(k, caller.task, ctx)
     return Done(LengthResult(ctx.length))
@@ -172,6 +180,7 @@ def _forget(k: System, task: Task, ctx: Context, why: str) -> None:
     drop_request(k, ctx, why)
     ctx.gone = True
     ctx.model.sched.pager.idle.forget(ctx)
+    holds(ctx.account, -1)
     k.num_contexts -= 1
     ctx.model.num_contexts -= 1
     k.grants.freed(ctx, k.clock())

@@ -8,10 +8,12 @@ from array import array
 from collections import deque
 from typing import Any
 
+from kernel import limits, quota
 from kernel.context import Context
 from kernel.grammars import check_grammar
 from kernel.grant import require, revoked
 from kernel.handler import PENDING, Caller, Done, Pending
+from kernel.ledger import charge
 from kernel.loading import Outcome
 from kernel.pager import Pager
 from kernel.request import Request, Scores, Token, penalizes
@@ -26,6 +28,7 @@ from syscalls.abi import (
     Infer,
     InferResult,
     LengthResult,
+    Resource,
     ScoreResult,
 )
 from syscalls.errors import E2BIG, EBUSY, ECANCELED, EINVAL, ENOMEM, ENOTSUP, ESRCH, KernelError
@@ -58,9 +61,11 @@ def sys_infer(k: System, caller: Caller, args: Infer) -> Pending:
     if args.grammar_kind:
         require_feature(k, "grammar")
         k.device.grammars.check_room()
+    quota.admit_request(k, caller, ctx, length + args.max_tokens)
     cached = min(ctx.computed, length - 1)
     if ids:
         ctx.append(ids)
+        charge(caller.task.payer, "input_ids", len(ids))
     seed = k.random.getrandbits(64) if args.seed is None else args.seed
     task = caller.task
     request = Request(
@@ -114,6 +119,9 @@ def start_request(k: System, caller: Caller, request: Request, cached: int) -> N
     ctx.model.sched.add(request)
     caller.session.infers[caller.call] = request
     caller.task.prompt_tokens += request.prompt
+    charge(request.payer, "requests", 1)
+    limits.accepted(request.payer)
+    charge(request.payer, "prompt_ids", request.prompt)
     k.counters.admitted += 1
     k.counters.prompt_tokens += request.prompt
 
@@ -198,6 +206,8 @@ def check_room(ctx: Context, length: int, max_tokens: int) -> None:
     needed = -(-min(length + max_tokens, desc.max_ctx) // size)
     pager: Pager = ctx.model.sched.pager
     pinned, more = pager.pinned, needed - len(ctx.blocks)
+    if ctx.pinned and more > 0:
+        limits.admit(ctx.account, Resource.PINNED_BLOCKS, more)
     if ctx.pinned and more > 0 and pinned + more > pager.pin_limit:
         raise ENOMEM(
             f"context {ctx.handle} is pinned, and would bring the {pinned} blocks that are to "
@@ -246,10 +256,13 @@ def deliver(k: System, outcome: Outcome) -> None:
     finish = request.take(what, request.ctx.model.desc.max_ctx)
     if request.output > output:
         k.tasks.find(request.ctx.pid).output_tokens += 1
+        charge(request.payer, "output_ids", 1)
         _count_token(k, request)
         _emit_token(request, what)
     if finish is not None:
         finish_request(k, request, finish)
+    for other, error in quota.enforce(k):
+        fail_request(k, other, error)
 
 
 def _deliver_scores(k: System, request: Request, scores: Scores) -> None:
@@ -299,7 +312,7 @@ def _result(request: Request, finish: int) -> InferResult | ScoreResult:
         return ScoreResult(finish, length, score.start, scored, request.cached)
     return InferResult(
         finish, length, request.prompt, request.cached,
-        request.output, request.overrun, request.seed,
+        request.output, request.overrun, request.seed, request.device_us,
     )  # fmt: skip
 
 
@@ -322,6 +335,7 @@ def _retire(k: System, request: Request) -> None:
         k.counters.cached_tokens += request.cached
         task = k.tasks.find(request.ctx.pid)
         task.cached_tokens += request.cached
+        charge(request.payer, "cached_ids", request.cached)
     request.ctx.model.sched.remove(request)
     request.ctx.last_use = k.counters.turns
     if request.ctx.queued or request.ctx.feed is not None:

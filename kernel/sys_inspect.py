@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from kernel import blockmap
+from kernel import blockmap, sys_limit
 from kernel.config import values
 from kernel.context import Context
 from kernel.handler import Caller, Done
@@ -52,7 +52,7 @@ def sys_snapshot(k: System, caller: Caller, args: Snapshot) -> Work:
     tables = {
         "tasks": _tasks, "contexts": _contexts, "pools": _pools, "kernel": _kernel,
         "config": _config, "store": _store, "ports": _ports,
-    }  # fmt: skip
+    } | sys_limit.tables()  # fmt: skip
     table = tables.get(args.what)
     if table is None:
         raise EINVAL(f"there is no snapshot of {args.what}; there are {', '.join(tables)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 
+from kernel import limits
 from kernel.block import NOT_RESIDENT
 from kernel.context import Context, Loss
 from kernel.handler import Caller, Done
@@ -19,6 +20,7 @@ from syscalls.abi import (
     Explain,
     ExplainResult,
     LossRow,
+    Resource,
 )  # fmt: skip
 from syscalls.errors import EDQUOT, EINVAL, ESRCH
 
@@ -85,6 +87,8 @@ def _pin(k: System, ctx: Context, args: AdviseCtx) -> Moving:
             "unpin another context, or retain this one for some time",
             {"needed": pinned + count, "limit": limit},
         )
+    if not ctx.pinned:
+        limits.admit(ctx.account, Resource.PINNED_BLOCKS, count)
     ctx.demoted = False
     pager.pin(ctx)
     yield from _in_slices(ctx, pager.prefetch)

@@ -114,6 +114,7 @@ def _loaded(k: System, caller: Caller, args: LoadCtx) -> Errand:
     except KernelError:
         yield base.CloseSave(number)
         raise
+    ctx.account = caller.task.account
     why = yield from fill(k, ctx, number, found, first)
     if caller.task.ended_already or caller.session.task is not caller.task:
         ctx.free()

@@ -5,8 +5,10 @@ the logits of the positions from start - 1 on, those of the last id excepted: wh
 already is run again for them and stored nowhere, so whoever shares its blocks notices nothing.
 """
 
+from kernel import quota
 from kernel.grant import require
 from kernel.handler import PENDING, Caller, Pending
+from kernel.ledger import charge
 from kernel.request import Request
 from kernel.sys_infer import check_ids, check_room, refuse_busy, require_feature, start_request
 from kernel.system import System
@@ -34,9 +36,11 @@ def sys_score(k: System, caller: Caller, args: Score) -> Pending:
         raise EINVAL(f"there is no id from position {args.start} on: the context has {length}")
     if args.top > ctx.model.desc.vocab:
         raise EINVAL(f"{args.top} best ids of a vocabulary of {ctx.model.desc.vocab}")
+    quota.admit_request(k, caller, ctx, length)
     cached = min(ctx.computed, args.start - 1)
     if ids:
         ctx.append(ids)
+        charge(caller.task.payer, "input_ids", len(ids))
     task = caller.task
     request = Request(
         next(k.arrivals), ctx, None, caller.session, caller.call, 0, task.payer, task.rank, args

@@ -114,8 +114,8 @@ def sys_kill(k: System, caller: Caller, args: Kill) -> Done:
     task = k.tasks.find(args.pid)
     if task.uid != caller.task.uid or task.ended_already:
         raise ESRCH(f"there is no task {args.pid}", "llmos ps lists them")
-    if args.signal not in list(Sig):
-        known = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig)
+    if args.signal not in list(Sig) or args.signal == Sig.XCPU:
+        known = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig if sig is not Sig.XCPU)
         raise EINVAL(f"signal {args.signal} is none of {known}")
     if task.pid == INIT:
         raise EPERM("pid 1 does not take signals", "llmos down stops the kernel")
@@ -271,4 +271,5 @@ def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
         task.pid, task.parent, task.uid, task.name, letter, wait, 0, len(held), tokens, share,
         shared, task.prompt_tokens, task.output_tokens, k.clock() - task.born, host, kv_bytes,
         ",".join(sorted(models)), swapped, task.lacks, task.cached_tokens,
+        task.account.usage.device_us,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import count
 from random import Random
 
+from kernel.account import Account
 from kernel.answer import ModelSpec
 from kernel.burst import Bursts
 from kernel.chosen import Chosen
@@ -66,7 +67,7 @@ class System:
         self.log = log
         self.bursts = Bursts(clock)  # on their way into the log
         self.counters = Counters()
-        self.tasks = TaskTable(config.max_tasks, uid, self.born)
+        self.tasks = TaskTable(config.max_tasks, uid, self.born, clock)
         self.num_contexts = 0
         self.grants = GrantTable(random, config.max_grants)
         self.ports = PortTable()
@@ -101,6 +102,8 @@ class System:
         self._attach_key = hashlib.blake2b(b"attach", key=secret, digest_size=32).digest()
         self.policy = policy
         self.device = Device(link, limits, policy, clock, secret, self._burying, self.swap_file)
+        self.tasks.accounts.pinned = self._pinned
+        self.tasks.accounts.coming = self._coming
         if config.model:
             self.device.models.add(self.spec(config.model, config.model_dir))
 
@@ -108,6 +111,17 @@ class System:
         """Return what proves that a program was the task of this pid in this boot."""
         name = str(pid).encode()
         return hashlib.blake2b(name, key=self._attach_key, digest_size=32).digest()
+
+    def _pinned(self, account: Account) -> int:
+        """Return the blocks of pinned contexts of an account; each context counts its own."""
+        pins = [ctx for m in self.device.models if m.loaded for ctx in m.sched.pager.idle.pins]
+        mine = [ctx for ctx in pins if ctx.account is not None and ctx.account.is_below(account)]
+        return sum(len(ctx.blocks) for ctx in mine)
+
+    def _coming(self, account: Account) -> int:
+        """Return the contexts of an account that are being loaded."""
+        tasks = [task for task in self.tasks if task.loading and task.account.is_below(account)]
+        return sum(len(task.loading) for task in tasks)
 
     @property
     def stopping(self) -> bool:

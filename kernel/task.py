@@ -10,13 +10,14 @@ nobody: its children leave without a zombie. A task that comes back with the nex
 program until one attaches (kernel/way_up.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from math import inf
 from typing import Any
 
 from kernel.account import Account, AccountTable
 from kernel.context import Context
+from kernel.limits import check_birth
 from kernel.panic import KernelPanic, check
 from kernel.request import RequestState
 from syscalls.errors import EAGAIN, ESRCH
@@ -141,9 +142,11 @@ class Task:
 class TaskTable:
     """All tasks by pid. Pid 1 is there from the start and stays."""
 
-    def __init__(self, max_tasks: int, uid: int, now: float) -> None:
+    def __init__(
+        self, max_tasks: int, uid: int, now: float, clock: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.max_tasks = max_tasks
-        self.accounts = AccountTable()
+        self.accounts = AccountTable(clock)
         self._tasks: dict[int, Task] = {}
         self._children: dict[int, dict[int, Task]] = {}  # by parent, those that have any
         self._last_pid = 0
@@ -157,8 +160,10 @@ class TaskTable:
                 f"the task table is full: {len(self._tasks)} tasks, the limit is {self.max_tasks}",
                 "end some tasks, or raise --max-tasks",
             )
+        above = self._above(parent, uid)
+        check_birth(above)
         self._last_pid += 1
-        account = self.accounts.task(self._last_pid, self._above(parent, uid))
+        account = self.accounts.task(self._last_pid, above)
         task = Task(self._last_pid, parent, uid, name, now, account)
         self._tasks[task.pid] = task
         self._children.setdefault(parent, {})[task.pid] = task

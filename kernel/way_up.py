@@ -188,7 +188,9 @@ def _context(k: System, task: Task, entry: CtxEntry) -> Context:
     if model is None:
         raise ENOENT(f"its model {entry.model} is not loaded", f"llmos load {entry.model}")
     model.require()
-    return Context(entry.handle, task.pid, entry.name, model, model.pool, task.uid)
+    ctx = Context(entry.handle, task.pid, entry.name, model, model.pool, task.uid)
+    ctx.account = task.account
+    return ctx
 
 
 def _add(k: System, task: Task, entry: CtxEntry, ctx: Context) -> None:

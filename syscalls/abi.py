@@ -95,6 +95,7 @@ SaveName = Annotated[str, Text(256, re.compile(r"[^\x00-\x1f\x7f]+"))]
 Ticket = Annotated[bytes, Blob(32)]
 GrantId = Annotated[bytes, Blob(16)]
 StopIds = Annotated[tuple[int, ...], Ints(MAX_STOP_IDS, 0, INT32_MAX)]
+Amount = Annotated[float, Real(0.0, 1e15)]
 Penalty = Annotated[float, Real(-2.0, 2.0)]
 Body = Annotated[bytes, Blob(MAX_FRAME)]
 """What a message says; more than MAX_BODY is E2BIG."""
@@ -131,6 +132,7 @@ class Sig(IntEnum):
     TERM = 15  # end the task now, its program is told; both differ in the status alone
     CONT = 18
     STOP = 19
+    XCPU = 24  # a soft limit is reached (set_limit): the kernel sends it, and nobody else
 
 
 class GrammarKind(IntEnum):
@@ -208,6 +210,23 @@ class Full(Enum):
     DROP = "drop"  # the oldest one goes; the next that is taken says how many are missing
 
 
+class Resource(Enum):
+    """What set_limit can limit, of an account and all below it together."""
+
+    INPUT_IDS = "input_ids"  # that programs hand in
+    OUTPUT_IDS = "output_ids"  # that are generated
+    DEVICE_S = "device_s"  # seconds: its part of the time of steps
+    WALL_S = "wall_s"  # seconds since the account began
+    REQUESTS_PER_MIN = "requests_per_min"  # infers and scores, in the last 60 seconds
+    DEVICE_BLOCKS = "device_blocks"
+    HOST_BLOCKS = "host_blocks"  # in the host tier only; what may not go there is dropped
+    DISK_BLOCKS = "disk_blocks"  # likewise
+    PINNED_BLOCKS = "pinned_blocks"  # of pinned contexts
+    CHILDREN = "children"  # tasks below it that live
+    DEPTH = "depth"  # of the tree of tasks below it
+    CONTEXTS = "contexts"
+
+
 class Right(Enum):
     """Who may make a call."""
 
@@ -274,6 +293,24 @@ class Kill(NamedTuple):
     signal: Signal = int(Sig.TERM)
 
 
+class SetLimit(NamedTuple):
+    """A limit is of a task, a group or the caller's user, and of all below together. Neither `soft`
+    nor `hard`: the limit is removed.
+
+    At `soft` the programs of all tasks below get the signal XCPU, once. Beyond `hard` a new call
+    ends with EDQUOT; what runs ends so, too, when ids, device time or wall clock are used up. What
+    was used counts from the begin of the account, and is not given back by a trim, a cancel or a
+    limit that is set anew.
+    """
+
+    resource: Name  # Resource
+    soft: Amount | None = None
+    hard: Amount | None = None
+    pid: Pid = 0  # 0, and no other is named: the caller
+    group: Name | None = None
+    owner: bool = False  # of the caller's user
+
+
 class StatTask(NamedTuple):
     pid: Pid = 0  # 0: the caller
 
@@ -301,6 +338,7 @@ class TaskRow(NamedTuple):
     swapped: float = 0.0  # blocks that are in a lower tier only, counted likewise
     lacks: int = 0  # blocks that it waits for (state D)
     cached_tokens: int = 0  # of prompt_tokens, found computed
+    device_us: int = 0  # its part of the time of steps, and that of the tasks below it
 
 
 # --- contexts ---------------------------------------------------------------------------------
@@ -574,6 +612,7 @@ class InferResult(NamedTuple):
     output: int
     overrun: int  # sampled and thrown away
     seed: int
+    device_us: int = 0  # its part of the time of the steps that it was in
 
 
 class Cancel(NamedTuple):
@@ -781,7 +820,7 @@ class DeviceRow(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    what: Name  # tasks | contexts | pools | kernel | config | store | ports
+    what: Name  # tasks | contexts | pools | kernel | config | store | ports | usage | limits
     cursor: U64 = 0
 
 
@@ -809,6 +848,57 @@ class PoolRow(NamedTuple):
     promised: int = 0  # blocks that contexts name, wherever their KV is; of the device tier only
     promise_limit: int = 0  # 0: none
     pinned: int = 0
+
+
+class UsageRow(NamedTuple):
+    """What an account has used: a task with all below it, a group, a user, the kernel itself
+    (`system`: what it had to compute again), all together (`root`).
+
+    A row includes those below it, and those that have ended. Times are microseconds; a block that
+    several contexts share is charged once, to the task that made it.
+    """
+
+    kind: str  # root | system | owner | group | task
+    path: str  # uid/group/pid/pid
+    name: str
+    uid: int
+    pid: int  # of a task
+    tasks: int  # that live
+    contexts: int
+    device_blocks: int  # now; in a lower tier those that are in no higher one
+    host_blocks: int
+    disk_blocks: int
+    input_ids: int  # that programs have handed in
+    prompt_ids: int  # in the contexts of requests when they were accepted
+    cached_ids: int  # of these, found computed
+    output_ids: int
+    prefill_ids: int  # computed in steps
+    decode_ids: int
+    recomputed_ids: int  # whose KV the kernel had let go; charged to `system`
+    entries: int  # steps that it was in, each context of it counted
+    device_us: int  # its part of the time of these steps, by its part of their tokens
+    device_block_us: int
+    host_block_us: int
+    disk_block_us: int
+    out_blocks: int  # copied to a lower tier
+    in_blocks: int
+    requests: int
+    born: int  # tasks
+    energy_uj: int | None = None  # nil: not measured
+
+
+class LimitRow(NamedTuple):
+    """A limit, and what is used of it."""
+
+    kind: str  # owner | group | task
+    path: str
+    name: str
+    uid: int
+    pid: int
+    resource: str  # Resource
+    soft: float | None
+    hard: float | None
+    used: float
 
 
 class KernelRow(NamedTuple):
@@ -1051,7 +1141,8 @@ CALLS: tuple[Call, ...] = (
     Call(7, "kill", Kill, Nothing, _T, True, False, "Send a signal to a task.",
          "ESRCH EINVAL EPERM"),
     _reserved(8, "renice", _T, "Change a task's weight.", durable=True, idempotent=True),
-    _reserved(9, "set_limit", _T, "Limit what a task may use.", durable=True, idempotent=True),
+    Call(9, "set_limit", SetLimit, Nothing, _T, True, True,
+         "Limit what a task, a group or a user may use.", "ESRCH EINVAL EPERM"),
     _reserved(10, "group", _T, "Put a task into a group."),
     Call(11, "stat_task", StatTask, TaskRow, _T, True, False, "Describe a task.", "ESRCH"),
     # contexts

@@ -167,6 +167,23 @@ class Task(Messages):
         """Send a signal to a task."""
         await self.run(self.caller.ask("kill", pid, int(sig)))
 
+    async def set_limit(
+        self,
+        resource: str,
+        hard: float | None = None,
+        *,
+        soft: float | None = None,
+        pid: int = 0,
+        group: str | None = None,
+        owner: bool = False,
+    ) -> None:
+        """Limit a resource (abi.Resource) of a task (0: this one), a group or this user.
+
+        Neither hard nor soft: the limit is removed.
+        """
+        soft, hard = (None if each is None else float(each) for each in (soft, hard))
+        await self.run(self.caller.ask("set_limit", resource, soft, hard, pid, group, owner))
+
     async def exit(self, status: int = 0) -> None:
         """End this task, and close the connection."""
         await self.run(self.caller.ask("exit", status))
@@ -207,6 +224,14 @@ class Task(Messages):
     async def pools(self) -> list[abi.PoolRow]:
         """List the pools of blocks."""
         return await self.run(self.caller.snapshot("pools", abi.PoolRow))
+
+    async def usage(self) -> list[abi.UsageRow]:
+        """List what users, groups and tasks have used."""
+        return await self.run(self.caller.snapshot("usage", abi.UsageRow))
+
+    async def limits(self) -> list[abi.LimitRow]:
+        """List all limits, and what is used of them."""
+        return await self.run(self.caller.snapshot("limits", abi.LimitRow))
 
     async def pmap(self, ctx: int, pid: int = 0) -> abi.PmapResult:
         """Describe a context block by block, of another task by its pid."""

@@ -34,6 +34,8 @@ GROUPS = {
         "kill": "userland.bin.kill",
         "policy": "userland.bin.policy",
         "ports": "userland.bin.ports",
+        "usage": "userland.bin.usage",
+        "limit": "userland.bin.limit",
     },
     "Memory": {
         "free": "userland.bin.free",

@@ -74,6 +74,7 @@ ROWS = {
     "key backup": Row(None, kernel=False, absent=("--keys-dir", "/none", "b")),
     "key restore": Row(None, kernel=False, absent=("/none.backup",)),
     "kill": Row(None, absent=("999999",)),
+    "limit": Row((), "limit", absent=("999999", "output_ids", "10")),
     "load": Row(None, "load", kernel=False, absent=("gpt-9",)),
     "ls": MODELS,
     "lsdev": Row((), "lsdev"),
@@ -93,6 +94,7 @@ ROWS = {
     "status": Row((), "status", sentences=True),
     "top": Row(("--batch", "-n", "1"), "top"),
     "unload": Row(None, absent=("gpt-9",)),
+    "usage": Row((), "usage"),
     "vmstat": Row((), "vmstat"),
     "up": Row(None, kernel=False, absent=("-m", "gpt-9")),
 }

@@ -76,6 +76,7 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
         "other:1b", "/models/other", "cpu0", "float32", 2**33, 4096, 2048, True, "int8",
     ),
     "shutdown+saving": (2.5, True, True),
+    "set_limit": ("output_ids", 900.5, 1000.5, 52, "lab", True),
 }  # fmt: skip
 IDS = {
     "append": (0, 1, 49151, 2**31 - 1),
@@ -86,9 +87,10 @@ IDS = {
     "publish": (10,),
 }
 
-RESULT = abi.InferResult(Finish.LENGTH, 300, 236, 220, 64, 1, 2**64 - 1)
+RESULT = abi.InferResult(Finish.LENGTH, 300, 236, 220, 64, 1, 2**64 - 1, 2**33)
 EVENTS: dict[str, list[Any]] = {
-    "FIN": [Event.FIN, CALL, RESULT, 0],
+    "FIN": [Event.FIN, CALL, RESULT[:7], 0],
+    "FIN+device_us": [Event.FIN, CALL, RESULT, 0],
     "ERR": [Event.ERR, CALL, Errno.E2BIG, "9000 ids", "shorten it", {"limit": 8192}],
     "TOKEN": [Event.TOKEN, CALL, [17, 18], [-0.5, -1.25], [[[17, -0.5], [9, -2.0]], []]],
     "PROGRESS": [Event.PROGRESS, CALL, "prefill", 512, 4096],
@@ -126,6 +128,7 @@ def rows() -> dict[str, list[str]]:
     inner = (
         abi.TaskRow, abi.CtxRow, abi.PoolRow, abi.KernelRow, abi.ModelRow, abi.DeviceRow,
         abi.BlockRun, abi.SharerRow, abi.LogRow, abi.LossRow, abi.PortRow,
+        abi.UsageRow, abi.LimitRow,
     )  # fmt: skip
     return {row.__name__: list(row._fields) for row in inner}
 

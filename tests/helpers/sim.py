@@ -26,6 +26,7 @@ from kernel.sys_task import task_row
 from kernel.system import System
 from syscalls import abi, wire
 from syscalls.abi import Event
+from tests.helpers.ledgers import check_root
 
 UID = 1000
 ZERO = bytes(8)
@@ -315,6 +316,7 @@ class Sim:
         counters = k.counters
         live = sum(not request.background for request in k.device.requests)
         assert counters.admitted == counters.finished + counters.failed + live
+        check_root(self)
 
     def tables(self) -> list[Context]:
         """Return all that names blocks: contexts, and those that no task has any more, or yet."""

@@ -57,6 +57,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "grant_ctx": (1, 3, None, None, 0, 0.0, 0), "open_ctx": (b"x" * 16, 9, None),
     "revoke": (b"x" * 16,), "save_ctx": (1, "kept", b""), "load_ctx": (9, "kept", None, None),
     "list_saves": ("",), "drop_save": ("kept",),
+    "set_limit": ("output_ids", 5.0, 10.0, 0, None, False),
     "attach": (99, b"x" * 32),
     "bind": ("edge", 4), "call": ("edge", b"x", 0.0), "recv": ("edge", None, 0.0),
     "reply": (1, b"x"), "publish": ("edge", b"x"), "subscribe": ("edge", 4, "refuse", None),

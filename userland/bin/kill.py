@@ -8,7 +8,7 @@ from userland import complete
 from userland.desk import Desk, pass_desk
 from userland.exits import Failure, report
 
-NAMES = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig)
+NAMES = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig if sig is not Sig.XCPU)
 
 
 def parse_signal(word: str) -> int:

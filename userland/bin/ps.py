@@ -98,6 +98,7 @@ def task_columns(facts: Facts) -> list[Column]:
         Column("cached", "CACHED", lambda t: count(t.cached_tokens),
                sort=lambda t: t.cached_tokens),
         Column("out", "OUT", lambda t: count(t.output_tokens), sort=lambda t: t.output_tokens),
+        Column("dev", "DEV_S", lambda t: f"{t.device_us / 1e6:,.2f}", sort=lambda t: t.device_us),
         Column("age", "AGE", lambda t: view.age(t.age_s), sort=lambda t: t.age_s),
         Column("hpid", "HPID", lambda t: str(t.host_pid or "-"), sort=lambda t: t.host_pid),
         Column("name", "NAME", name, left=True),

@@ -138,7 +138,12 @@ def told(ids: list[int], guess: list[int], by: str, length: int | None) -> list[
     calls += [who.ask(*call) for call in names]
     calls += [who.ask("snapshot", what) for what in ("tasks", "contexts", "pools")]
     pair.sim.leave()
-    return [(call.errno, call.message, call.result) for call in calls]
+    return [(call.errno, call.message, timeless(call.result)) for call in calls]
+
+
+def timeless(result: Any) -> Any:
+    """Return a row without what the null driver has really taken."""
+    return result._replace(device_us=0) if hasattr(result, "device_us") else result
 
 
 @pytest.mark.parametrize("seed", range(3))

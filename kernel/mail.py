@@ -12,6 +12,7 @@ level, so a cycle is only looked for where levels allow one, and no row is longe
 from typing import Any
 
 from kernel.account import Account
+from kernel.context import Context
 from kernel.port import Message, Port, Receiver
 from kernel.task import Task
 from syscalls.errors import EAGAIN, EDEADLK, EINVAL
@@ -31,6 +32,7 @@ class Mail:
         self.calls: dict[int, Message] = {}  # that it waits for, by call
         self.recvs: dict[int, Receiver] = {}
         self.taken: dict[int, Message] = {}  # not answered, in the order in which it took them
+        self.away: dict[Context, bool] = {}  # contexts that know of its calls; whether parked
         self.level = 0
         self._payer: Account | None = None
         self._rank: Account | None = None

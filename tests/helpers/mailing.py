@@ -58,7 +58,9 @@ def _check_task(task: Task) -> None:
     assert task.payer is (last.payer if last else task.account)
     best = min([m.rank.urgency for m in [*waits, *takes]], default=task.payer.urgency)
     assert task.rank.urgency == min(best, task.payer.urgency)
-    assert all(ctx.returns_at == mail.returns_at for ctx in task.contexts.values() if ctx.parked)
+    assert all(ctx.returns_at == mail.returns_at for ctx in mail.away)
+    assert all(not ctx.returns_at for ctx in task.contexts.values() if ctx not in mail.away)
+    assert bool(mail.calls) or not mail.away
     for ctx in task.contexts.values():
         if ctx.request is not None:
             assert (ctx.request.payer, ctx.request.rank) == (task.payer, task.rank)

@@ -54,6 +54,8 @@ def _check_task(task: Task) -> None:
         assert call in task.session.open and receiver in receiver.where.receivers
     assert mail.level == max((m.task.mail.level + 1 for m in [*waits, *takes]), default=0)
     assert mail.level <= MAX_LEVEL
+    known = {id(m): key for key, of in mail._by_urgency.items() for m in of.values()}
+    assert known == {id(m): m.rank.urgency for m in [*waits, *takes]}
     last = max(takes, key=lambda m: list(mail.taken).index(m.number), default=None)
     assert task.payer is (last.payer if last else task.account)
     best = min([m.rank.urgency for m in [*waits, *takes]], default=task.payer.urgency)

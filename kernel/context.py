@@ -63,9 +63,6 @@ class Context:
         self.demoted = False  # its KV is the first to leave
         self.retained_until = 0.0  # its KV leaves after that of others
         self.stopped = False  # so is its task
-        self.parked = (
-            False  # it is, and its KV is the first to leave, and comes back with the reply
-        )
         self.feed: Any = None  # the Feed (kernel/topic.py) that adds ids to it
         self.gone = False  # it was freed; its blocks may still be given back
         self.losses: deque[Loss] = deque(maxlen=MAX_LOSSES)

@@ -9,9 +9,11 @@ it has: a change goes down the row of servers at once.
 level, so a cycle is only looked for where levels allow one, and no row is longer than MAX_LEVEL.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from kernel.account import Account
+from kernel.context import Context
 from kernel.port import Message, Port, Receiver
 from kernel.task import Task
 from syscalls.errors import EAGAIN, EDEADLK, EINVAL
@@ -31,9 +33,9 @@ class Mail:
         self.calls: dict[int, Message] = {}  # that it waits for, by call
         self.recvs: dict[int, Receiver] = {}
         self.taken: dict[int, Message] = {}  # not answered, in the order in which it took them
+        self.away: dict[Context, bool] = {}  # contexts that know of its calls; whether parked
         self.level = 0
-        self._payer: Account | None = None
-        self._rank: Account | None = None
+        self._stands: tuple[Account, Account, tuple[int, int]] | None = None  # as others know
         self._by_urgency: dict[tuple[int, int], dict[int, Message]] = {}  # all that wait for it
         self._at_level = [0] * (MAX_LEVEL + 2)
 
@@ -148,12 +150,17 @@ class Mail:
         """Take over whom the task works for now, and tell the servers that it waits for."""
         level = next((at for at in range(MAX_LEVEL, 0, -1) if self._at_level[at]), 0)
         payer, rank = self.payer, self.rank
-        if (payer, rank, level) == (self._payer, self._rank, self.level):
+        stands = payer, rank, rank.urgency
+        if stands == self._stands and level == self.level:
             return
-        self._payer, self._rank, self.level = payer, rank, level
+        self._stands, self.level = stands, level
         for ctx in self.task.contexts.values():
             if ctx.request is not None:
                 ctx.request.payer, ctx.request.rank = payer, rank
+        self.restand()
+
+    def restand(self) -> None:
+        """Let the calls of this task stand at their servers as the task itself does now."""
         for message in self.calls.values():
             server: Mail = message.port.server.mail
             server._drop(message)
@@ -181,3 +188,11 @@ def mail_of(task: Task) -> Mail:
         task.mail = Mail(task)
     mail: Mail = task.mail
     return mail
+
+
+def reranked(tasks: Iterable[Task], account: Account) -> None:
+    """Take over that an account has another nice value, or another place in the tree."""
+    for task in tasks:
+        if task.mail is not None and task.account.is_below(account):
+            task.mail.renew()
+            task.mail.restand()

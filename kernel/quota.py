@@ -34,9 +34,13 @@ Ended = tuple[Request, KernelError]
 
 def admit_ids(k: System, caller: Caller, ctx: Context, length: int) -> None:
     """Raise EDQUOT if the caller's ids may not be added, for a context to have `length` then."""
-    payer = caller.task.payer
+    admit_more(k, caller.task.payer, len(caller.ids) if caller.ids else 0, ctx, length)
+
+
+def admit_more(k: System, payer: Account, count: int, ctx: Context, length: int) -> None:
+    """Raise EDQUOT if `count` ids may not be added at somebody's cost."""
     limits.admit_work(payer)
-    limits.admit(payer, Resource.INPUT_IDS, len(caller.ids) if caller.ids else 0)
+    limits.admit(payer, Resource.INPUT_IDS, count)
     _admit_blocks(k, ctx, length)
 
 

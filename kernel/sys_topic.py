@@ -3,9 +3,11 @@
 import logging
 from array import array
 
+from kernel import quota
 from kernel.context import Context
 from kernel.grant import require
 from kernel.handler import Caller, Done
+from kernel.ledger import charge
 from kernel.mail import mail_of
 from kernel.port import Item, require_size
 from kernel.sys_ctx import prefill
@@ -77,7 +79,7 @@ def sys_publish(k: System, caller: Caller, args: Publish) -> Done:
     for one in topic.subscriptions.values():
         one.require_room()
     for feed in feeds:
-        _require_feed(feed, ids or array("i"))
+        _require_feed(k, feed, ids or array("i"))
     held = size_of(item) * len(topic.subscriptions) + 4 * len(ids or ()) * len(feeds)
     k.ports.require_bytes(task.uid, held)
     subscriptions = list(topic.subscriptions.values())
@@ -109,31 +111,36 @@ def _feeds(k: System, topic: Topic) -> list[Feed]:
     return feeds
 
 
-def _require_feed(feed: Feed, ids: "array[int]") -> None:
+def _require_feed(k: System, feed: Feed, ids: "array[int]") -> None:
     """Raise an error of the publisher unless a feed takes ids."""
     ctx = feed.ctx
     ctx.model.require()
     feed.require_room(len(ids))
     check_ids(ctx, ids)
-    check_room(ctx, ctx.length + feed.num_waiting + len(ids), 0)
+    more = feed.num_waiting + len(ids)
+    check_room(ctx, ctx.length + more, 0)
+    quota.admit_more(k, feed.task.payer, more, ctx, ctx.length + more)
 
 
 def flow(k: System, ctx: Context) -> None:
     """Let what waits for a context become part of it, if that is free, and be computed.
 
-    What finds no room waits on, and holds the publisher back; a trim or more memory makes it go on.
+    What finds no room, or is over a limit, waits on, and holds the publisher back until there is.
     """
     feed: Feed | None = ctx.feed
     if feed is None or ctx.busy or ctx.revoked or not ctx.model.serves:
         return
     while feed.waiting:
+        payer, count = feed.task.payer, len(feed.waiting[0])
         try:
-            check_room(ctx, ctx.length + len(feed.waiting[0]), 0)
+            check_room(ctx, ctx.length + count, 0)
+            quota.admit_more(k, payer, count, ctx, ctx.length + count)
         except KernelError:
             break
         ids = feed.next()
-        k.ports.hold(feed.task.uid, -4 * len(ids))
+        k.ports.hold(feed.task.uid, -4 * count)
         ctx.append(ids)
+        charge(payer, "input_ids", count)
         ctx.last_use = k.counters.turns
     if not k.stopping:
         prefill(k, feed.task, ctx)

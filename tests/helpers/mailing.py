@@ -54,11 +54,15 @@ def _check_task(task: Task) -> None:
         assert call in task.session.open and receiver in receiver.where.receivers
     assert mail.level == max((m.task.mail.level + 1 for m in [*waits, *takes]), default=0)
     assert mail.level <= MAX_LEVEL
+    known = {id(m): key for key, of in mail._by_urgency.items() for m in of.values()}
+    assert known == {id(m): m.rank.urgency for m in [*waits, *takes]}
     last = max(takes, key=lambda m: list(mail.taken).index(m.number), default=None)
     assert task.payer is (last.payer if last else task.account)
     best = min([m.rank.urgency for m in [*waits, *takes]], default=task.payer.urgency)
     assert task.rank.urgency == min(best, task.payer.urgency)
-    assert all(ctx.returns_at == mail.returns_at for ctx in task.contexts.values() if ctx.parked)
+    assert all(ctx.returns_at == mail.returns_at for ctx in mail.away)
+    assert all(not ctx.returns_at for ctx in task.contexts.values() if ctx not in mail.away)
+    assert bool(mail.calls) or not mail.away
     for ctx in task.contexts.values():
         if ctx.request is not None:
             assert (ctx.request.payer, ctx.request.rank) == (task.payer, task.rank)

@@ -206,6 +206,7 @@ CASES: dict[str, list[tuple[tuple[Any, ...], Access]]] = {
     "score": [((1, 39), Access.INFER | Access.READ), ((1, 40), Access.INFER)],
     "pmap": [((1,), Access(0))],
     "explain": [((1,), Access(0))],
+    "subscribe": [(("news", 64, "refuse", 1), Access.INFER)],
 }  # fmt: skip
 ROWS = [(name, args, need) for name, cases in CASES.items() for args, need in cases]
 

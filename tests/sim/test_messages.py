@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kernel.mail import MAX_CALLS, MAX_LEVEL
+from kernel.mail import MAX_CALLS, MAX_LEVEL, reranked
 from kernel.policies.priority import Priority
 from kernel.port import MAX_BYTES, MAX_NAMES
 from kernel.task import Task
@@ -426,6 +426,31 @@ def test_a_server_has_the_place_of_the_best_that_waits_for_it(sim: Sim) -> None:
     assert request.rank is task_of(batch).account
     backend.ask("reply", got.message)
     assert request.rank is request.payer is task_of(backend).account
+    check_mail(sim)
+
+
+def test_a_caller_that_is_reniced_takes_its_servers_along(sim: Sim) -> None:
+    back, middle, other = server(sim, "back"), server(sim, "mid"), sim.client()
+    agents = [sim.client(), sim.client()]
+    for agent in agents:
+        agent.send("call", "mid", b"")
+    sim.turn()
+    middle.ask("recv", "mid")
+    middle.send("call", "back", b"")
+    other.send("call", "back", b"")
+    sim.turn()
+    one, two, third = (task_of(client).account for client in (*agents, other))
+    assert task_of(back).rank is task_of(back).account
+    for account, value, best in ((two, -5, two), (third, -3, two), (two, 7, third)):
+        account.nice = value
+        reranked(sim.system.tasks, account)
+        check_mail(sim)
+        assert task_of(back).rank is best
+    third.nice = 9
+    reranked(sim.system.tasks, third)
+    nice(back, 19)
+    reranked(sim.system.tasks, task_of(back).account)
+    assert task_of(back).rank is one, "at nice 0, of the three that wait in the end"
     check_mail(sim)
 
 

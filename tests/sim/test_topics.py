@@ -328,6 +328,29 @@ def test_ids_that_wait_and_find_no_room_wait_on() -> None:
     sim.leave()
 
 
+def test_a_feed_is_within_the_limits_of_its_task(sim: Sim) -> None:
+    """Who publishes learns whose limit it is; nothing is added beyond it, also after an infer."""
+    news, reader = sim.client(), sim.client()
+    handle = feed(reader, [1, 2])
+    pid = reader.ask("stat_task").result.pid
+    account = sim.system.tasks.find(pid).account
+    assert publish(news, b"", [5] * 10) == 1
+    assert account.usage.input_ids == 12, "a feed is charged like an append"
+    assert reader.ask("set_limit", "input_ids", None, 30, pid).errno == 0
+    assert publish(news, b"", [6] * 10) == 1
+    over = news.ask("publish", "news", b"", ids=[7] * 10)
+    assert over.errno == Errno.EDQUOT and f"task {pid}" in over.message
+    infer = reader.send("infer", handle, 100, 0.0)
+    sim.turn()
+    assert publish(news, b"", [7] * 8) == 1
+    other = reader.context([])
+    assert not infer.done and reader.ask("append", other, ids=[9] * 5).errno == 0
+    sim.until(lambda: infer.done)
+    sim.settle()
+    assert account.usage.input_ids == 27
+    assert ids_of(reader, handle)[22:] == infer.tokens, "what waits is over the limit now"
+
+
 @pytest.mark.parametrize("how", ["free", "exit", "dies"])
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_context_that_goes_takes_its_feed_with_it(sim: Sim, how: str, busy: bool) -> None:

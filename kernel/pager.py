@@ -145,6 +145,15 @@ class Pager:
         self.idle.first(ctx)
         return self._shed(ctx, most, Counter(), False, None)
 
+    def give_way(
+        self, ctx: Context, most: int, active: Sequence[Request], mine: Callable[[Block], bool]
+    ) -> int:
+        """Let up to `most` blocks of an idle context leave, of those that are shared its own only,
+        and no block of one that runs or is pinned; return how many do."""
+        kept = self._kept(active)
+        kept.update(block for block in ctx.blocks if block.refs > 1 and not mine(block))
+        return self._shed(ctx, most, kept, True, None)
+
     def prefetch(self, ctx: Context, most: int) -> int:
         """Bring up to `most` blocks back that there are free places for; return how many come."""
         away = self.absent(ctx, 0)[: min(most, self.pool.num_free)]

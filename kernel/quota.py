@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from kernel import limits
 from kernel.account import Account
-from kernel.block import NOT_RESIDENT
+from kernel.block import NOT_RESIDENT, Block
 from kernel.context import Context
 from kernel.handler import Caller
 from kernel.ledger import tier_of
@@ -79,7 +79,7 @@ def _admit_blocks(k: System, ctx: Context, length: int) -> None:
 
 def enforce(k: System) -> list[Ended]:
     """Look at the accounts that were charged since the last time; return what has to end."""
-    hot, ended = k.tasks.accounts.hot, list[Ended]()
+    hot, ended = k.tasks.accounts.hot, dict[Request, KernelError]()
     while hot:
         account = hot.pop()
         for resource, limit in list((account.limits or {}).items()):
@@ -90,12 +90,12 @@ def enforce(k: System) -> list[Ended]:
             error = limits.exceeded(account, resource, usage, limit.hard)
             excess = round(usage - limit.hard)
             if resource in limits.STOPPING and usage >= limit.hard:
-                ended += [(request, error) for request in _requests(k, account)]
+                ended |= dict.fromkeys(_requests(k, account), error)
             elif resource is Resource.DEVICE_BLOCKS and excess > 0:
-                ended += [(request, error) for request in _shrink(k, account, excess)]
+                ended |= dict.fromkeys(_shrink(k, account, excess), error)
             elif resource in limits.BLOCKS and excess > 0:
                 _drop_copies(k, account, limits.BLOCKS[resource], excess)
-    return ended
+    return list(ended.items())
 
 
 def _tell(k: System, account: Account, limit: limits.Limit, usage: float) -> None:
@@ -141,11 +141,15 @@ def _give_way(k: System, account: Account, count: int, but: Context | None = Non
     """Let up to `count` blocks of an account's idle contexts leave the device; return how many."""
     if count <= 0:
         return 0
+
+    def mine(block: Block) -> bool:
+        return block.payer is not None and block.payer.is_below(account)
+
     gone = 0
     idle = [c for c in _contexts(k, account) if c.request is None and not c.pinned and c is not but]
     for ctx in sorted(idle, key=lambda ctx: ctx.last_use):
         pager: Pager = ctx.model.sched.pager
-        gone += pager.demote(ctx, count - gone)
+        gone += pager.give_way(ctx, count - gone, ctx.model.requests, mine)
         if gone >= count:
             break
     return gone

@@ -113,9 +113,11 @@ ENTRIES: dict[str, Entry] = {
         ("a ticket has been used, or is too old", "a program repeats a call of long ago"),
         ("spawn again: a ticket is for one program, once",)),
     "EDQUOT": Entry(
-        ("pinned contexts would hold more than half of the KV pool",
+        ("a limit of the task, of one above it, of its group or user is reached; the message "
+         "names it", "pinned contexts would hold more than half of the KV pool",
          "the task has as many grants as it may have"),
-        ("unpin another context: ctx unpin in llmsh, unpin in the library",
+        ("llmos limit shows all limits and what is used; who is above a task raises its limits",
+         "unpin another context: ctx unpin in llmsh, unpin in the library",
          "retain it for some time, or leave it: its KV comes back by itself",
          "llmos free shows what is pinned",
          "revoke grants, or start the kernel with a larger --max-grants")),

@@ -37,6 +37,8 @@ _PLAIN = '\n%llguidance {"no_forcing": true}\n'
 """Otherwise only one way to cut a text would be allowed where there is just one text."""
 _WHITESPACE = {"whitespace_pattern": "[ \\t\\n\\r]{0,16}"}
 """Between the items of JSON. Without a limit small models write it until they are stopped."""
+_NOTHING = "NoExtension"
+"""What llguidance says where no id fits; all else that can go wrong with a mask is a limit."""
 _QUOTED = re.compile(r"\n +\d+ \| ")
 
 
@@ -185,7 +187,9 @@ class Match:
             raise NoMatch(self._flag)
         bits = int.from_bytes(self._matcher.compute_bitmask(), "little")
         if self._matcher.is_error():
-            self._over, self._flag = True, RowFlag.GRAMMAR_LIMIT
+            self._over = True
+            if _NOTHING not in self._matcher.get_error():
+                self._flag = RowFlag.GRAMMAR_LIMIT
             raise NoMatch(self._flag)
         vocabulary = self._vocabulary
         allowed = bits & vocabulary.text_bits

@@ -40,6 +40,7 @@ WALL_S = 20.0
 """Seconds that a trial may take where others have the CPU."""
 MEMORY = 256 << 20
 STACK = 1 << 20
+ATTEMPTS = 3
 MAX_STORY = 600
 """Characters kept of what the compiler says."""
 _LENGTH = struct.Struct("<I")
@@ -57,24 +58,29 @@ class Trials:
 
     def check(self, key: int, vocabulary: Vocabulary, kind: int, text: bytes) -> str:
         """Return the source of a grammar that can be compiled; GrammarError if it cannot be."""
-        if self._stopped:
-            raise GrammarError("the driver is being closed")
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            self._start()
-        try:
-            if key not in self._known:
-                self._write([key, vocabulary.tokens, vocabulary.end_ids])
-                self._known.add(key)
-            self._write([key, kind, text])
-            assert self._process is not None and self._process.stdout is not None
-            source, message = _read(self._process.stdout)
-        except (OSError, EOFError):
-            self.close()
-            raise GrammarError("its trial could not be made: the process for it ended") from None
-        if not source:
-            raise GrammarError(message)
-        return str(source)
+        for _ in range(ATTEMPTS):
+            if self._stopped:
+                break
+            try:
+                if self._process is None:
+                    self._start()
+                source, message = self._ask(key, vocabulary, kind, text)
+            except (OSError, EOFError):
+                self.close()  # somebody has ended it; the grammar did not, a child had that
+                continue
+            if not source:
+                raise GrammarError(message)
+            return str(source)
+        raise GrammarError("it could not be tried: the process for that was ended")
+
+    def _ask(self, key: int, vocabulary: Vocabulary, kind: int, text: bytes) -> Any:
+        """Let the process try a grammar; return its answer."""
+        if key not in self._known:
+            self._write([key, vocabulary.tokens, vocabulary.end_ids])
+            self._known.add(key)
+        self._write([key, kind, text])
+        assert self._process is not None and self._process.stdout is not None
+        return _read(self._process.stdout)
 
     def forget(self, key: int) -> None:
         """Note that a vocabulary has gone; its key may be another one's."""

@@ -51,7 +51,8 @@ def _is_byte_level(decoder: Any) -> bool:
     if kind == "ByteLevel":
         return True
     steps = decoder.get("decoders") if kind == "Sequence" else None
-    names = [step.get("type") for step in steps or () if isinstance(step, dict)]
+    steps = steps if isinstance(steps, list) else []
+    names = [step.get("type") for step in steps if isinstance(step, dict)]
     if names[:3] == ["Replace", "ByteFallback", "Fuse"]:
         return False
     what = f"{TOKENIZER}: decoder {short(names or kind)} is not built"

@@ -169,6 +169,47 @@ def test_penalties_reach_the_call() -> None:
     assert told["logit_bias"] == {7: 1.0, 9: -2.0}
 
 
+def test_grammars_reach_the_call(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "integer"}')
+    for name, given, text in (
+        ("schema", str(path), '{"type": "integer"}'), ("lark", str(path), '{"type": "integer"}'),
+        ("regex", "a+", "a+"),
+    ):  # fmt: skip
+        command = question_options(click.Command("ask", params=[]))
+        question = question_of(command.make_context("ask", [f"--{name}", given, "q"]).params)
+        context = Mock()
+        Sampling(0.0).over(question.changes).infer(context)
+        told = context.infer.call_args.kwargs
+        assert [told[key] for key in ("schema", "regex", "lark") if told[key] is not None] == [text]
+        assert told[name] == text and question.raw, "it is no Markdown"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read"), (b"x" * 49153, "larger than 49,152 bytes"), (b"{\xff}", "not text"),
+        (b"{", "no JSON"), (b'{"type": "colour"}', "Invalid type"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_is_none(
+    home: Path, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / "schema.json"
+    if content is not None:
+        path.write_bytes(content)
+    done = ask(home, "--schema", str(path), "q")
+    assert done.returncode != 0 and done.stdout == ""
+    assert said in done.stderr, done.stderr
+    assert "error" in json.loads(ask(home, "--json", "--schema", str(path), "q").stderr)
+
+
+def test_a_regex_says_what_the_answer_is(home: Path) -> None:
+    assert ask(home, "--regex", "(yes|maybe){2}", "q").stdout in {
+        f"{a}{b}\n" for a in ("yes", "maybe") for b in ("yes", "maybe")
+    }
+
+
 # --- what is written --------------------------------------------------------------------------
 
 

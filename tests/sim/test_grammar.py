@@ -460,6 +460,18 @@ def test_without_the_feature_it_is_enotsup() -> None:
     sim.leave()
 
 
+def test_a_model_without_text_is_enotsup() -> None:
+    def refused(said: base.Compiled) -> list[Any]:
+        return [said._replace(kind=base.FaultKind.UNSUPPORTED, message="no tokenizer.json")]
+
+    sim = Sim(link=LyingLink(base.Compiled, refused))
+    client = sim.client()
+    reply = infer(client, client.context(PROMPT))
+    sim.until(lambda: reply.done)
+    assert reply.errno == Errno.ENOTSUP and "no tokenizer.json" in reply.message
+    sim.leave()
+
+
 def test_of_a_model_that_is_unloaded(sim: Sim) -> None:
     client = sim.client()
     load = client.send("load_model", "second", "null:vocab=251")

@@ -4,6 +4,7 @@ Float32, greedy, through system calls, against the stored reference (tests/helpe
 The quick form takes some prompts and 32 ids of each, the full one all sixteen and 64.
 """
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from syscalls.client import Task
 from tests.helpers.daemon import Daemon, daemon, eventually
+from tests.helpers.person import PERSON, valid
 from tests.helpers.smollm2 import (
     QUICK,
     Reference,
@@ -113,3 +115,14 @@ def test_kill_9_of_the_driver_host_in_a_stream(kernel: Daemon, task: Task) -> No
     check([reference], [ids])
     row = task.devices()[0]
     assert (row.state, row.epoch) == ("up", epoch + 1)
+
+
+def test_what_a_schema_allows_is_written(kernel: Daemon) -> None:
+    with kernel.connect("json") as task:
+        ctx = task.alloc_ctx()
+        ctx.user("A person as JSON.")
+        streams = [ctx.fork().infer(60, seed=n, temperature=n / 2, schema=PERSON) for n in range(2)]
+        for stream in streams:
+            assert valid(PERSON, json.loads(stream.read())) and stream.finish == "stop"
+        said = ctx.fork().infer(20, 0, regex="(Paris|Rome) is a city[.]").read()
+        assert said in ("Paris is a city.", "Rome is a city.")

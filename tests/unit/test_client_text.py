@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,7 +251,7 @@ def test_texts_are_scored_after_the_context(kernel: FakeKernel, task: Task) -> N
 def test_every_argument_reaches_the_kernel(kernel: FakeKernel, task: Task) -> None:
     ctx = task.alloc_ctx()
     ctx.append("a")
-    kernel.outputs += [[1], [1], [1]]
+    kernel.outputs += [[1]]
     ctx.infer(
         max_tokens=1, temperature=0.5, top_k=3, top_p=0.25, min_p=0.125, seed=9, stop_ids=(4, 5),
         ignore_eos=True, logprobs=2, repetition_penalty=1.5, presence_penalty=0.5,
@@ -262,7 +263,40 @@ def test_every_argument_reaches_the_kernel(kernel: FakeKernel, task: Task) -> No
         handle, 1, 0.5, 3, 0.25, 0.125, 9, [4, 5], True, 2, 1.5, 0.5, -0.5,  # type: ignore[arg-type]
         [[7, -100], [8, 2.5]], 1,  # type: ignore[arg-type]
     )  # fmt: skip
+    for given, follows in (
+        ({"schema": {"type": "string"}}, (1, b'{"type":"string"}')),
+        ({"schema": '{"type": "string"}'}, (1, b'{"type": "string"}')),
+        ({"schema": True}, (1, b"true")),
+        ({"regex": "ä+"}, (2, "ä+".encode())), ({"lark": 'start: "a"'}, (3, b'start: "a"')),
+    ):  # fmt: skip
+        kernel.outputs += [[1]]
+        ctx.infer(max_tokens=1, grammar_from=1, **given).read()  # type: ignore[arg-type]
+        said = kernel.requests[-1].args
+        assert (said.grammar_kind, said.grammar, said.grammar_from) == (*follows, 1)
+    count = sum(request.row.name == "infer" for request in kernel.requests)
+    kernel.outputs += [[1], [1]]
     ctx.infer_n(2, max_tokens=1, seed=9, presence_penalty=0.5).read()
-    sent = [request.args for request in kernel.requests if request.row.name == "infer"][1:]
+    sent = [request.args for request in kernel.requests if request.row.name == "infer"][count:]
     assert [args.seed for args in sent] == [9, (9 + GOLDEN) % 2**64]
     assert [args.presence_penalty for args in sent] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"schema": {}, "regex": "a"}, "one grammar"), ({"regex": "a", "lark": "b"}, "one grammar"),
+        ({"schema": {"const": object()}}, "no JSON"),
+        ({"schema": {"const": float("nan")}}, "no JSON"),
+        ({"regex": "a" * (abi.MAX_GRAMMAR + 1)}, "49,153 bytes"),
+        ({"regex": "\ud800"}, "half a letter"),
+    ],
+)  # fmt: skip
+def test_a_grammar_that_cannot_be_sent(
+    kernel: FakeKernel, task: Task, given: dict[str, Any], said: str
+) -> None:
+    ctx = task.alloc_ctx()
+    ctx.append("a")
+    with pytest.raises(EINVAL) as refused:
+        ctx.infer(**given)
+    assert said in f"{refused.value} {refused.value.hint}"
+    assert not any(request.row.name == "infer" for request in kernel.requests)

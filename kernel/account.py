@@ -7,7 +7,8 @@
 
 What a task is charged, all above it are charged too: so a limit of a task holds for its whole tree,
 and a share of a group is a share of all in it together. An account stays after its task has ended,
-while there are others below it: children do not leave their place by losing their parent.
+while there are others below it: children do not leave their place by losing their parent. It moves
+with all below it (sys_tree.sys_group); what it was charged before stays with those it was below.
 
 At MAX_DEPTH no level is added any more: what would be below is beside.
 """
@@ -74,7 +75,7 @@ class Account:
         self.virtual = 0.0  # service by weight, as kernel/policies/fair.py counts it
         self.own = 0.0  # likewise, of its own requests beside those of accounts below it
         self.floor = 0.0  # below which nobody comes back who has been away
-        self._children = 0
+        self._children: dict[Account, None] = {}
 
     @property
     def weight(self) -> int:
@@ -98,6 +99,22 @@ class Account:
         """Whether what this one is charged, the other one is charged too."""
         return any(account is other for account in self.path())
 
+    @property
+    def children(self) -> "list[Account]":
+        """The accounts right below it."""
+        return list(self._children)
+
+    def below(self) -> Iterator["Account"]:
+        """Yield this account and all below it, parents first."""
+        yield self
+        for child in self._children:
+            yield from child.below()
+
+    @property
+    def group(self) -> "Account | None":
+        """The group that it is in or below, itself if it is one; None: none."""
+        return next((account for account in self.path() if account.kind is Kind.GROUP), None)
+
     def __repr__(self) -> str:
         return "/".join(reversed([account.name for account in self.path() if account.parent]))
 
@@ -114,7 +131,7 @@ class AccountTable:
         self.root = Account(Kind.ROOT, "", None, self)
         self.system = self._below(self.root, Kind.SYSTEM, "system", 0, 0)
         self._owners: dict[int, Account] = {}
-        self._groups: dict[tuple[Account, str], Account] = {}
+        self._groups: dict[tuple[int, str], Account] = {}  # by uid and name
 
     @property
     def now_us(self) -> int:
@@ -129,11 +146,11 @@ class AccountTable:
         return account
 
     def group(self, above: Account, name: str) -> Account:
-        """Return the group of that name below an owner or a group; it ends with its last task."""
-        account = self._groups.get((above, name))
+        """Return a user's group, wherever it is, or a new one; it ends with its last task."""
+        account = self._groups.get((above.uid, name))
         if account is None:
             account = self._below(above, Kind.GROUP, name, above.uid, 0)
-            self._groups[above, name] = account
+            self._groups[above.uid, name] = account
         return account
 
     def owners(self) -> list[Account]:
@@ -144,6 +161,10 @@ class AccountTable:
         """Return all groups, or those of a user."""
         return [group for group in self._groups.values() if uid in (None, group.uid)]
 
+    def find_group(self, uid: int, name: str) -> Account | None:
+        """Return a user's group of that name."""
+        return self._groups.get((uid, name))
+
     def task(self, pid: int, above: Account, nice: int = 0) -> Account:
         """Return a new account of a task, below that of its parent, of a group or of its owner."""
         level = above.level + 1
@@ -151,12 +172,58 @@ class AccountTable:
             above = above.parent
         account = self._below(above, Kind.TASK, str(pid), above.uid, nice)
         account.level = level
+        self._count(account, 1)
+        return account
+
+    def _count(self, account: Account, more: int) -> None:
+        """Count a task that is born, or the ghost of one that is not."""
         for each in account.path():
-            each.usage.tasks += 1
-            each.usage.born += 1
+            each.usage.tasks += more
+            each.usage.born += more
             if each.limits is not None:
                 self.hot.add(each)
+
+    def ghost(self, pid: int, above: Account, nice: int) -> Account:
+        """Return the account of a task that is not there any more, which others stand below."""
+        account = self.task(pid, above, nice)
+        account.closed = True
+        self._count(account, -1)
         return account
+
+    def back(self, account: Account, nice: int) -> None:
+        """Note that the task of a ghost is there after all."""
+        account.closed, account.nice = False, nice
+        self._count(account, 1)
+
+    def move(self, account: Account, above: Account) -> None:
+        """Put an account below another one, with all that is below it, and what these have now.
+
+        What it was charged before stays with those that it was below then.
+        """
+        check(not above.is_below(account), f"{account} is put below itself")
+        left, lower = account.parent, above.level + 1 - account.level
+        assert left is not None
+        self._hold(left, account, -1)
+        account.parent = above
+        above._children[account] = None
+        del left._children[account]
+        self._hold(above, account, 1)
+        account.virtual = 0.0  # as one that has been away: it is lifted to those beside it
+        for each in account.below():
+            assert each.parent is not None
+            each.depth, each.level = each.parent.depth + 1, each.level + lower
+        self._leave(left)
+
+    def _hold(self, above: Account, account: Account, sign: int) -> None:
+        """Count what an account and those below it have now, in those above it."""
+        has = account.usage
+        for each in above.path():
+            each.usage.tasks += sign * has.tasks
+            each.usage.contexts += sign * has.contexts
+            for tier, count in enumerate(has.blocks):
+                each.usage.hold(tier, sign * count, self.now_us)
+            if each.limits is not None:
+                self.hot.add(each)
 
     def close(self, account: Account) -> None:
         """Note that a task has ended: its account goes once there is none below it."""
@@ -173,15 +240,16 @@ class AccountTable:
 
     def _leave(self, account: Account) -> None:
         """Let accounts go that nothing needs any more, from here up."""
-        while account._children == 0 and (account.closed or account.kind is Kind.GROUP):
+        while not account._children and (account.closed or account.kind is Kind.GROUP):
             parent = account.parent
             assert parent is not None
             self.gone(account)
             if account.kind is Kind.GROUP:
-                del self._groups[parent, account.name]
-            parent._children -= 1
+                del self._groups[account.uid, account.name]
+            del parent._children[account]
             account = parent
 
     def _below(self, above: Account, kind: Kind, name: str, uid: int, nice: int) -> Account:
-        above._children += 1
-        return Account(kind, name, above, self, uid, nice)
+        account = Account(kind, name, above, self, uid, nice)
+        above._children[account] = None
+        return account

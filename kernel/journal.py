@@ -26,9 +26,11 @@ from syscalls.abi import (
     U64,
     Handle,
     Int,
+    Ints,
     Length,
     ModelName,
     Name,
+    Nice,
     Path,
     Pid,
     Real,
@@ -50,6 +52,8 @@ _KERNELS, _SHOWN = "\x01", "hibernated/"
 
 Mark = Annotated[str, Text(16, re.compile(r"[0-9a-f]{16}"))]
 Count = Annotated[int, Int(0, 1 << 24)]
+_LEVEL = r"(?:@[A-Za-z0-9._-]{1,64}|[0-9]{1,15}):(?:-20|-?1?[0-9])/"
+Place = Annotated[str, Text(1024, re.compile(f"(?:{_LEVEL}){{0,12}}"))]
 Seconds = Annotated[float, Real(0.0, 1e12)]
 
 
@@ -102,6 +106,9 @@ class TaskEntry(NamedTuple):
     age_s: Seconds
     status: Status
     reason: Title
+    nice: Nice = 0
+    place: Place | None = None  # of its account (kernel/standing.py); nil: it was not told
+    signals: Annotated[tuple[int, ...], Ints(64, 1, 64)] = ()  # that its program has not heard of
 
 
 class CtxEntry(NamedTuple):

@@ -130,6 +130,25 @@ def check_birth(above: Account) -> None:
             raise exceeded(account, Resource.DEPTH, depth - 1, limit.hard, 1)
 
 
+def admit_move(account: Account, then: Account) -> None:
+    """Raise EDQUOT if an account may not come below another one with what it has."""
+    has, deepest = account.usage, max(each.level for each in account.below()) - account.level
+    for above in then.path():
+        if account.is_below(above):
+            return  # it is there already
+        depth = then.level + 1 + deepest - above.level
+        for resource, limit in (above.limits or {}).items():
+            more = {
+                Resource.CHILDREN: has.tasks,
+                Resource.CONTEXTS: has.contexts + account.table.coming(account),
+                Resource.PINNED_BLOCKS: account.table.pinned(account),
+                Resource.DEPTH: depth,
+            }.get(resource, has.blocks[BLOCKS[resource]] if resource in BLOCKS else 0)
+            already = used(above, resource)
+            if limit.hard is not None and more and already + more > limit.hard:
+                raise exceeded(above, resource, already, limit.hard, more)
+
+
 def fits(block: Block, resource: Resource, coming: int) -> bool:
     """Whether a Block may go to a lower tier, to which `coming` others are on their way."""
     account: Account | None = block.payer

@@ -94,7 +94,7 @@ class Kernel:
             deadlines.append(k.hibernation.by)
         if any(session.stalled_since is not None for session in k.sessions.values()):
             deadlines.append(now + 0.1)
-        if any(task.ticket or task.ended_already or task.leased for task in k.tasks):
+        if any(task.timed for task in k.tasks):
             deadlines.append(self._tick + TICK_S)
         due = [deadline for deadline in deadlines if deadline is not None]
         return max(0.0, min(due) - now) if due else None

@@ -13,6 +13,7 @@ from kernel import journal
 from kernel.answer import ModelSpec
 from kernel.errand import PAUSE
 from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, Reader, TaskEntry
+from kernel.standing import Standing
 from kernel.system import System, host_part
 from kernel.task import TaskState
 from syscalls.abi import Restore
@@ -118,10 +119,12 @@ def _take(k: System, record: Record) -> Steps:
         c.num_waiting, c.state = head.num_contexts, Restore.WAITING
         log.warning("%d contexts of %d tasks wait: %s", head.num_contexts, head.num_tasks, why)
         return
+    standing = Standing(k.tasks)
     for at, entry in enumerate(record.tasks):
-        _revive(k, entry)
+        _revive(k, entry, standing)
         if at % SLICE == SLICE - 1:
             yield PAUSE
+    standing.settle()
     for start in range(0, len(contexts), EXPECTED):
         c.expect(contexts[start : start + EXPECTED])
         yield PAUSE
@@ -141,17 +144,18 @@ def _why_not(k: System, head: Head) -> str:
     return ""
 
 
-def _revive(k: System, entry: TaskEntry) -> None:
+def _revive(k: System, entry: TaskEntry, standing: Standing) -> None:
     now = k.clock()
-    born = now - entry.age_s
-    task = k.tasks.revive(entry.pid, entry.parent, entry.uid, entry.name, born)
+    born, account = now - entry.age_s, standing.account(entry)
+    task = k.tasks.revive(entry.pid, entry.parent, entry.uid, entry.name, born, account)
+    task.untold = dict.fromkeys(entry.signals)
     task.token, task.connection = entry.token, entry.connection
     task.prompt_tokens, task.cached_tokens = entry.prompt_tokens, entry.cached_tokens
     task.output_tokens = entry.output_tokens
     if entry.zombie:
         task.become(TaskState.ZOMBIE)
         task.status, task.reason, task.ended = entry.status, entry.reason, now
-        k.tasks.accounts.close(task.account)
+        standing.ended(account)
     else:
         task.become(TaskState.LIVE)
         task.lease = now + k.comeback.lease_s

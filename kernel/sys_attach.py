@@ -12,13 +12,13 @@ import logging
 from collections import deque
 from math import inf
 
+from kernel.birth import free_connection
 from kernel.handler import PENDING, Done, Pending
 from kernel.session import Session
-from kernel.sys_task import end_task, welcome
+from kernel.sys_task import end_task, tell_untold, welcome
 from kernel.system import System
-from kernel.task import Task
 from syscalls.abi import Attach
-from syscalls.errors import EAGAIN, EBUSY, ESRCH
+from syscalls.errors import EBUSY, ESRCH
 from syscalls.wire import Request
 
 log = logging.getLogger(__name__)
@@ -63,20 +63,11 @@ def sys_attach(k: System, session: Session, request: Request) -> Done | Pending:
         raise ESRCH("no task waits for a program with this pid and token", "connect() begins anew")
     if k.comeback.coming(task.pid):
         return wait(k, session, request, known)
-    session.connection = task.connection = _connection(task)
+    session.connection = task.connection = free_connection(task)
     task.lease = None
     task.session, session.task = session, task
+    tell_untold(task)
     return Done(welcome(k, session, task, args.token))
-
-
-def _connection(task: Task) -> int:
-    """Return a connection number of which the task has no context."""
-    taken = {handle >> 24 for handle in task.contexts}
-    free = (n % 256 for n in range(task.connection + 1, task.connection + 257))
-    found = next((number for number in free if number not in taken), None)
-    if found is None:
-        raise EAGAIN("the task has contexts of all 256 connections", "free some, or end the task")
-    return found
 
 
 def expire_leases(k: System, now: float) -> None:

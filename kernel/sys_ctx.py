@@ -71,13 +71,13 @@ def take_handle(k: System, caller: Caller, handle: int) -> None:
     limits.admit(caller.task.account, Resource.CONTEXTS, 1)
 
 
-def check_count(k: System) -> None:
-    """Raise EAGAIN unless one more context may exist.
+def check_count(k: System, more: int = 1) -> None:
+    """Raise EAGAIN unless so many more contexts may exist.
 
     One counts until its blocks are given back, and while it is being saved.
     """
     exist = k.num_contexts + len(k.graves) + len(k.floating)
-    if exist >= k.config.max_contexts:
+    if exist + more > k.config.max_contexts:
         raise EAGAIN(
             f"{exist} contexts exist, the limit is {k.config.max_contexts}",
             "free some contexts, or wait for what is being saved",
@@ -260,4 +260,7 @@ def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
         lacks,
         ctx.grant.pid if ctx.grant is not None else 0,
         ctx.revoked,
+        int(ctx.access),
+        ctx.pool.block_size,
+        ctx.model.number,
     )

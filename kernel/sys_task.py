@@ -2,9 +2,10 @@
 
 import hashlib
 import hmac
-import logging
 from collections.abc import Generator
+from itertools import islice
 
+from kernel.birth import born, free_connection, issue_ticket
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import Work
 from kernel.session import Session
@@ -15,6 +16,7 @@ from kernel.sys_port import cancel_waiters, end_mail, wake_receivers
 from kernel.system import System
 from kernel.tally import tally
 from kernel.task import INIT, Task, TaskState
+from kernel.tree import group_of
 from syscalls import abi
 from syscalls.abi import (
     Event,
@@ -22,7 +24,6 @@ from syscalls.abi import (
     Finish,
     Hello,
     HelloResult,
-    Kill,
     Nothing,
     Sig,
     Spawn,
@@ -32,9 +33,7 @@ from syscalls.abi import (
     Wait,
     WaitResult,
 )  # fmt: skip
-from syscalls.errors import EBUSY, ECANCELED, EINVAL, ENOTSUP, EPERM, ESRCH, ESTALE
-
-log = logging.getLogger(__name__)
+from syscalls.errors import EBUSY, ECANCELED, ENOTSUP, ESRCH, ESTALE
 
 VERSION = "0.1.0"
 
@@ -48,11 +47,14 @@ def sys_hello(k: System, session: Session, args: Hello) -> Done:
     if args.on_behalf is not None:
         raise ENOTSUP("acting for others is reserved, and not built in this kernel")
     if args.ticket is None:
-        task = k.tasks.add(INIT, session.uid, args.name, k.clock())
+        task = born(k, k.tasks.find(INIT), session.uid, args.name)
     else:
         task = _redeem(k, session, args.ticket)
     task.become(TaskState.LIVE)
-    task.session, session.task = session, task
+    task.session, session.task, task.grace_s = session, task, args.grace_s
+    if task.contexts:
+        session.connection = task.connection = free_connection(task)
+    tell_untold(task)
     token = k.attach_token(task.pid)
     task.token = hashlib.sha256(token).digest()
     return Done(welcome(k, session, task, token))
@@ -61,7 +63,11 @@ def sys_hello(k: System, session: Session, args: Hello) -> Done:
 def welcome(k: System, session: Session, task: Task, token: bytes) -> HelloResult:
     """Return what a program is told that becomes a task."""
     limits = abi.MAX_FRAME, abi.MAX_IDS
-    return HelloResult(task.pid, session.connection, k.kernel_pid, VERSION, *limits, token)
+    contexts = tuple(islice(task.contexts, abi.MAX_HANDLES))
+    note, task.note = task.note, b""
+    return HelloResult(
+        task.pid, session.connection, k.kernel_pid, VERSION, *limits, token, contexts, note
+    )
 
 
 def _redeem(k: System, session: Session, ticket: bytes) -> Task:
@@ -79,11 +85,8 @@ def sys_spawn(k: System, caller: Caller, args: Spawn) -> Done:
     """Make a child task, and a ticket with which one program can become it."""
     if args.detached:
         raise ENOTSUP("detached tasks are reserved, and not built in this kernel")
-    task = k.tasks.add(caller.task.pid, caller.task.uid, args.name, k.clock())
-    ticket = k.random.randbytes(32)
-    task.ticket = hashlib.sha256(ticket).digest()
-    task.ticket_expires = k.clock() + k.config.ticket_s
-    return Done(SpawnResult(task.pid, ticket))
+    task = born(k, caller.task, caller.task.uid, args.name, args.nice, args.group)
+    return Done(SpawnResult(task.pid, issue_ticket(k, task)))
 
 
 def sys_exit(k: System, caller: Caller, args: Exit) -> Done:
@@ -109,31 +112,6 @@ def sys_wait(k: System, caller: Caller, args: Wait) -> Done | Pending:
     return PENDING
 
 
-def sys_kill(k: System, caller: Caller, args: Kill) -> Done:
-    """Send a signal; every task of the same uid may."""
-    task = k.tasks.find(args.pid)
-    if task.uid != caller.task.uid or task.ended_already:
-        raise ESRCH(f"there is no task {args.pid}", "llmos ps lists them")
-    if args.signal not in list(Sig) or args.signal == Sig.XCPU:
-        known = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig if sig is not Sig.XCPU)
-        raise EINVAL(f"signal {args.signal} is none of {known}")
-    if task.pid == INIT:
-        raise EPERM("pid 1 does not take signals", "llmos down stops the kernel")
-    signal = Sig(args.signal)
-    if signal is Sig.STOP:
-        stop_task(k, task)
-    elif signal is Sig.CONT:
-        continue_task(k, task)
-    elif signal is Sig.INT:
-        interrupt_task(k, task)
-    else:
-        who = f"task {task.pid} ({task.name}) by task {caller.task.pid} ({caller.task.name})"
-        k.bursts.tell(log, logging.INFO, f"killed by {signal.name}", who)
-        but = caller.call if task is caller.task else 0
-        end_task(k, task, 128 + signal, signal.name, but)
-    return Done(Nothing())
-
-
 def stop_task(k: System, task: Task) -> None:
     """Take the task out of the next step; its KV is first to go when blocks run out."""
     if task.state is not TaskState.LIVE:
@@ -147,8 +125,8 @@ def stop_task(k: System, task: Task) -> None:
 
 
 def continue_task(k: System, task: Task) -> None:
-    """Let a stopped task run again."""
-    if task.state is not TaskState.STOPPED:
+    """Let a stopped task run again, unless it is being ended."""
+    if task.state is not TaskState.STOPPED or task.ending:
         return
     task.become(TaskState.LIVE)
     for ctx in task.contexts.values():
@@ -158,18 +136,32 @@ def continue_task(k: System, task: Task) -> None:
     wake_receivers(k, task)
 
 
-def interrupt_task(k: System, task: Task) -> None:
+def interrupt_task(k: System, task: Task, signal: Sig) -> None:
     """Cancel what a task waits for, infers, children and messages, and tell its program."""
     for ctx in list(task.contexts.values()):
         cancel_queued(ctx)
         if ctx.busy:
             finish_request(k, ctx.request, Finish.CANCELLED)
     for call, _ in task.waits:
-        task.session.fail(call, ECANCELED("the task got the signal INT"))
+        task.session.fail(call, ECANCELED(f"the task got the signal {signal.name}"))
     task.waits.clear()
-    cancel_waiters(k, task, "the task got the signal INT")
-    if task.session is not None:
-        task.session.emit(Event.SIGNAL, 0, int(Sig.INT))
+    cancel_waiters(k, task, f"the task got the signal {signal.name}")
+    tell_signal(task, signal)
+
+
+def tell_signal(task: Task, signal: int) -> None:
+    """Tell a program of a signal; one that is not there yet when it comes, each of them once."""
+    if task.session is None:
+        task.untold[int(signal)] = None
+    else:
+        task.session.emit(Event.SIGNAL, 0, int(signal))
+
+
+def tell_untold(task: Task) -> None:
+    """Tell a program that has come now of the signals that it has missed."""
+    untold, task.untold = task.untold, {}
+    for signal in untold:
+        tell_signal(task, signal)
 
 
 def end_task(k: System, task: Task, status: int, reason: str, but: int = 0) -> None:
@@ -235,10 +227,12 @@ def _fail_idle_waits(k: System, parent: Task) -> None:
 
 
 def expire_tasks(k: System, now: float) -> None:
-    """End tasks whose ticket nobody used, forget zombies that nobody waits for."""
+    """End tasks whose ticket nobody used, or whose grace is over; forget zombies."""
     for task in k.tasks:
         if task.ticket and now >= task.ticket_expires:
             end_task(k, task, 0, f"nobody used its ticket for {k.config.ticket_s:g} s")
+        elif now >= task.ends_by and not task.ended_already:
+            end_task(k, task, 128 + Sig.TERM, Sig.TERM.name)
         elif task.ended_already and now >= task.ended + k.config.zombie_s:
             k.tasks.remove(task)
 
@@ -268,8 +262,8 @@ def task_row(k: System, task: Task) -> Generator[int, None, TaskRow]:
     letter, wait = task.letter()
     host = task.session.host_pid if task.session else 0
     return TaskRow(
-        task.pid, task.parent, task.uid, task.name, letter, wait, 0, len(held), tokens, share,
-        shared, task.prompt_tokens, task.output_tokens, k.clock() - task.born, host, kv_bytes,
-        ",".join(sorted(models)), swapped, task.lacks, task.cached_tokens,
-        task.account.usage.device_us,
+        task.pid, task.parent, task.uid, task.name, letter, wait, task.account.nice, len(held),
+        tokens, share, shared, task.prompt_tokens, task.output_tokens, k.clock() - task.born, host,
+        kv_bytes, ",".join(sorted(models)), swapped, task.lacks, task.cached_tokens,
+        task.account.usage.device_us, group_of(task),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from kernel import (
     sys_admin,
     sys_attach,
     sys_ctx,
+    sys_fork,
     sys_grant,
     sys_infer,
     sys_inspect,
@@ -23,8 +24,10 @@ from kernel import (
     sys_port,
     sys_save,
     sys_score,
+    sys_signal,
     sys_task,
     sys_topic,
+    sys_tree,
 )  # fmt: skip
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import Work
@@ -54,8 +57,11 @@ HANDLERS: dict[str, Handler] = {
     "spawn": sys_task.sys_spawn,
     "exit": sys_task.sys_exit,
     "wait": sys_task.sys_wait,
-    "kill": sys_task.sys_kill,
     "set_limit": sys_limit.sys_set_limit,
+    "fork_task": sys_fork.sys_fork_task,
+    "kill": sys_signal.sys_kill,
+    "renice": sys_tree.sys_renice,
+    "group": sys_tree.sys_group,
     "stat_task": sys_task.sys_stat_task,
     "alloc_ctx": sys_ctx.sys_alloc_ctx,
     "fork_ctx": sys_ctx.sys_fork_ctx,
@@ -106,8 +112,8 @@ _CREDIT = frozenset({"call", "publish"})
 """Calls that other tasks hold back: that is between them."""
 _ON_CONTEXT = frozenset({"append", "trim_ctx", "infer", "score"})
 _WORK = _ON_CONTEXT | {
-    "spawn", "alloc_ctx", "fork_ctx", "advise_ctx", "save_ctx", "load_ctx", "load_model",
-    "unload_model", "grant_ctx", "open_ctx", "publish", "subscribe",
+    "spawn", "fork_task", "alloc_ctx", "fork_ctx", "advise_ctx", "save_ctx", "load_ctx",
+    "load_model", "unload_model", "grant_ctx", "open_ctx", "publish", "subscribe",
 }  # fmt: skip
 """What a kernel that saves everything and stops does not take any more."""
 _RELIEF = frozenset({"exit", "cancel", "free_ctx", "kill", "revoke", "reply"})

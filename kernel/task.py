@@ -17,7 +17,6 @@ from typing import Any
 
 from kernel.account import Account, AccountTable
 from kernel.context import Context
-from kernel.limits import check_birth
 from kernel.panic import KernelPanic, check
 from kernel.request import RequestState
 from syscalls.errors import EAGAIN, ESRCH
@@ -63,6 +62,12 @@ class Task:
         self.connection = 0  # the last one that its program had
         self.lease: float | None = None  # it came back, and waits for a program until then
         self.mail: Any = None  # the Mail (kernel/mail.py), once it has to do with a port or topic
+        self.note = b""  # of the fork_task that made it, for its program
+        self.untold: dict[int, None] = {}  # signals that its program hears of when it comes
+        self.grace_s = 0.0  # that its program has asked for, after TERM
+        self.ends_by = inf  # it has got TERM: when its grace ends
+        self.doomed = False  # it ends with its tree: it makes no more children
+        self.ending = False  # it is being ended: it does not go on
         self.prompt_tokens = 0
         self.cached_tokens = 0  # of these, found computed
         self.output_tokens = 0
@@ -133,6 +138,11 @@ class Task:
         return self.lease is not None and self.lease < inf
 
     @property
+    def timed(self) -> bool:
+        """Whether its time comes, if nobody does anything."""
+        return bool(self.ticket) or self.ended_already or self.leased or self.ends_by < inf
+
+    @property
     def lacks(self) -> int:
         """Blocks that its requests wait for."""
         requests = [ctx.request for ctx in self.contexts.values() if ctx.request]
@@ -150,31 +160,27 @@ class TaskTable:
         self._tasks: dict[int, Task] = {}
         self._children: dict[int, dict[int, Task]] = {}  # by parent, those that have any
         self._last_pid = 0
-        init = self.add(0, uid, "init", now)
+        init = self.add(0, uid, "init", now, self.accounts.owner(uid))
         init.become(TaskState.LIVE)
 
-    def add(self, parent: int, uid: int, name: str, now: float) -> Task:
-        """Make a task; EAGAIN when the table is full."""
+    def check_room(self) -> None:
+        """Raise EAGAIN when the table is full."""
         if len(self._tasks) >= self.max_tasks:
             raise EAGAIN(
                 f"the task table is full: {len(self._tasks)} tasks, the limit is {self.max_tasks}",
                 "end some tasks, or raise --max-tasks",
             )
-        above = self._above(parent, uid)
-        check_birth(above)
+
+    def add(
+        self, parent: int, uid: int, name: str, now: float, above: Account, nice: int = 0
+    ) -> Task:
+        """Make a task, for which there is room, whose account is below another."""
         self._last_pid += 1
-        account = self.accounts.task(self._last_pid, above)
+        account = self.accounts.task(self._last_pid, above, nice)
         task = Task(self._last_pid, parent, uid, name, now, account)
         self._tasks[task.pid] = task
         self._children.setdefault(parent, {})[task.pid] = task
         return task
-
-    def _above(self, parent: int, uid: int) -> Account:
-        """Return the account below which that of a child of some task is."""
-        task = self._tasks.get(parent)
-        if task is None or task.pid == INIT:
-            return self.accounts.owner(uid)
-        return task.account
 
     @property
     def last_pid(self) -> int:
@@ -185,10 +191,11 @@ class TaskTable:
         """Use no pid up to this one any more."""
         self._last_pid = max(self._last_pid, pid)
 
-    def revive(self, pid: int, parent: int, uid: int, name: str, born: float) -> Task:
+    def revive(
+        self, pid: int, parent: int, uid: int, name: str, born: float, account: Account
+    ) -> Task:
         """Make a task of the kernel before again; its pid is below those to come."""
         check(pid not in self._tasks and pid <= self._last_pid, f"pid {pid} is taken")
-        account = self.accounts.task(pid, self._above(parent, uid))
         task = self._tasks[pid] = Task(pid, parent, uid, name, born, account)
         self._children.setdefault(parent, {})[pid] = task
         return task

@@ -10,6 +10,7 @@ the kernel goes on.
 import logging
 from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
+from math import inf
 from typing import Any
 
 from drivers.store import base
@@ -21,6 +22,7 @@ from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.hibernation import Hibernation, Phase
 from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, TaskEntry
 from kernel.model import Model
+from kernel.standing import place_of
 from kernel.sys_infer import cancel_queued, finish_request
 from kernel.sys_topic import flow
 from kernel.system import System
@@ -126,9 +128,10 @@ def _keep(k: System, h: Hibernation, task: Task, ctx: Context) -> Steps:
 
 
 def _stays(task: Task, h: Hibernation) -> bool:
-    """Whether a task is for the next kernel: not the caller's, nor one that nobody has begun."""
-    mine = h.session.task is task
-    return task.pid != INIT and task.state is not TaskState.NEW and not mine
+    """Whether a task is for the next kernel: not the caller's, nor one that nobody has begun, nor
+    one that has got TERM."""
+    over = h.session.task is task or task.ends_by < inf
+    return task.pid != INIT and task.state is not TaskState.NEW and not over
 
 
 def _is_of_use(task: Task, pids: set[int]) -> bool:
@@ -244,7 +247,8 @@ def _rows(
             task.pid, task.parent if task.parent in pids else INIT, task.uid, task.name,
             task.state is TaskState.STOPPED, task.ended_already, task.token, task.connection,
             task.prompt_tokens, task.cached_tokens, task.output_tokens, max(0.0, now - task.born),
-            task.status, task.reason[:200],
+            task.status, task.reason[:200], task.account.nice, place_of(task.account),
+            tuple(task.untold),
         )  # fmt: skip
     for task, ctx in contexts:
         yield CtxEntry(

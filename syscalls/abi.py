@@ -32,6 +32,8 @@ KEPT_RESULTS = 1024
 MODEL_CHUNK = 256 * 1024
 MAX_EXTRA = 2048
 MAX_BODY = 60_000  # of a message between tasks
+MAX_NOTE = 32 * 1024
+MAX_HANDLES = 4096
 
 INT32_MAX = 2**31 - 1
 
@@ -87,12 +89,14 @@ Handle = Annotated[int, Int(0, 2**32 - 1)]
 Length = Annotated[int, Int(0, INT32_MAX)]
 Status = Annotated[int, Int(0, 255)]
 Signal = Annotated[int, Int(1, 64)]
+Nice = Annotated[int, Int(-20, 19)]
 Name = Annotated[str, Text(64, re.compile(r"[A-Za-z0-9._-]{1,64}"))]
 Title = Annotated[str, Text(256, re.compile(r"[^\x00-\x1f\x7f]*"))]
 Path = Annotated[str, Text(4096, re.compile(r"[^\x00-\x1f\x7f]*"))]
 ModelName = Annotated[str, Text(128, re.compile(r"[A-Za-z0-9._:/-]{1,128}"))]
 SaveName = Annotated[str, Text(256, re.compile(r"[^\x00-\x1f\x7f]+"))]
 Ticket = Annotated[bytes, Blob(32)]
+Handles = Annotated[tuple[int, ...], Ints(MAX_HANDLES, 0, 2**32 - 1)]
 GrantId = Annotated[bytes, Blob(16)]
 StopIds = Annotated[tuple[int, ...], Ints(MAX_STOP_IDS, 0, INT32_MAX)]
 Amount = Annotated[float, Real(0.0, 1e15)]
@@ -125,13 +129,19 @@ class Event(IntEnum):
 
 
 class Sig(IntEnum):
-    """Signals of `kill`, with Linux' numbers."""
+    """Signals of `kill`, with Linux' numbers.
 
-    INT = 2  # cancel what the task is waiting for
+    A program hears of INT, TERM, HUP and USR1 by SIGNAL events; one that is not there yet, when it
+    comes.
+    """
+
+    HUP = 1  # the program is told, and does what it will
+    INT = 2  # cancel what the task is waiting for; what its infers have generated stays
     KILL = 9  # end the task now
-    TERM = 15  # end the task now, its program is told; both differ in the status alone
-    CONT = 18
-    STOP = 19
+    USR1 = 10  # as HUP
+    TERM = 15  # as INT, and end the task when its grace is over (hello); it has none: now
+    CONT = 18  # go on with the same ids
+    STOP = 19  # leave the batch until CONT; its KV is the first to leave the device
     XCPU = 24  # a soft limit is reached (set_limit): the kernel sends it, and nobody else
 
 
@@ -243,6 +253,7 @@ class Hello(NamedTuple):
     ticket: Ticket | None = None
     durable: bool = False
     on_behalf: Name | None = None
+    grace_s: Annotated[float, Real(0.0, 60.0)] = 0.0  # after TERM, to end by itself
 
 
 class HelloResult(NamedTuple):
@@ -253,6 +264,8 @@ class HelloResult(NamedTuple):
     max_frame: int
     max_ids: int
     token: bytes = b""  # with which the task is attached to, should it outlive this kernel
+    contexts: tuple[int, ...] = ()  # that it has already, by fork_task or attach; MAX_HANDLES
+    note: bytes = b""  # of fork_task
 
 
 class Attach(NamedTuple):
@@ -264,13 +277,34 @@ class Attach(NamedTuple):
 
 
 class Spawn(NamedTuple):
+    """The child stands below its parent: what it is charged, that is charged, too. `nice` is for
+    its place among the other children."""
+
     name: Name
     detached: bool = False
+    nice: Nice = 0
+    group: Name | None = None  # as the call of that name
 
 
 class SpawnResult(NamedTuple):
     pid: int
     ticket: bytes
+
+
+class ForkTask(NamedTuple):
+    """A spawn, together with forks of contexts: all of it, or nothing. The child has them under the
+    handles that they have in the caller, with the same rights; no KV is copied. It has the caller's
+    nice, and stands below it."""
+
+    name: Name
+    contexts: Handles = ()  # none: all that there are
+    note: Annotated[bytes, Blob(MAX_NOTE)] = b""  # the program's own, for that of the child
+
+
+class ForkTaskResult(NamedTuple):
+    pid: int
+    ticket: bytes
+    contexts: list[int]  # handles of the forks, in the child
 
 
 class Exit(NamedTuple):
@@ -289,8 +323,47 @@ class WaitResult(NamedTuple):
 
 
 class Kill(NamedTuple):
-    pid: Pid
+    """STOP and CONT of many tasks are one moment: no step has some of them. A task that ends with
+    its tree makes no more children."""
+
+    pid: Pid  # 0: those of a group
     signal: Signal = int(Sig.TERM)
+    tree: bool = False  # also all that it has made, and what these have
+    group: Name | None = None  # of the caller's user: all tasks in it, and those below them
+
+
+class KillResult(NamedTuple):
+    tasks: int = 1  # that got it
+
+
+class Renice(NamedTuple):
+    """A nice of n is a weight of 1.25 ** -n among the children of one parent, the tasks of one
+    group, and so on; all below a task or a group share what it gets. So to renice a task or a group
+    is to renice its tree."""
+
+    pid: Pid  # 0: the caller, or a group
+    nice: Nice
+    group: Name | None = None  # of the caller's user
+
+
+class ReniceResult(NamedTuple):
+    before: int
+
+
+class Group(NamedTuple):
+    """`name` is of a group of the task's user. One that is not there yet is made where the task
+    stands, one that is there is gone to. All that is below the task goes along.
+
+    A task that stands below another, or in a group, leaves that only by a task that does not: who
+    is held by a limit does not leave it. A group ends with its last task.
+    """
+
+    pid: Pid = 0  # 0: the caller
+    name: Name | None = None  # nil: out of the group that it is in
+
+
+class GroupResult(NamedTuple):
+    group: str  # as in TaskRow
 
 
 class SetLimit(NamedTuple):
@@ -339,6 +412,7 @@ class TaskRow(NamedTuple):
     lacks: int = 0  # blocks that it waits for (state D)
     cached_tokens: int = 0  # of prompt_tokens, found computed
     device_us: int = 0  # its part of the time of steps, and that of the tasks below it
+    group: str = ""  # in which it stands, or what it stands below; empty: none
 
 
 # --- contexts ---------------------------------------------------------------------------------
@@ -552,6 +626,9 @@ class CtxRow(NamedTuple):
     lacks: int = 0  # blocks that it waits for (state D)
     opened_from: int = 0  # pid of the task that granted it; 0: it was not opened
     revoked: bool = False  # that grant was taken back: it has no ids any more
+    access: int = 15  # Access: what its task may do with it
+    block_size: int = 0
+    load: int = 0  # number of the model's loading
 
 
 # --- inference --------------------------------------------------------------------------------
@@ -1133,17 +1210,22 @@ CALLS: tuple[Call, ...] = (
     Call(2, "attach", Attach, HelloResult, _P, False, False,
          "Become the program of a task that came back with this kernel.", "ESRCH EBUSY"),
     Call(3, "spawn", Spawn, SpawnResult, _T, False, False,
-         "Make a child task and a one-use ticket for its program.", "EAGAIN EDQUOT"),
-    _reserved(4, "fork_task", _T, "Make a child task with forks of all contexts."),
+         "Make a child task and a one-use ticket for its program.",
+         "EPERM EINVAL EAGAIN EDQUOT ECANCELED"),
+    Call(4, "fork_task", ForkTask, ForkTaskResult, _T, False, False,
+         "Make a child task with forks of contexts, and a one-use ticket for its program.",
+         "EBADCTX EREVOKED EPERM EINVAL E2BIG EAGAIN EDQUOT ECANCELED"),
     Call(5, "exit", Exit, Nothing, _T, False, False, "End the calling task."),
     Call(6, "wait", Wait, WaitResult, _T, False, False,
          "Wait for a child to end and take its status.", "ESRCH ECANCELED"),
-    Call(7, "kill", Kill, Nothing, _T, True, False, "Send a signal to a task.",
-         "ESRCH EINVAL EPERM"),
-    _reserved(8, "renice", _T, "Change a task's weight.", durable=True, idempotent=True),
+    Call(7, "kill", Kill, KillResult, _T, True, False,
+         "Send a signal to a task, to a tree of tasks, or to a group.", "ESRCH EINVAL EPERM"),
+    Call(8, "renice", Renice, ReniceResult, _T, True, True,
+         "Change the weight of a task or of a group.", "ESRCH EINVAL EPERM"),
     Call(9, "set_limit", SetLimit, Nothing, _T, True, True,
          "Limit what a task, a group or a user may use.", "ESRCH EINVAL EPERM"),
-    _reserved(10, "group", _T, "Put a task into a group."),
+    Call(10, "group", Group, GroupResult, _T, False, False,
+         "Put a task into a group, or take it out of one.", "ESRCH EINVAL EPERM EDQUOT"),
     Call(11, "stat_task", StatTask, TaskRow, _T, True, False, "Describe a task.", "ESRCH"),
     # contexts
     Call(32, "alloc_ctx", AllocCtx, AllocCtxResult, _T, False, False,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import zmq
 
-from syscalls import abi, ctxflow, grants
+from syscalls import abi, ctxflow, grants, heritage
 from syscalls.address import locate
 from syscalls.aiochild import Child
 from syscalls.aiocontext import Context
@@ -43,7 +43,7 @@ from syscalls.channel import (
     not_back,
     pump,
 )  # fmt: skip
-from syscalls.child import discard, spawn
+from syscalls.child import discard, spawn, task_name
 from syscalls.client import EXIT_S, HELLO_S
 from syscalls.errors import ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, Raw, finish, program_name
@@ -62,12 +62,13 @@ async def connect(
     ticket: bytes | None = None,
     address: str | None = None,
     timeout: float | None = None,
+    grace_s: float = 0.0,
 ) -> "Task":
     """Open a session and become a task; see `syscalls.connect`."""
     task = Task(Channel(locate(os.environ) if address is None else address), timeout)
     try:
         secret = inherited(os.environ) if ticket is None else ticket
-        await task.greet(name or program_name(), secret, durable)
+        await task.greet(name or program_name(), secret, durable, grace_s)
     except BaseException:
         task.abandon()
         raise
@@ -85,6 +86,7 @@ class Task(Messages):
         self._timeout = timeout
         self._durable = False
         self._exited = False
+        self.inherited: list[Context] = []  # that were the task's before its program came
         self._session = Session()
         self.caller = Caller(self._session, self._send)
         self._waiting: dict[Pending, list[asyncio.Future[None]]] = {}
@@ -145,10 +147,36 @@ class Task(Messages):
         name: str | None = None,
         detached: bool = False,
         env: Mapping[str, str] | None = None,
+        nice: int = 0,
+        group: str | None = None,
         **popen: Any,
     ) -> Child:
         """Make a child task, and start its program if `program` is a command line."""
-        made = await self.run(spawn(self.caller, program, name, detached))
+        args = abi.Spawn(task_name(program, name), detached, nice, group)
+        made = await self.run(spawn(self.caller, args))
+        return await self._start(program, made, env, popen)
+
+    async def fork(
+        self,
+        program: str | Sequence[str],
+        contexts: Sequence[Context] | None = None,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        **popen: Any,
+    ) -> Child:
+        """Make a child task with forks of contexts; see `syscalls.Task.fork`."""
+        chosen = None if contexts is None else [context.flow for context in contexts]
+        flow = heritage.fork_task(self.caller, task_name(program, name), chosen)
+        made = await self.run(flow)
+        return await self._start(program, made, env, popen)
+
+    async def _start(
+        self,
+        program: str | Sequence[str],
+        made: abi.SpawnResult | abi.ForkTaskResult,
+        env: Mapping[str, str] | None,
+        popen: dict[str, Any],
+    ) -> Child:
         if isinstance(program, str):
             return Child(self, made.pid, made.ticket, None)
         try:
@@ -163,9 +191,26 @@ class Task(Messages):
         """Wait until a child (0: any) has ended, and take its status."""
         return await self.run_for(self.caller.wait(pid), None)
 
-    async def kill(self, pid: int, sig: int = abi.Sig.TERM) -> None:
-        """Send a signal to a task."""
-        await self.run(self.caller.ask("kill", pid, int(sig)))
+    async def kill(
+        self, pid: int, sig: int = abi.Sig.TERM, tree: bool = False, group: str | None = None
+    ) -> int:
+        """Send a signal to a task, with `tree` to all that it has made, too; return to how many.
+
+        Pid 0 and a `group`: to all tasks in it.
+        """
+        args = pid, int(sig), tree, group
+        result: abi.KillResult = await self.run(self.caller.ask("kill", *args))
+        return result.tasks
+
+    async def renice(self, nice: int, pid: int = 0, group: str | None = None) -> int:
+        """Set the weight of a task (0: this one) or of a group; return the nice that it had."""
+        result: abi.ReniceResult = await self.run(self.caller.ask("renice", pid, nice, group))
+        return result.before
+
+    async def group(self, name: str | None, pid: int = 0) -> str:
+        """Put a task (0: this one) into a group, None: out of it; return where it is then."""
+        result: abi.GroupResult = await self.run(self.caller.ask("group", pid, name))
+        return result.group
 
     async def set_limit(
         self,
@@ -331,6 +376,7 @@ class Task(Messages):
         self._watch()
         try:
             self.hello = await self.run_for(self.caller.attach(self.pid, secret), timeout)
+            await self._inherit(self.hello)
         except BaseException as error:
             self._wake(self._session.fail_all(not_back(lost, error)))
             self._drop_channel()
@@ -369,15 +415,23 @@ class Task(Messages):
 
     # --- waiting ------------------------------------------------------------------------------
 
-    async def greet(self, name: str, ticket: bytes | None, durable: bool) -> None:
+    async def greet(self, name: str, ticket: bytes | None, durable: bool, grace_s: float) -> None:
         """Say hello; ETIMEDOUT if a kernel is there and does not answer."""
         limit = HELLO_S if self._timeout is None else self._timeout
         try:
-            self.hello = await self.run_for(self.caller.hello(name, ticket, durable), limit)
+            self.hello = await self.run_for(
+                self.caller.hello(name, ticket, durable, grace_s), limit
+            )
         except ETIMEDOUT:
             raise no_answer(self._channel, limit) from None
         self.pid = self.hello.pid
         self._durable = durable
+        await self._inherit(self.hello)
+
+    async def _inherit(self, hello: abi.HelloResult) -> None:
+        if hello.contexts:
+            found = await self.run(heritage.inherited(self.caller, hello))
+            self.inherited += [Context(self, flow) for flow in found]
 
     async def run(self, flow: Flow[T]) -> T:
         """Step a flow to its end, waiting where it waits, no longer than `connect` said."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """A task made by `spawn`."""
+    """A task made by `spawn` or `fork`."""
 
     def __init__(
         self,

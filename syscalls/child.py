@@ -25,7 +25,7 @@ LINGER_S = 5.0
 
 
 class Child:
-    """A task made by `spawn`."""
+    """A task made by `spawn` or `fork`."""
 
     def __init__(
         self,
@@ -55,13 +55,11 @@ class Child:
 def start(
     task: "Task",
     program: str | Sequence[str],
-    name: str | None,
-    detached: bool,
+    made: abi.SpawnResult | abi.ForkTaskResult,
     env: Mapping[str, str] | None,
     popen: dict[str, Any],
 ) -> Child:
-    """Make a child task, and start its process if `program` is a command line."""
-    made = task.run(spawn(task.caller, program, name, detached))
+    """Start the process of a task that was made, if `program` is a command line."""
     if isinstance(program, str):
         return Child(task, made.pid, made.ticket, None)
     try:
@@ -73,16 +71,18 @@ def start(
     return Child(task, made.pid, None, process)
 
 
-def spawn(
-    caller: Caller, program: str | Sequence[str], name: str | None, detached: bool
-) -> Flow[abi.SpawnResult]:
-    """Make the task of a child; its name is the program's unless given."""
+def spawn(caller: Caller, args: abi.Spawn) -> Flow[abi.SpawnResult]:
+    """Make the task of a child."""
+    result: abi.SpawnResult = yield from caller.ask("spawn", *args)
+    return result
+
+
+def task_name(program: str | Sequence[str], name: str | None) -> str:
+    """Return what a child is called: as its program unless that is said. EINVAL without one."""
     if not program:
         raise EINVAL("an empty command cannot be started")
     command = program if isinstance(program, str) else Path(program[0]).name
-    valid = sub(r"[^A-Za-z0-9._-]+", "-", name or command)[:64] or "task"
-    result: abi.SpawnResult = yield from caller.ask("spawn", valid, detached)
-    return result
+    return sub(r"[^A-Za-z0-9._-]+", "-", name or command)[:64] or "task"
 
 
 def discard(caller: Caller, pid: int) -> Flow[None]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
-from syscalls import abi, ctxflow, grants
+from syscalls import abi, ctxflow, grants, heritage
 from syscalls.address import locate
 from syscalls.channel import (
     Channel,
@@ -39,7 +39,7 @@ from syscalls.channel import (
     not_back,
     pump,
 )  # fmt: skip
-from syscalls.child import Child, as_program_ended, end_unattached, start
+from syscalls.child import Child, as_program_ended, end_unattached, spawn, start, task_name
 from syscalls.context import Context
 from syscalls.errors import ETIMEDOUT, KernelError
 from syscalls.flow import Caller, Flow, Raw, finish, program_name
@@ -63,16 +63,19 @@ def connect(
     ticket: bytes | None = None,
     address: str | None = None,
     timeout: float | None = None,
+    grace_s: float = 0.0,
 ) -> "Task":
     """Open a session and become a task; the program of a spawned one if there is a ticket.
 
     `timeout` limits in seconds how long each call may wait, except wait and infer (ETIMEDOUT).
+    With `grace_s` (<= 60) a TERM does not end the task at once: what it waits for is cancelled, its
+    `events` say Signalled(15), and it has so many seconds to tidy up and close.
     """
     task = Task(Channel(locate(os.environ) if address is None else address), timeout)
     try:
         # Not before there is a kernel: a ticket that has been read is gone.
         secret = inherited(os.environ) if ticket is None else ticket
-        task.greet(name or program_name(), secret, durable)
+        task.greet(name or program_name(), secret, durable, grace_s)
     except BaseException:
         task.abandon()
         raise
@@ -90,6 +93,7 @@ class Task(Messages):
         self._timeout = timeout
         self._durable = False
         self._exited = False
+        self.inherited: list[Context] = []  # that were the task's before its program came
         self._turn = Turn()
         self._session = Session()
         self.caller = Caller(self._session, channel.send)
@@ -151,22 +155,63 @@ class Task(Messages):
         name: str | None = None,
         detached: bool = False,
         env: Mapping[str, str] | None = None,
+        nice: int = 0,
+        group: str | None = None,
         **popen: Any,
     ) -> Child:
         """Make a child task, and start its program if `program` is a command line.
 
         With a plain name no process is started: `connect(ticket=child.ticket)` becomes the task.
-        Further arguments go to subprocess.Popen.
+        Further arguments go to subprocess.Popen. `nice` is for its place among this task's
+        children, `group` a name that the children of this task have in common.
         """
-        return start(self, program, name, detached, env, popen)
+        args = abi.Spawn(task_name(program, name), detached, nice, group)
+        made = self.run(spawn(self.caller, args))
+        return start(self, program, made, env, popen)
+
+    def fork(
+        self,
+        program: str | Sequence[str],
+        contexts: Sequence[Context] | None = None,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        **popen: Any,
+    ) -> Child:
+        """Make a child task with forks of contexts, of all that there are unless some are named.
+
+        No KV is copied.
+        `program` is as for `spawn`. The program of the child has the forks as `Task.inherited`,
+        under the handles of the originals and in their order, messages included.
+        """
+        chosen = None if contexts is None else [context.flow for context in contexts]
+        flow = heritage.fork_task(self.caller, task_name(program, name), chosen)
+        made = self.run(flow)
+        return start(self, program, made, env, popen)
 
     def wait(self, pid: int = 0) -> abi.WaitResult:
         """Wait until a child (0: any) has ended, and take its status."""
         return self.run_for(self.caller.wait(pid), None)
 
-    def kill(self, pid: int, sig: int = abi.Sig.TERM) -> None:
-        """Send a signal to a task."""
-        self.run(self.caller.ask("kill", pid, int(sig)))
+    def kill(
+        self, pid: int, sig: int = abi.Sig.TERM, tree: bool = False, group: str | None = None
+    ) -> int:
+        """Send a signal to a task, with `tree` to all that it has made, too; return to how many.
+
+        Pid 0 and a `group`: to all tasks in it.
+        """
+        args = pid, int(sig), tree, group
+        result: abi.KillResult = self.run(self.caller.ask("kill", *args))
+        return result.tasks
+
+    def renice(self, nice: int, pid: int = 0, group: str | None = None) -> int:
+        """Set the weight of a task (0: this one) or of a group; return the nice that it had."""
+        result: abi.ReniceResult = self.run(self.caller.ask("renice", pid, nice, group))
+        return result.before
+
+    def group(self, name: str | None, pid: int = 0) -> str:
+        """Put a task (0: this one) into a group, None: out of it; return where it is then."""
+        result: abi.GroupResult = self.run(self.caller.ask("group", pid, name))
+        return result.group
 
     def set_limit(
         self,
@@ -364,6 +409,7 @@ class Task(Messages):
             self._watch(channel)
             try:
                 self.hello = self.run_for(self.caller.attach(self.pid, secret), timeout)
+                self._inherit(self.hello)
             except BaseException as error:
                 self._session.fail_all(not_back(lost, error))
                 channel.close()
@@ -396,15 +442,21 @@ class Task(Messages):
 
     # --- waiting ------------------------------------------------------------------------------
 
-    def greet(self, name: str, ticket: bytes | None, durable: bool) -> None:
+    def greet(self, name: str, ticket: bytes | None, durable: bool, grace_s: float) -> None:
         """Say hello; ETIMEDOUT if a kernel is there and does not answer."""
         limit = HELLO_S if self._timeout is None else self._timeout
         try:
-            self.hello = self.run_for(self.caller.hello(name, ticket, durable), limit)
+            self.hello = self.run_for(self.caller.hello(name, ticket, durable, grace_s), limit)
         except ETIMEDOUT:
             raise no_answer(self._channel, limit) from None
         self.pid = self.hello.pid
         self._durable = durable
+        self._inherit(self.hello)
+
+    def _inherit(self, hello: abi.HelloResult) -> None:
+        if hello.contexts:
+            found = self.run(heritage.inherited(self.caller, hello))
+            self.inherited += [Context(self, flow) for flow in found]
 
     def run(self, flow: Flow[T]) -> T:
         """Step a flow to its end, waiting where it waits, no longer than `connect` said."""

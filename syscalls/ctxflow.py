@@ -201,11 +201,15 @@ class ContextFlow:
 
     def save(self, name: str) -> Flow[abi.SaveCtxResult]:
         """Keep the context, and where its messages end."""
-        running = self.generation
-        answering = running.start if running is not None and not running.ended else None
-        extra = turnmarks.packed(self.conversation.turns, answering)
+        extra = self.marks(abi.MAX_EXTRA)
         result: abi.SaveCtxResult = yield from self.caller.ask("save_ctx", self.handle, name, extra)
         return result
+
+    def marks(self, room: int) -> bytes:
+        """Return where its messages end, for whoever has the ids."""
+        running = self.generation
+        answering = running.start if running is not None and not running.ended else None
+        return turnmarks.packed(self.conversation.turns, answering, room)
 
     def cancel(self, keep: int | None) -> Flow[int]:
         """End the running infer, if there is one; return the length."""

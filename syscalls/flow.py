@@ -80,11 +80,19 @@ class Caller:
         with suppress(KernelError):
             self.call(name, *args)
 
-    def hello(self, name: str, ticket: bytes | None, durable: bool) -> Flow[abi.HelloResult]:
+    def hello(
+        self, name: str, ticket: bytes | None, durable: bool, grace_s: float
+    ) -> Flow[abi.HelloResult]:
         """Open the session."""
-        result: abi.HelloResult = yield from self.ask("hello", name, ticket, durable)
+        args = name, ticket, durable, None, grace_s
+        result: abi.HelloResult = yield from self.ask("hello", *args)
         self.session.bind(result.connection)
         return result
+
+    @property
+    def contexts(self) -> "list[ContextFlow]":
+        """The contexts that the program has, and has not freed."""
+        return [context for context in self._contexts if not context.freed]
 
     def enter(self, context: "ContextFlow") -> None:
         """Know of a context, for as long as the program does."""

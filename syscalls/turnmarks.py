@@ -30,6 +30,8 @@ MAX_ROLE = 32
 ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 _LEAST = 3
 """Bytes of a message at least."""
+_ROOM = 16
+"""Bytes of the marks of no messages, at most."""
 
 
 class Mark(NamedTuple):
@@ -40,9 +42,12 @@ class Mark(NamedTuple):
     end: int
 
 
-def packed(turns: Sequence[Turn], answering: int | None = None) -> bytes:
-    """Return the marks of a chat; `answering` is where the answer begins that is being written."""
-    if not turns:
+def packed(turns: Sequence[Turn], answering: int | None = None, room: int = MAX_EXTRA) -> bytes:
+    """Return the marks of a chat, in no more than `room` bytes.
+
+    `answering` is where the answer begins that is being written.
+    """
+    if not turns or room < _ROOM:
         return b""
     rows: list[tuple[int | str, int | None]] = []
     before = 0
@@ -54,13 +59,13 @@ def packed(turns: Sequence[Turn], answering: int | None = None) -> bytes:
         if last.role == ASSISTANT and last.length == answering:
             rows.pop()
         rows.append((_code(ASSISTANT), None))
-    first = max(0, len(rows) - MAX_EXTRA // _LEAST)
+    first = max(0, len(rows) - room // _LEAST)
     while True:
         start = sum(count or 0 for _, count in rows[:first])
         raw: bytes = VERSION + msgpack.packb([start, rows[first:]])
-        if len(raw) <= MAX_EXTRA:
+        if len(raw) <= room:
             return raw
-        first += 1 + (len(raw) - MAX_EXTRA) // (MAX_ROLE + 16)
+        first += 1 + (len(raw) - room) // (MAX_ROLE + 16)
 
 
 def marks_of(extra: bytes, length: int) -> list[Mark]:

@@ -36,6 +36,9 @@ GROUPS = {
         "ports": "userland.bin.ports",
         "usage": "userland.bin.usage",
         "limit": "userland.bin.limit",
+        "nice": "userland.bin.nice",
+        "renice": "userland.bin.renice",
+        "group": "userland.bin.group",
     },
     "Memory": {
         "free": "userland.bin.free",

@@ -5,6 +5,7 @@ Each function is the `shell_complete` of a click parameter, so `llmos` (through 
 not there, or has no time, completes nothing. A Tab never is an error.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,12 @@ def _tasks(context: click.Context) -> Offers:
     return [(str(row.pid), f"{row.name}, {row.contexts} contexts") for row in rows]
 
 
+def _groups(context: click.Context) -> Offers:
+    rows = _ask(context, lambda task: task.caller.snapshot("tasks", _abi().TaskRow))
+    counts = Counter(row.group for row in rows if row.group)
+    return [(name, f"{count} tasks") for name, count in sorted(counts.items())]
+
+
 def _contexts(context: click.Context) -> Offers:
     rows = _ask(context, lambda task: task.caller.snapshot("contexts", _abi().CtxRow))
     return [(f"@{row.name}", f"{row.length:,} tokens, pid {row.pid}") for row in rows if row.name]
@@ -91,6 +98,11 @@ def _signals_and_tasks(context: click.Context) -> Iterator[tuple[str, str]]:
     yield from _tasks(context)
 
 
+def _groups_and_tasks(context: click.Context) -> Iterator[tuple[str, str]]:
+    yield from _groups(context)
+    yield from _tasks(context)
+
+
 def _tasks_and_contexts(context: click.Context) -> Iterator[tuple[str, str]]:
     yield from _contexts(context)
     yield from _tasks(context)
@@ -106,6 +118,10 @@ devices = completer(_devices)
 """Devices of the kernel."""
 tasks = completer(_tasks)
 """Pids, with the task's name."""
+groups = completer(_groups)
+"""Groups of tasks."""
+groups_and_tasks = completer(_groups_and_tasks)
+"""What `group` takes."""
 contexts = completer(_contexts)
 """Named contexts of all tasks, as @name."""
 saves = completer(_saves)

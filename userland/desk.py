@@ -24,6 +24,9 @@ class Desk:
     `stdin` is what a program reads that a command starts; None: what this process reads.
     """
 
+    shared = False
+    """Whether the task is there for more than this command."""
+
     def __init__(
         self,
         out: TextIO,

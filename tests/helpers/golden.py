@@ -77,6 +77,12 @@ REQUESTS: dict[str, tuple[Any, ...]] = {
     ),
     "shutdown+saving": (2.5, True, True),
     "set_limit": ("output_ids", 900.5, 1000.5, 52, "lab", True),
+    "fork_task": ("child", (HANDLE, HANDLE + 1), b"\x01\xff"),
+    "renice": (52, -20, "lab"),
+    "group": (52, "lab"),
+    "hello+grace": ("agent-1", bytes(range(32)), True, "someone", 2.5),
+    "spawn+place": ("child", True, 19, "lab"),
+    "kill+many": (52, 9, True, "lab"),
 }  # fmt: skip
 IDS = {
     "append": (0, 1, 49151, 2**31 - 1),

@@ -36,8 +36,8 @@ TASKS = [
                 9001, 105 * BLOCK, "smollm2", 0.0, 0, 2900),
     abi.TaskRow(42, 41, UID, "formal", "R", "", 0, 1, 3094, 74.0, 180, 3000, 94, 3.0, 9002,
                 74 * BLOCK, "smollm2"),
-    abi.TaskRow(43, 41, UID, "casual", "Q", "step", 0, 1, 3067, 72.0, 180, 3000, 67, 2.0, 9003,
-                72 * BLOCK, "smollm2"),
+    abi.TaskRow(43, 41, UID, "casual", "Q", "step", 5, 1, 3067, 72.0, 180, 3000, 67, 2.0, 9003,
+                72 * BLOCK, "smollm2", group="drafts"),
     abi.TaskRow(57, 1, UID, "researcher", "D", "blocks", 0, 2, 1204, 31.0, 0, 900, 304, 19.0, 9100,
                 31 * BLOCK, "other,smollm2", 32.0, 12, 64),
 ]  # fmt: skip

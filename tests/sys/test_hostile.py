@@ -41,9 +41,10 @@ EDGES: list[Any] = [
     [[0, float("nan")]], [[n, 1] for n in range(301)],
 ]  # fmt: skip
 SAMPLES: dict[str, tuple[Any, ...]] = {
-    "hello": ("x", None, False, None), "spawn": ("x", False), "exit": (0,), "wait": (0, True),
-    "kill": (99, 15), "stat_task": (0,), "alloc_ctx": (9, None, None, False),
-    "fork_ctx": (1, 9, None), "append": (1,), "trim_ctx": (1, 1), "free_ctx": (9,),
+    "hello": ("x", None, False, None, 0.0), "spawn": ("x", False, 0, None), "exit": (0,),
+    "wait": (0, True), "kill": (99, 15, False, None), "stat_task": (0,),
+    "alloc_ctx": (9, None, None, False), "fork_ctx": (1, 9, None),
+    "append": (1,), "trim_ctx": (1, 1), "free_ctx": (9,),
     "read_ctx": (1, 0, None), "stat_ctx": (1,), "cancel": (1, None), "list_models": (),
     "infer": (1, 2, 1.0, 0, 1.0, 0.0, None, (), False, None, 1.5, 0.5, 0.5, [[3, 1.0]], None, 2,
               b"a+", None),
@@ -61,6 +62,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "attach": (99, b"x" * 32),
     "bind": ("edge", 4), "call": ("edge", b"x", 0.0), "recv": ("edge", None, 0.0),
     "reply": (1, b"x"), "publish": ("edge", b"x"), "subscribe": ("edge", 4, "refuse", None),
+    "fork_task": ("x", (1,), b""), "renice": (0, 3, None), "group": (0, "x"),
 }  # fmt: skip
 NEED_IDS = ("append", "infer", "score")
 BUILT = [row for row in abi.CALLS if row.args is not None]

@@ -80,7 +80,7 @@ def test_calls(kernel: FakeKernel, play: Play) -> None:
         assert (await task.devices())[0].device == "null0"
         assert (await task.stat()).pid == 41
         await task.kill(9)
-        for call in (task.pools(), task.contexts(), task.kernel(), task.call_raw("fork_task")):
+        for call in (task.pools(), task.contexts(), task.kernel(), task.call_raw("embed")):
             with pytest.raises(ENOTSUP):
                 await call
         assert await task.text_model("null") is None

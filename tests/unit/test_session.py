@@ -83,7 +83,7 @@ def test_flags_travel() -> None:
 
 def test_reserved_calls_can_be_sent() -> None:
     """So that the kernel, which may be newer, says whether it has them."""
-    pending, frames = Session().request("fork_task")
+    pending, frames = Session().request("embed")
     with pytest.raises(wire.BadRequest) as caught:
         wire.unpack_request(frames)
     assert isinstance(caught.value.error, ENOTSUP)

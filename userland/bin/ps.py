@@ -81,6 +81,7 @@ def task_columns(facts: Facts) -> list[Column]:
         Column("ppid", "PPID", lambda t: str(t.parent), sort=lambda t: t.parent),
         Column("user", "USER", lambda t: user(t.uid), left=True),
         Column("ni", "NI", lambda t: str(t.nice), sort=lambda t: t.nice),
+        Column("group", "GROUP", lambda t: t.group or "-", left=True, sort=lambda t: t.group),
         Column("s", "S", lambda t: t.state, left=True),
         Column("wait", "WAIT", waits_for, left=True),
         Column("model", "MODEL", lambda t: t.models or "-", left=True),
@@ -170,8 +171,9 @@ _many = {"multiple": True, "callback": _pids}
 @click.option("-p", "pids", metavar="PID,...", help="Only these tasks.", **_many)  # type: ignore[arg-type]
 @click.option("--ppid", "parents", metavar="PID,...", help="Only children of these.", **_many)  # type: ignore[arg-type]
 @click.option("-u", "--user", "uid", metavar="USER", help="Only tasks of a user.")
+@click.option("-g", "--group", "group", metavar="NAME", help="Only tasks of this group.")
 @click.option("-C", "name", metavar="NAME", help="Only tasks of this name.")
-@click.option("--forest", "tree", is_flag=True, help="As a tree.")
+@click.option("--forest", "--tree", "tree", is_flag=True, help="As a tree.")
 @click.option("--contexts", "contexts", is_flag=True, help="Contexts instead of tasks.")
 @click.option("--no-headers", is_flag=True, help="Rows only.")
 @watch_option
@@ -195,7 +197,8 @@ def ps(desk: Desk, /, watch: float | None, **options: Any) -> None:
     %KV    what these are of all KV blocks of all models; -o kv: in bytes
     IN OUT tokens computed and sampled so far
     TOK/S  sampled in the time between two looks, so with -w only
-    Further columns for -o: ni, model, kv, %kv, tok/s, cached (of IN, tokens that were found
+    NI     nice: weight among those beside it; GROUP: in which, or below which, it stands
+    Further columns for -o: ni, group, model, kv, %kv, tok/s, cached (of IN, tokens that were found
     computed), hpid (the program's pid on the host).
     --contexts has pid ctx s model dev tok computed max blocks shr swp lacks pin share kv %kv name;
     there BLOCKS and SWP count shared blocks whole, COMPUTED the tokens that have KV in any tier,
@@ -250,6 +253,7 @@ def _wanted(row: TaskRow, options: dict[str, Any]) -> bool:
         and (not options["parents"] or row.parent in options["parents"])
         and (options["uid"] is None or options["uid"] in (user(row.uid), str(row.uid)))
         and (options["name"] is None or row.name == options["name"])
+        and (options["group"] is None or row.group == options["group"])
     )
 
 

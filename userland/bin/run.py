@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,10 @@ import click
 from syscalls import ECANCELED, Child, KernelError, Task
 from syscalls.abi import Sig, WaitResult
 from syscalls.child import reap
+from userland import complete
 from userland.desk import Desk, pass_desk
 from userland.exits import Failure
+from userland.weights import GROUP
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 SENT_BY_KERNEL = 0x80
@@ -35,10 +37,12 @@ ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
     }
 )
 @click.option("--name", metavar="NAME", help="The task's name in ps.  [default: the file's]")
+@click.option("-g", "--group", type=GROUP, metavar="NAME", shell_complete=complete.groups,
+              help="Put it into a group of tasks.")  # fmt: skip
 @click.argument("file", type=click.Path())
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @pass_desk
-def run(desk: Desk, name: str | None, file: str, args: tuple[str, ...]) -> int:
+def run(desk: Desk, name: str | None, group: str | None, file: str, args: tuple[str, ...]) -> int:
     """Run a program as a task of its own, and end as it does.
 
     \b
@@ -50,12 +54,23 @@ def run(desk: Desk, name: str | None, file: str, args: tuple[str, ...]) -> int:
     The program becomes the task with syscalls.connect(). The exit code is the program's own, 128+N
     if signal N ended it or `kill` ended its task, 126 if FILE cannot be run, 127 if there is none.
     """
+    return start(desk, file, args, name, 0, group)
+
+
+def start(
+    desk: Desk, file: str, args: Sequence[str], name: str | None, nice: int,
+    group: str | None = None,
+) -> int:  # fmt: skip
+    """Run a program as a child of the desk's task; return its exit code."""
     command = [*program(file), *args]
     task = desk.task
+    if group is not None and not desk.shared:
+        task.group(group)  # and what it makes: so others can be in the same
+        group = None
     desk.flush()
     with passed_on() as begin:
         name = name or Path(file).name.removesuffix(".py")
-        child = _spawn(task, command, name, desk.stdin, desk.out.fileno())
+        child = _spawn(task, command, name, desk.stdin, desk.out.fileno(), nice, group)
         begin(child)
         return _end(task, child)
 
@@ -76,10 +91,16 @@ def program(file: str) -> list[str]:
     return [str(path.absolute())]  # never looked up on the PATH
 
 
-def _spawn(task: Task, command: list[str], name: str, stdin: int | None, out: int | None) -> Child:
+def _spawn(
+    task: Task, command: list[str], name: str, stdin: int | None, out: int | None, nice: int,
+    group: str | None,
+) -> Child:  # fmt: skip
     try:
         # A program is born with the signals of its parent blocked, unless it lets them in again.
-        return task.spawn(command, name=name, stdin=stdin, stdout=out, preexec_fn=_let_in)
+        return task.spawn(
+            command, name=name, nice=nice, group=group,
+            stdin=stdin, stdout=out, preexec_fn=_let_in,
+        )  # fmt: skip
     except KernelError as error:
         if task.lost is None and error.errno.name in ("ENOENT", "EPERM"):  # of the exec, not of us
             raise Failure(error.message, exit_code=NOT_EXECUTABLE) from None

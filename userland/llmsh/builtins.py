@@ -158,7 +158,7 @@ _OWN: dict[str, Function] = {
 }
 _OF_LLMOS = (
     "ps", "top", "free", "vmstat", "pmap", "strace", "dmesg", "lsdev", "lsmod", "models", "pull",
-    "load", "unload", "kill", "ports", "run", "doctor", "explain",
+    "load", "unload", "kill", "nice", "renice", "group", "ports", "run", "doctor", "explain",
 )  # fmt: skip
 """Commands of `llmos` that the shell has under the same name, if this version has them."""
 
@@ -166,7 +166,7 @@ SHARED = tuple(name for name in _OF_LLMOS if name in COMMANDS)
 BUILTINS: dict[str, Function] = _OWN | {name: _command(name) for name in SHARED}
 
 UNBUILT = {
-    "at", "bg", "disown", "fg", "jobs", "lsmod", "map", "model", "redo", "renice", "retry",
+    "at", "bg", "disown", "fg", "jobs", "lsmod", "map", "model", "redo", "retry",
     "schema", "strace", "system", "table", "tools", "trap", "type", "ulimit", "wait", ".",
     "merge-log",
 }  # fmt: skip

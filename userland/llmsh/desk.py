@@ -10,6 +10,8 @@ from userland.llmsh.state import State
 class ShellDesk(Desk):
     """A desk at the shell's own task, which is there when it is first needed."""
 
+    shared = True
+
     def __init__(self, state: State, out: TextIO) -> None:
         stdin = state.host_stdin if state.stdin is None else state.stdin
         super().__init__(out, state.err, name="llmsh", stdin=stdin)

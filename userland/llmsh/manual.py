@@ -41,7 +41,9 @@ Tasks and memory (\\ps, \\top, \\free, \\vmstat, \\kill ... are the host's)
   ports [-w]              who answers calls and takes messages, and what waits there
   lsdev                   devices, and what is on them
   dmesg [-w]              the kernel's log
-  kill [-SIGNAL] PID...   TERM, KILL, INT, STOP, CONT
+  kill [-SIGNAL] PID...   TERM, KILL, INT, STOP, CONT, HUP, USR1; --tree, -g GROUP
+  group NAME PID...       tasks that are weighed and signalled together
+  renice -n NICE PID...   their weight, -20 to 19; nice [-n NICE] FILE starts with one
   {commands}
 
 The shell

@@ -126,7 +126,7 @@ class Task:
     def _awaits_grammar(self) -> bool:
         """Whether a grammar must be compiled before any of its queued requests can run."""
         requests = [ctx.request for ctx in self.contexts.values() if ctx.request]
-        return all(r.awaits_grammar for r in requests if r.state is RequestState.QUEUED)
+        return all(r.awaits_grammar for r in requests if r.shown is RequestState.QUEUED)
 
     @property
     def leased(self) -> bool:

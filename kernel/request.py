@@ -102,6 +102,15 @@ class Request:
     def state(self) -> RequestState:
         return self._state
 
+    @property
+    def shown(self) -> RequestState:
+        """Its state for ps: what copies have brought since the last plan is not waited for."""
+        if self._state is RequestState.BLOCKED and not self.lacks:
+            at = self.start // self.ctx.pool.block_size
+            if not self.ctx.blocks[at].away:
+                return RequestState.QUEUED
+        return self._state
+
     def become(self, state: RequestState) -> None:
         """Change state; only DONE is final."""
         if self._state is RequestState.DONE and state is not RequestState.DONE:

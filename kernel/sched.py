@@ -103,6 +103,8 @@ class Scheduler:
         runnable = [r for r in self.requests.values() if r.runnable]
         for request in runnable:
             request.start = request.ctx.planned
+            if request.state is RequestState.BLOCKED:
+                request.become(RequestState.QUEUED)  # this plan may not even come to it
         room = self.pace.room(sum(r.decoding for r in runnable))
         for request in self._ordered(runnable):
             if tokens == 0 or len(entries) == self.limits.max_seqs:
@@ -217,6 +219,7 @@ class Scheduler:
         if not dry and self.pager.bring(away):
             self._has_places(request)
             self.pager.used(request.ctx)
+            request.lacks = 0  # they come
             return False
         self._starved[request] = away
         return True

@@ -236,7 +236,7 @@ def sys_stat_ctx(k: System, caller: Caller, args: StatCtx) -> Work:
 def ctx_row(k: System, ctx: Context) -> Generator[int, None, CtxRow]:
     """Return a context as the inspection tools show it."""
     length, computed, busy = ctx.length, ctx.computed, ctx.busy  # as of the call
-    state = ctx.request.state.value if ctx.request else ""
+    state = ctx.request.shown.value if ctx.request else ""
     lacks = ctx.request.lacks if state == RequestState.BLOCKED.value else 0
     sums = yield from tally([ctx.blocks], ctx.pool.block_size)
     return CtxRow(

@@ -151,18 +151,18 @@ def _waits(ctx: Context, stopped: bool) -> tuple[str, str, int]:
     request = ctx.request
     if request is None:
         return "", "nothing runs on it", 0
-    state = request.state.value
+    state = request.shown.value
     if stopped:
         return state, "its task is stopped (llmos kill -CONT)", 0
     if request.held:
         return state, "its program does not read", 0
     if request.awaits_grammar:
         return state, "its grammar, which is being compiled", 0
-    if request.state is RequestState.BLOCKED:
+    if request.shown is RequestState.BLOCKED:
         if not request.lacks:
             return state, "copies from a lower tier that are on their way", 0
         return state, f"{request.lacks} blocks of the device", request.lacks
-    if request.state is RequestState.QUEUED:
+    if request.shown is RequestState.QUEUED:
         return state, "its turn in a step", 0
     return state, "the step that is running", 0
 

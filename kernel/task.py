@@ -110,7 +110,7 @@ class Task:
             return "T", "signal"
         if self._state is TaskState.NEW:
             return "S", "program"
-        states = {c.request.state for c in self.contexts.values() if c.request}
+        states = {c.request.shown for c in self.contexts.values() if c.request}
         held = {c.request.held for c in self.contexts.values() if c.request and c.request.held}
         if held:
             return "S", held.pop()
@@ -118,7 +118,8 @@ class Task:
             if state in states:
                 if state is RequestState.QUEUED and self._awaits_grammar:
                     return "S", "grammar"
-                waits = {"D": f"{self.lacks} blocks", "Q": "step"}
+                blocks = f"{self.lacks} blocks" if self.lacks else "copies"
+                waits = {"D": blocks, "Q": "step"}
                 return state.value, waits.get(state.value, "")
         if self.session is None:
             return "S", "kernel" if self.pid == INIT else "attach"
@@ -130,7 +131,7 @@ class Task:
     def _awaits_grammar(self) -> bool:
         """Whether a grammar must be compiled before any of its queued requests can run."""
         requests = [ctx.request for ctx in self.contexts.values() if ctx.request]
-        return all(r.awaits_grammar for r in requests if r.state is RequestState.QUEUED)
+        return all(r.awaits_grammar for r in requests if r.shown is RequestState.QUEUED)
 
     @property
     def leased(self) -> bool:

@@ -7,12 +7,16 @@ import pytest
 from drivers.models.store import ModelError, ModelStore, default_root
 
 WALK_OPS = 20_000
+SCENARIOS = 200
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How far tests/sim/test_walks.py walks."""
+    """How far tests/sim/test_walks.py walks, and how much tests/sim/test_scenarios.py plays."""
     parser.addoption(
         "--walk-ops", type=int, default=WALK_OPS, help=f"operations of walks, {WALK_OPS} by default"
+    )
+    parser.addoption(
+        "--scenarios", type=int, default=SCENARIOS, help=f"seeds, {SCENARIOS} by default"
     )
 
 

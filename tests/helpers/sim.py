@@ -198,6 +198,7 @@ class Sim:
         store: LoopbackStore | None = None,
         policy: Chosen | None = None,
         boot: bool = True,
+        clock: Clock | None = None,
         **config: Any,
     ) -> None:
         defaults: dict[str, Any] = {
@@ -205,7 +206,7 @@ class Sim:
             "prefill_chunk": 32, "bulk_bytes": 1 << 20, "target_us": 0, "max_restarts": 1 << 30,
         }  # fmt: skip
         self.random = Random(seed)
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.front = SimFront()
         self.config = Config(Path("/nowhere"), model_dir=path, **(defaults | config))
         self.link = link or LoopbackLink(self.config.device)

@@ -1,0 +1,267 @@
+"""Programs of the simulator: what they do is a script, what they know comes from events only.
+
+A script is a generator: it yields how many seconds it waits, or the Reply whose end it waits for.
+A `Program` keeps what must be true of its task: its contexts with their ids, and its `Stream`s, the
+infers that are not finished. tests/helpers/truth.py compares that with what ps says.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from itertools import count
+from random import Random
+from typing import Any
+
+from tests.helpers.clockwork import Clockwork
+from tests.helpers.sim import UID, Reply
+
+Script = Generator[float | Reply, None, None]
+REACTION_S = 0.0005
+"""Between the end of a call and what its program does about it, at most."""
+
+
+class Owned:
+    """A context as its program knows it."""
+
+    def __init__(self, program: "Program", handle: int, ids: list[int]) -> None:
+        self.program = program
+        self.handle = handle
+        self.ids = ids
+        self.paid = 0  # leading positions that somebody was charged for
+        self.stream: Stream | None = None
+
+
+class Stream:
+    """An infer that is not finished."""
+
+    def __init__(self, owned: Owned, reply: Reply, seed: int, ids: list[int], now: float) -> None:
+        self.owned = owned
+        self.reply = reply
+        self.seed = seed  # no other infer has it
+        self.accepted = False
+        self.coming = 0  # blocks of it that were on their way to the device
+        self.since = now
+        self.event = owned.program.work.events  # at which it came, or was let run again
+        self.served = now  # when it last got a part of a step, or could not have got one
+        self.times: list[float] = []  # at which ids came
+        self._ids = ids
+
+    def accept(self) -> None:
+        """Note that the kernel has taken it."""
+        if not self.accepted:
+            self.accepted = True
+            self.owned.ids.extend(self._ids)
+
+
+class Program:
+    """One program, and what must be true of its task."""
+
+    def __init__(self, world: "World", script: Callable[["Program"], Script], name: str, uid: int,
+                 random: Random) -> None:  # fmt: skip
+        self.world = world
+        self.work = world.work
+        self.name = name
+        self.random = random
+        self.client = world.work.sim.client(hello=False, uid=uid)
+        self.contexts: dict[int, Owned] = {}
+        self.streams: dict[int, Stream] = {}  # by call
+        self.pid = 0
+        self.nice = 0
+        self.stopped = False
+        self.gone = False  # its program has died, or it was killed
+        self.waits_for_child = False
+        self.prompt_tokens = self.output_tokens = 0
+        self._then: dict[int, Callable[[Reply], None]] = {}
+        self._awaited: Reply | None = None
+        self._script = script(self)
+
+    @property
+    def deaf(self) -> bool:
+        """Whether it does not read: then it knows nothing new."""
+        return self.client.route in self.work.sim.front.blocked
+
+    # --- calls --------------------------------------------------------------------------------
+
+    def call(self, name: str, *args: Any, ids: list[int] | None = None,
+             then: Callable[[Reply], None] | None = None) -> Reply:  # fmt: skip
+        """Make a call; `then` is done when it has ended well."""
+        reply = self.client.send(name, *args, ids=ids)
+        if then is not None:
+            self._then[reply.call] = then
+        self.world.fresh.add(self)
+        return reply
+
+    def hello(self) -> Reply:
+        def met(reply: Reply) -> None:
+            self.pid = reply.result.pid
+            self.world.by_pid[self.pid] = self
+
+        return self.call("hello", self.name, then=met)
+
+    def alloc(self) -> Owned:
+        """Ask for an empty context."""
+        owned = Owned(self, self.client.new_handle(), [])
+        self.call("alloc_ctx", owned.handle, then=lambda reply: self._own(owned))
+        return owned
+
+    def _own(self, owned: Owned) -> None:
+        self.contexts[owned.handle] = owned
+
+    def fork(self, parent: Owned) -> Owned:
+        """Ask for a context with the ids of another one."""
+        owned = Owned(self, self.client.new_handle(), [])
+
+        def forked(reply: Reply) -> None:
+            owned.ids = parent.ids[: reply.result.length]
+            owned.paid = parent.paid
+            self._own(owned)
+
+        self.call("fork_ctx", parent.handle, owned.handle, then=forked)
+        return owned
+
+    def append(self, owned: Owned, ids: list[int]) -> Reply:
+        def appended(reply: Reply) -> None:
+            owned.ids.extend(ids)
+            self.world.appended.add(owned)
+
+        return self.call("append", owned.handle, ids=ids, then=appended)
+
+    def infer(self, owned: Owned, count: int, ids: list[int] | None = None) -> Reply:
+        """Ask for ids."""
+        seed = next(self.world.seeds)
+        reply = self.call("infer", owned.handle, count, 1.0, 0, 1.0, 0.0, seed, (), True, ids=ids)
+        stream = Stream(owned, reply, seed, ids or [], self.work.now)
+        self.world.appended.discard(owned)  # its prefill becomes part of this
+        owned.stream = self.streams[reply.call] = self.world.streams[seed] = stream
+        return reply
+
+    def free(self, owned: Owned) -> Reply:
+        def freed(reply: Reply) -> None:
+            self.contexts.pop(owned.handle, None)
+            self.world.appended.discard(owned)
+
+        return self.call("free_ctx", owned.handle, then=freed)
+
+    def ids(self, count: int) -> list[int]:
+        """Return ids that no other prompt is likely to have."""
+        return [self.random.randrange(self.world.vocab) for _ in range(count)]
+
+    # --- following ----------------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Take what has come from the kernel."""
+        self.client.take()
+        for call, then in list(self._then.items()):
+            reply = self.client.calls[call]
+            if reply.done:
+                del self._then[call]
+                assert not reply.errno or reply.name != "hello", reply
+                if not reply.errno:
+                    then(reply)
+        for stream in list(self.streams.values()):
+            self._follow(stream)
+        self.world.fresh.add(self)
+        if self._awaited is not None and self._awaited.done:
+            self._awaited = None
+            self.work.after(self.random.uniform(0, REACTION_S), self.go_on)
+
+    def _follow(self, stream: Stream) -> None:
+        reply, owned = stream.reply, stream.owned
+        new = reply.tokens[len(stream.times) :]
+        if new or (reply.done and not reply.errno):
+            self._accept(stream)
+        owned.ids.extend(new)
+        stream.times += [self.work.now] * len(new)
+        self.output_tokens += len(new)
+        if reply.done:
+            del self.streams[reply.call]
+            self.world.ended(stream)
+            if owned.stream is stream:
+                owned.stream = None
+
+    def _accept(self, stream: Stream) -> None:
+        if not stream.accepted:
+            stream.accept()
+            self.prompt_tokens += len(stream.owned.ids)
+
+    def settle(self) -> None:
+        """After the kernel has taken all calls: an infer that has no error has its ids."""
+        for stream in self.streams.values():
+            if not stream.reply.done and stream.owned.handle in self.contexts:
+                self._accept(stream)
+
+    def go_on(self) -> None:
+        """Do what the script does next."""
+        if self.gone:
+            return
+        try:
+            wanted = next(self._script)
+        except StopIteration:
+            return
+        if not isinstance(wanted, Reply):
+            self.work.after(wanted, self.go_on)
+        elif wanted.done:
+            self.work.after(0.0, self.go_on)
+        else:
+            self._awaited = wanted
+
+    def may_run(self) -> None:
+        """Note that its infers can run from now on, which they could not before."""
+        for stream in self.streams.values():
+            stream.event, stream.served = self.work.events, self.work.now
+
+    # --- its end ------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Note that its task has ended, or that its program has died: it does nothing any more."""
+        self.gone = True
+        self.world.appended.difference_update(self.contexts.values())
+        self.contexts.clear()
+        for stream in self.streams.values():
+            self.world.ended(stream)
+        self.streams.clear()
+        self.world.by_pid.pop(self.pid, None)
+
+    def die(self) -> None:
+        """Die, as a process does."""
+        self.work.sim.front.dead.add(self.client.route)
+        self.end()
+
+
+class World:
+    """All programs of a Sim."""
+
+    def __init__(self, work: Clockwork, seed: int, vocab: int) -> None:
+        self.work = work
+        self.random = Random(seed)
+        self.vocab = vocab
+        self.programs: list[Program] = []
+        self.by_pid: dict[int, Program] = {}
+        self.streams: dict[int, Stream] = {}  # by seed
+        self.finished: list[Stream] = []
+        self.appended: set[Owned] = set()  # got ids that no infer has come for yet
+        self.fresh: set[Program] = set()  # have made calls since the kernel was at rest
+        self.seeds = count(1)
+
+    def start(
+        self, script: Callable[[Program], Script], name: str, at: float = 0.0, uid: int = UID
+    ) -> Program:
+        """Let a program begin some time from now."""
+        program = Program(self, script, name, uid, Random(self.random.random()))
+        self.programs.append(program)
+        self.work.readers[program.client.route] = program.read
+        self.work.after(at, program.go_on)
+        return program
+
+    def ended(self, stream: Stream) -> None:
+        self.appended.discard(stream.owned)
+        if self.streams.pop(stream.seed, None) is not None:
+            self.finished.append(stream)
+
+    def uncomputed(self) -> Iterator[Owned]:
+        """Yield the contexts that may have something to be computed."""
+        yield from {stream.owned for stream in self.streams.values()} | self.appended
+
+    def settle(self) -> None:
+        """After the kernel has come to rest."""
+        for program in self.fresh:
+            program.settle()
+        self.fresh.clear()

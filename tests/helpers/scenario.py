@@ -1,0 +1,271 @@
+"""Scenario: a mix of programs on a simulated kernel, drawn from a seed, each moment looked at.
+
+    python -m tests.helpers.scenario SEED [SEED ...]
+
+runs some again, and tells what each has seen. The scripts are below: chats, agents with tools,
+floods, trees of forks; besides, an operator stops, lets go on, kills and deafens whom it likes.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
+
+from kernel.panic import KernelPanic
+from kernel.policies.fair import Fair
+from kernel.policies.fifo import Fifo
+from kernel.policies.priority import Priority
+from kernel.policy import Policy
+from syscalls.abi import Sig
+from tests.helpers.batches import Batches
+from tests.helpers.clockwork import Clockwork
+from tests.helpers.latency import Budgets, Latency, TimedLink
+from tests.helpers.programs import Owned, Program, Script, World
+from tests.helpers.sim import Clock, Reply, Sim
+from tests.helpers.truth import Truth
+
+VOCAB = 4096
+CHECKS = 16
+"""Events between two looks at everything that Sim.check looks at."""
+
+
+class Ground(NamedTuple):
+    """What a scenario runs on."""
+
+    num_blocks: int = 256
+    prefill_chunk: int = 32
+    target_us: int = 0
+    latency: Latency = Latency(3000.0, 120.0, 400.0, 0.05, 0.05, 1000.0)
+    budgets: Budgets = Budgets(128, 16)
+    host_blocks: int = 0
+
+    @classmethod
+    def of(cls, random: Random) -> "Ground":
+        """Return that of a seed."""
+        return cls(
+            random.choice([24, 48, 128, 512]), random.choice([16, 32, 64]),
+            random.choice([0, 0, 10_000, 30_000]), host_blocks=random.choice([0, 64]),
+            budgets=Budgets(random.choice([32, 64, 256]), random.choice([2, 4, 8, 32])),
+        )  # fmt: skip
+
+
+class Scenario:
+    """A kernel, its clockwork, its programs, and what is true of them."""
+
+    def __init__(self, seed: int, ground: Ground, policy: Policy | None = None) -> None:
+        self.random = Random(seed)
+        host_bytes = ground.host_blocks * 16 * 8
+        link = TimedLink(Clock(), ground.latency, ground.budgets, host_bytes)
+        self.sim = Sim(
+            seed, f"null:vocab={VOCAB}", link, policy=policy, clock=link.clock,
+            num_blocks=ground.num_blocks, prefill_chunk=ground.prefill_chunk,
+            target_us=ground.target_us, stalled_messages=4, host_bytes=host_bytes,
+            max_sessions=20_000, max_tasks=20_000,
+        )  # fmt: skip
+        self.ground = ground
+        self.work = Clockwork(self.sim, link)
+        self.world = World(self.work, seed, VOCAB)
+        self.batches = Batches(self.world)
+        room = min(ground.prefill_chunk, 16) if ground.target_us else ground.prefill_chunk
+        self.truth = Truth(self.world, self.batches, ground.budgets, room)
+        self.work.watchers.append(self.truth.look)
+        self.work.watchers.append(self._check)
+
+    def _check(self) -> None:
+        if self.work.events % CHECKS == 0:
+            self.sim.check()
+            self.truth.check_shares()
+
+    def leave(self) -> None:
+        """Everybody goes; nothing may be left."""
+        self.work.link.latency = Latency()
+        self.sim.leave()
+
+
+# --- scripts ------------------------------------------------------------------------------------
+
+
+def chat(program: Program) -> Script:
+    """A person: a question, an answer, a thought, and again."""
+    random = program.random
+    yield program.hello()
+    while True:
+        owned = program.alloc()
+        for _ in range(random.randint(1, 4)):
+            yield program.infer(owned, random.randint(2, 12), program.ids(random.randint(2, 40)))
+            yield random.uniform(0.1, 2.0)
+        yield program.free(owned)
+
+
+def agent(program: Program) -> Script:
+    """A prompt that it shares with others, then turns, with a tool between each two."""
+    random, world = program.random, program.world
+    shared = Random(world.random.randrange(2)).choices(range(VOCAB), k=random.choice([32, 56]))
+    yield program.hello()
+    while True:
+        owned = program.alloc()
+        yield program.append(owned, shared)
+        for _ in range(random.randint(1, 6)):
+            yield program.infer(owned, random.randint(2, 8), program.ids(random.randint(2, 30)))
+            yield tool_wait(random)
+        yield program.free(owned)
+
+
+def tool_wait(random: Random) -> float:
+    """Return how long a tool takes: mostly moments, sometimes long."""
+    draw = random.random()
+    if draw < 0.86:
+        return random.uniform(0.05, 1.0)
+    return random.uniform(1.0, 10.0) if draw < 0.95 else random.uniform(10.0, 30.0)
+
+
+def flood(program: Program) -> Script:
+    """Never without work: several infers at any time, as long as they may be."""
+    random = program.random
+    yield program.hello()
+    open_: list[tuple[Owned, Reply]] = []
+    while True:
+        while len(open_) < 6:
+            owned = program.alloc()
+            prompt = program.ids(random.randint(20, 120))
+            open_.append((owned, program.infer(owned, random.randint(4, 30), prompt)))
+        yield open_[0][1]
+        ended = [each for each in open_ if each[1].done]
+        for owned, _ in ended:
+            program.free(owned)
+        open_ = [each for each in open_ if not each[1].done]
+        if any(reply.errno for _, reply in ended):
+            yield 0.1
+
+
+def tree(program: Program) -> Script:
+    """Forks of one prompt that answer side by side, then all of them go."""
+    random = program.random
+    yield program.hello()
+    while True:
+        root = program.alloc()
+        yield program.append(root, program.ids(random.randint(10, 100)))
+        yield random.uniform(0.0, 0.05)
+        children = [program.fork(root) for _ in range(random.randint(1, 5))]
+        answers = [program.infer(child, random.randint(2, 10)) for child in children]
+        yield from answers
+        for child in (root, *children):
+            yield program.free(child)
+        yield random.uniform(0.0, 0.5)
+
+
+SCRIPTS: tuple[Callable[[Program], Script], ...] = (chat, agent, flood, tree)
+
+
+# --- the operator -------------------------------------------------------------------------------
+
+
+class Operator:
+    """Does to programs what others may do to them."""
+
+    def __init__(self, scenario: Scenario, pause_s: float) -> None:
+        self.scenario = scenario
+        self.world = scenario.world
+        self.random = Random(scenario.random.random())
+        self.pause_s = pause_s
+        self.program = self.world.start(self._script, "operator")
+
+    def _script(self, program: Program) -> Script:
+        yield program.hello()
+        while True:
+            yield self.random.uniform(0.0, 2 * self.pause_s)
+            others = [p for p in self.world.by_pid.values() if p is not program]
+            if others:
+                reply = self._act(self.random.choice(others))
+                if reply is not None:
+                    yield reply
+
+    def _act(self, other: Program) -> Reply | None:
+        draw = self.random.random()
+        if draw < 0.6:
+            return self._stop(other)
+        if draw < 0.8:
+            self._deafen(other)
+            return None
+        new = self.world.start(self.random.choice(SCRIPTS), "late", self.random.random())
+        new.client.uid = other.client.uid
+        if draw < 0.9:
+            self._hear(other)
+            other.die()
+            return None
+        return self.program.call("kill", other.pid, int(Sig.KILL), then=lambda _: other.end())
+
+    def _stop(self, other: Program) -> Reply:
+        """Stop it, or let it go on."""
+        signal = Sig.CONT if other.stopped else Sig.STOP
+
+        def done(reply: Reply) -> None:
+            other.stopped = signal is Sig.STOP
+            other.may_run()
+
+        return self.program.call("kill", other.pid, int(signal), then=done)
+
+    def _deafen(self, other: Program) -> None:
+        """It stops reading, or reads again."""
+        if other.deaf:
+            self._hear(other)
+        else:
+            self.world.work.sim.front.blocked.add(other.client.route)
+
+    def _hear(self, other: Program) -> None:
+        self.world.work.sim.front.blocked.discard(other.client.route)
+        other.may_run()
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+def mix(seed: int, policy: Policy | None = None) -> Scenario:
+    """Return a scenario of a seed, not begun."""
+    random = Random(seed)
+    ground, drawn = Ground.of(random), random.choice([Fair, Fair, Fifo, Priority])()
+    scenario = Scenario(seed, ground, policy or drawn)
+    for number in range(random.randint(2, 12)):
+        script = random.choice(SCRIPTS)
+        scenario.world.start(script, f"{script.__name__}{number}", random.random())
+    Operator(scenario, random.choice([0.2, 1.0, 5.0]))
+    return scenario
+
+
+def play(seed: int, events: int, policy: Policy | None = None) -> Scenario:
+    """Run the scenario of a seed; what is wrong is told with how to see it again."""
+    scenario = None
+    try:
+        scenario = mix(seed, policy)
+        scenario.work.run(events=events)
+        scenario.leave()
+    except (AssertionError, KernelPanic, LookupError, ValueError) as error:
+        work = scenario.work if scenario else None
+        when = f"event {work.events}, {work.now:.6f} s" if work else "its boot"
+        ground = scenario.ground if scenario else ""
+        raise AssertionError(
+            f"seed {seed}, {when}: {error!r}; {ground}; again with: "
+            f"python -m tests.helpers.scenario {seed}"
+        ) from error
+    return scenario
+
+
+EVENTS = 250
+"""Of a scenario, if nothing else is said: a few seconds of its clock."""
+
+
+def main() -> None:
+    """Entry point."""
+    for seed in map(int, sys.argv[1:]):
+        try:
+            scenario = play(seed, EVENTS)
+        except AssertionError as error:
+            print(error)
+            continue
+        seen: Counter[str] = scenario.truth.seen
+        print(seed, scenario.work.now, scenario.batches.steps, dict(seen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Scenarios: mixes of programs on a driver that takes time, drawn from seeds; after every event ps
+is compared with what is true (tests/helpers/truth.py). A failure names its seed, and how to see it
+again. `pytest tests/sim/test_scenarios.py --scenarios 10000` plays more of them.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kernel import sys_task
+from kernel.request import Request, RequestState
+from kernel.sched import Scheduler
+from kernel.task import Task
+from tests.helpers.scenario import EVENTS, play
+
+STATES = (
+    "S program", "S client", "T signal", "P", "R", "Q step", "D blocks", "D copies",
+)  # fmt: skip
+"""What has to have been seen: a scenario without it compares nothing."""
+
+
+def test_scenarios(request: pytest.FixtureRequest) -> None:
+    seen: Counter[str] = Counter()
+    compared = 0
+    count = request.config.getoption("--scenarios")
+    for seed in range(count):
+        scenario = play(seed, EVENTS)
+        seen.update(scenario.truth.seen)
+        compared += scenario.truth.compared
+    assert compared > count * EVENTS
+    assert not [state for state in STATES if seen[state] < 10], seen
+
+
+def test_a_seed_gives_the_same_again() -> None:
+    first, again = play(11, EVENTS), play(11, EVENTS)
+    assert first.truth.seen == again.truth.seen
+    assert first.work.now == again.work.now
+    assert [s.times for s in first.world.finished] == [s.times for s in again.world.finished]
+
+
+# --- ps that does not tell the truth ------------------------------------------------------------
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def blocks_of_a_plan_before(patch: pytest.MonkeyPatch) -> None:
+    """Who got no blocks waits for them until it runs, whatever has become free since."""
+    plan, become = Scheduler.plan, Request.become
+
+    def planning(self: Scheduler) -> Any:
+        blocked = [r for r in self.requests.values() if r.state is RequestState.BLOCKED]
+
+        def stays(request: Request, state: RequestState) -> None:
+            if not (request in blocked and state is RequestState.QUEUED):
+                become(request, state)
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(Request, "become", stays)
+            return plan(self)
+
+    patch.setattr(Scheduler, "plan", planning)
+
+
+def waits_for_blocks_that_have_come(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Request, "shown", Request.state)
+
+
+def stopped_and_shown_as_running(patch: pytest.MonkeyPatch) -> None:
+    letter = Task.letter
+
+    def still(self: Task) -> tuple[str, str]:
+        shown = letter(self)
+        return ("R", "") if shown[0] == "T" else shown
+
+    patch.setattr(Task, "letter", still)
+
+
+def ids_counted_late(patch: pytest.MonkeyPatch) -> None:
+    row = sys_task.task_row
+
+    def late(k: Any, task: Task) -> Any:
+        found = yield from row(k, task)
+        running = found.state == "R"
+        return found._replace(output_tokens=found.output_tokens - running)
+
+    patch.setattr("tests.helpers.truth.task_row", late)
+
+
+def shared_blocks_counted_whole(patch: pytest.MonkeyPatch) -> None:
+    row = sys_task.task_row
+
+    def whole(k: Any, task: Task) -> Any:
+        found = yield from row(k, task)
+        return found._replace(blocks=float(round(found.blocks + 0.49)))
+
+    patch.setattr("tests.helpers.truth.task_row", whole)
+
+
+def a_request_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """The third of four waits for ever, and ps says that it is its turn next."""
+    order = Scheduler._span
+
+    def never(self: Scheduler, request: Request, budget: int) -> tuple[int, int]:
+        return order(self, request, 0 if request.arrival % 4 == 3 else budget)
+
+    def waits(self: Scheduler, request: Request, start: int, end: int) -> bool:
+        return request.arrival % 4 == 3
+
+    patch.setattr(Scheduler, "_span", never)
+    patch.setattr(Scheduler, "_is_away", waits)
+    patch.setattr(Scheduler, "_bring", lambda self, request, start, dry: dry)
+
+
+PLANTS: list[Plant] = [
+    blocks_of_a_plan_before, waits_for_blocks_that_have_come, stopped_and_shown_as_running,
+    ids_counted_late, shared_blocks_counted_whole, a_request_is_forgotten,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises(AssertionError, match=r"seed \d+, event \d+"):
+        for seed in range(60):
+            play(seed, EVENTS)

@@ -50,7 +50,8 @@ class Post:
         self.bodies = count()
         self.sent: dict[bytes, Reply] = {}  # calls by body
         self.taken: set[bytes] = set()
-        self.answered: set[bytes] = set()  # bodies whose reply was accepted
+        self.tried: set[bytes] = set()  # bodies to which a reply was sent
+        self.answered: set[bytes] = set()  # and accepted, as far as its server lived to hear
         self.replies: dict[int, tuple[Reply, bytes]] = {}
         self.news: dict[bytes, list[int]] = {}  # by body: who has got it
         self.ends: dict[str, int] = {}
@@ -89,7 +90,7 @@ class Post:
                     self.answered.add(body)
         for body, call in self.sent.items():
             if call.done and call.errno == 0:
-                assert call.result.body == body[::-1] and body in self.answered
+                assert call.result.body == body[::-1] and body in self.tried
             elif call.done:
                 assert body not in self.answered, f"{body!r} was answered, and {call.message}"
 
@@ -169,6 +170,7 @@ class Post:
         if self.random.random() < 0.9:
             del program.taken[number]
         reply = program.client.send("reply", number, body[::-1])
+        self.tried.add(body)
         self.replies[id(reply)] = reply, body
 
     def _cancel(self, program: Program) -> None:

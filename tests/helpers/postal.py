@@ -134,8 +134,9 @@ class Post:
             (
                 self._bind, self._call, self._recv, self._reply, self._cancel, self._signal,
                 self._go, self._publish, self._subscribe, self._feed, self._infer, self._wait,
+                self._stand,
             ),
-            (6, 20, 20, 14, 4, 6, 2, 8, 5, 2, 6, 2),
+            (6, 20, 20, 14, 4, 6, 2, 8, 5, 2, 6, 2, 4),
         )[0]  # fmt: skip
         act(program)
 
@@ -223,6 +224,15 @@ class Post:
             program.contexts.append(program.client.context([4, 5]))
         handle = self.random.choice(program.contexts)
         program.client.send("infer", handle, self.random.randint(1, 20), 0.0)
+
+    def _stand(self, program: Program) -> None:
+        other = self.sim.system.sessions[self.random.choice(self.programs).client.route].task
+        if other is None:
+            return
+        if self.random.random() < 0.5:
+            program.client.send("renice", other.pid, self.random.randint(-20, 19))
+        else:
+            program.client.send("group", other.pid, self.random.choice(("a", "b", None)))
 
     def _wait(self, program: Program) -> None:
         self.sim.clock.now += self.random.choice((0.01, 6.0))

@@ -229,7 +229,10 @@ class Post:
         other = self.sim.system.sessions[self.random.choice(self.programs).client.route].task
         if other is None:
             return
-        if self.random.random() < 0.5:
+        draw = self.random.random()
+        if draw < 0.3:
+            program.client.send("renice", 0, self.random.randint(-20, 19), "a")
+        elif draw < 0.6:
             program.client.send("renice", other.pid, self.random.randint(-20, 19))
         else:
             program.client.send("group", other.pid, self.random.choice(("a", "b", None)))

@@ -95,6 +95,7 @@ def test_what_subscribe_and_publish_refuse(sim: Sim) -> None:
     assert reader.ask("subscribe", "news").errno == Errno.EEXIST
     assert reader.ask("subscribe", "other", 0).errno == Errno.ENOENT
     assert reader.ask("subscribe", "other", 4, "forget").errno == Errno.EINVAL
+    assert reader.ask("subscribe", "other", 1025).errno == Errno.EINVAL, "a feed may, in ids"
     tall = news.ask("publish", "news", b"x" * (MAX_BODY + 1))
     assert tall.errno == Errno.E2BIG and str(MAX_BODY) in tall.message
     assert reader.ask("subscribe", "news", 0).errno == 0

@@ -28,6 +28,8 @@ MAX_NAMES = 1024
 """Ports and subscriptions of one user."""
 MAX_BYTES = 64 << 20
 """Of one user, in messages that wait to be taken."""
+OVERHEAD = 256
+"""Bytes that a message counts beside its body."""
 FIRST_GUESS_S = 1.0
 """How long a call is expected to take to a port that has not answered any yet."""
 _NEW = 0.2
@@ -64,6 +66,7 @@ class Message(Waiter):
         self.number = number
         self.port = port
         self.body = body  # until it is taken
+        self.size = len(body) + OVERHEAD  # while it waits; 0 then
         self.since = 0.0
         self.returns_at = 0.0  # when the reply is to be expected
         self.behalf: Message | None = task.mail.serves  # what its caller works for

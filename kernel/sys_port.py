@@ -7,7 +7,7 @@ is told ESRCH then, and what the server still does for it is at its own cost.
 
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.mail import mail_of
-from kernel.port import FIRST_GUESS_S, Message, Port, Receiver, Waiter, require_size
+from kernel.port import FIRST_GUESS_S, OVERHEAD, Message, Port, Receiver, Waiter, require_size
 from kernel.returning import called, came_back
 from kernel.system import System
 from kernel.task import Task, TaskState
@@ -50,12 +50,12 @@ def sys_call(k: System, caller: Caller, args: CallPort) -> Pending:
     mail = mail_of(task)
     mail.require_way(port)
     port.require_room()
-    k.ports.require_bytes(task.uid, len(args.body))
+    k.ports.require_bytes(task.uid, len(args.body) + OVERHEAD)
     deadline = None if args.timeout_s is None else now + args.timeout_s
     message = Message(next(k.ports.numbers), port, task, caller.call, deadline, args.body)
     message.since = now
     message.returns_at = now + (port.usual_s or FIRST_GUESS_S)
-    k.ports.hold(task.uid, len(args.body))
+    k.ports.hold(task.uid, message.size)
     k.ports.watch(message)
     port.waiting[message.number] = message
     mail.calls[caller.call] = message
@@ -135,8 +135,8 @@ def _has(where: Port | Subscription) -> bool:
 def _take(k: System, port: Port) -> RecvResult:
     number, message = next(iter(port.waiting.items()))
     mail, caller, body = port.server.mail, message.task, message.body
-    k.ports.hold(caller.uid, -len(body))
-    message.body = b""
+    k.ports.hold(caller.uid, -message.size)
+    message.body, message.size = b"", 0
     port.taken[number] = mail.taken[number] = port.waiting.pop(number)
     mail.renew()
     return RecvResult(number, caller.pid, caller.name, body, len(port.waiting))
@@ -146,7 +146,7 @@ def take_out(k: System, message: Message) -> None:
     """Take a message out of its port, whose call is about to end."""
     port, caller = message.port, message.task
     message.over = True
-    k.ports.hold(caller.uid, -len(message.body))
+    k.ports.hold(caller.uid, -message.size)
     port.remove(message)
     del caller.mail.calls[message.call]
     port.server.mail.leave(message)

@@ -15,9 +15,12 @@ from kernel.sys_infer import check_ids, check_room
 from kernel.sys_port import drop_subscription, serve
 from kernel.system import System
 from kernel.task import Task
-from kernel.topic import Feed, Subscription, Topic, size_of
+from kernel.topic import Feed, Subscription, Topic, ids_size, size_of
 from syscalls.abi import Access, Full, Nothing, Publish, PublishResult, Subscribe
 from syscalls.errors import EEXIST, EINVAL, ENOENT, EPIPE, KernelError
+
+MAX_DEPTH = 1024
+"""Messages that may wait for one subscription of a task."""
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ def sys_subscribe(k: System, caller: Caller, args: Subscribe) -> Done:
         raise EINVAL(f"a full subscription cannot {args.full}; it can {', '.join(known)}")
     if args.ctx is not None:
         return _subscribe_ctx(k, caller.task, args, k.context(caller.task, args.ctx))
+    if args.depth > MAX_DEPTH:
+        raise EINVAL(f"a subscription holds up to {MAX_DEPTH} messages, not {args.depth}")
     mail = mail_of(caller.task)
     there = mail.subscriptions.get(args.topic)
     if not args.depth:
@@ -80,7 +85,8 @@ def sys_publish(k: System, caller: Caller, args: Publish) -> Done:
         one.require_room()
     for feed in feeds:
         _require_feed(k, feed, ids or array("i"))
-    held = size_of(item) * len(topic.subscriptions) + 4 * len(ids or ()) * len(feeds)
+    held = size_of(item) * len(topic.subscriptions)
+    held += sum(ids_size(ids) for _ in feeds) if ids else 0
     k.ports.require_bytes(task.uid, held)
     subscriptions = list(topic.subscriptions.values())
     for one in subscriptions:
@@ -90,7 +96,7 @@ def sys_publish(k: System, caller: Caller, args: Publish) -> Done:
     for feed in feeds:
         assert ids is not None
         feed.add(ids)
-        k.ports.hold(task.uid, 4 * len(ids))
+        k.ports.hold(task.uid, ids_size(ids))
         flow(k, feed.ctx)
     return Done(PublishResult(len(subscriptions) + len(feeds)))
 
@@ -138,7 +144,7 @@ def flow(k: System, ctx: Context) -> None:
         except KernelError:
             break
         ids = feed.next()
-        k.ports.hold(feed.task.uid, -4 * count)
+        k.ports.hold(feed.task.uid, -ids_size(ids))
         ctx.append(ids)
         charge(payer, "input_ids", count)
         ctx.last_use = k.counters.turns

@@ -1,13 +1,14 @@
 """Handlers of group and renice: where a task stands in the tree of accounts, and with what weight.
 
-They change accounts only. The scheduler reads those at each plan, so the next step is planned by
-what has become of them.
+They change accounts only, and whose place servers have that they wait for. The scheduler reads
+these at each plan, so the next step is planned by what has become of them.
 """
 
 from kernel.account import MAX_DEPTH, Account
 from kernel.birth import place, require_leave, require_nice
 from kernel.handler import Caller, Done
 from kernel.limits import admit_move
+from kernel.mail import reranked
 from kernel.system import System
 from kernel.task import INIT, Task
 from kernel.tree import group_of
@@ -20,6 +21,7 @@ def sys_renice(k: System, caller: Caller, args: Renice) -> Done:
     account = _account(k, caller, args)
     require_nice(k, caller.task, args.nice, account.nice)
     before, account.nice = account.nice, args.nice
+    reranked(k.tasks, account)
     return Done(ReniceResult(before))
 
 
@@ -43,6 +45,7 @@ def sys_group(k: System, caller: Caller, args: Group) -> Done:
     admit_move(account, then)
     if then is not now:
         k.tasks.accounts.move(account, then)
+        reranked(k.tasks, account)
     return Done(GroupResult(group_of(task)))
 
 

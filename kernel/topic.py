@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from kernel.context import Context
 from kernel.panic import check
-from kernel.port import Item, PortTable, Receiver
+from kernel.port import OVERHEAD, Item, PortTable, Receiver
 from kernel.task import Task
 from syscalls.abi import Full
 from syscalls.errors import E2BIG, EAGAIN
@@ -155,7 +155,7 @@ class TopicTable:
         topic = self._topics[uid, one.topic]
         if isinstance(one, Feed):
             found: object = topic.feeds.pop(one.ctx, None)
-            self._ports.hold(uid, -4 * one.num_waiting)
+            self._ports.hold(uid, -sum(map(ids_size, one.waiting)))
         else:
             found = topic.subscriptions.pop(one.task.pid, None)
             self._ports.hold(uid, -sum(size_of(item) for item in one.items))
@@ -165,6 +165,11 @@ class TopicTable:
         self._ports.give_name(uid)
 
 
+def ids_size(ids: "array[int]") -> int:
+    """Return the bytes that ids count while they wait for a context."""
+    return OVERHEAD + 4 * len(ids)
+
+
 def size_of(item: Item) -> int:
-    """Return the bytes of a message of a topic."""
-    return len(item.body) + 4 * len(item.ids or ())
+    """Return the bytes that a message counts while it waits for a task."""
+    return OVERHEAD + len(item.body) + 4 * len(item.ids or ())

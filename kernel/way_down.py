@@ -24,7 +24,6 @@ from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, TaskEntry
 from kernel.model import Model
 from kernel.standing import place_of
 from kernel.sys_infer import cancel_queued, finish_request
-from kernel.sys_topic import flow
 from kernel.system import System
 from kernel.task import INIT, Task, TaskState
 from syscalls.abi import Access, Event, Finish, Shutdown
@@ -73,8 +72,6 @@ def go_on(k: System, now: float) -> None:
     for request in infers:
         cancel_queued(request.ctx)
         finish_request(k, request, Finish.CANCELLED)
-    for ctx in k.again:
-        flow(k, ctx)  # what has waited for the infer is part of what is saved
     h.phase = Phase.SAVING
     k.errands.start(_hibernate(k, h), h.session, h.call)
 

@@ -787,8 +787,8 @@ class Subscribe(NamedTuple):
     """Without `ctx` messages wait for `recv`. With it the topic feeds the context: ids are added to
     it as they arrive, and computed ahead; while something else runs on it they wait in order.
 
-    `depth` messages may wait, of a feed `depth` ids that are not computed yet. 0 ends the
-    subscription.
+    `depth` messages may wait, 1,024 at most; of a feed, `depth` ids that are not computed yet. 0
+    ends the subscription.
     """
 
     topic: Name

@@ -4,7 +4,9 @@ from collections import Counter
 from typing import Any
 
 from kernel.mail import MAX_LEVEL, Mail
+from kernel.port import OVERHEAD
 from kernel.task import Task, TaskState
+from kernel.topic import ids_size, size_of
 from tests.helpers.sim import Sim
 
 
@@ -23,15 +25,17 @@ def check_mail(sim: Sim) -> None:
             assert message.number == number and not message.over
             assert message.task.mail.calls[message.call] is message
             assert message.call in message.task.session.open, "an open call"
-            held[message.task.uid] += len(message.body)
+            held[message.task.uid] += message.size
+            waits = number in port.waiting
+            assert message.size == (len(message.body) + OVERHEAD) * waits
         assert not (port.waiting and port.receivers) or port.server.state is TaskState.STOPPED
     for one in k.topics:
         names[one.task.uid] += 1
         if hasattr(one, "items"):
             assert len(one.items) <= one.depth
-            held[one.task.uid] += sum(len(i.body) + 4 * len(i.ids or ()) for i in one.items)
+            held[one.task.uid] += sum(map(size_of, one.items))
         else:
-            held[one.task.uid] += 4 * one.num_waiting
+            held[one.task.uid] += sum(map(ids_size, one.waiting))
             assert one.ctx.feed is one and one.task.contexts[one.ctx.handle] is one.ctx
             assert one.num_waiting == sum(map(len, one.waiting))
     assert held == k.ports.bytes and names == k.ports.names

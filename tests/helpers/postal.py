@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from kernel.loopback import LoopbackLink
+from kernel.task import TaskState
 from syscalls.abi import Sig
 from syscalls.errors import Errno
 from tests.helpers.mailing import check_mail
@@ -37,6 +38,7 @@ class Program:
         self.taken: dict[int, bytes] = {}
         self.seen = 0
         self.contexts: list[int] = []
+        self.reasons: dict[int, str] = {}  # what ps is to say while a call is open
 
 
 class Post:
@@ -50,7 +52,8 @@ class Post:
         self.bodies = count()
         self.sent: dict[bytes, Reply] = {}  # calls by body
         self.taken: set[bytes] = set()
-        self.answered: set[bytes] = set()  # bodies whose reply was accepted
+        self.tried: set[bytes] = set()  # bodies to which a reply was sent
+        self.answered: set[bytes] = set()  # and accepted, as far as its server lived to hear
         self.replies: dict[int, tuple[Reply, bytes]] = {}
         self.news: dict[bytes, list[int]] = {}  # by body: who has got it
         self.ends: dict[str, int] = {}
@@ -81,6 +84,7 @@ class Post:
         self.sim.check()
         for program in self.programs:
             self._read(program)
+            self._check_ps(program)
         for reply, body in list(self.replies.values()):
             if reply.done:
                 del self.replies[id(reply)]
@@ -89,9 +93,24 @@ class Post:
                     self.answered.add(body)
         for body, call in self.sent.items():
             if call.done and call.errno == 0:
-                assert call.result.body == body[::-1] and body in self.answered
+                assert call.result.body == body[::-1] and body in self.tried
             elif call.done:
                 assert body not in self.answered, f"{body!r} was answered, and {call.message}"
+
+    def _check_ps(self, program: Program) -> None:
+        """Compare what ps says with what the program knows that it waits for."""
+        session = self.sim.system.sessions.get(program.client.route)
+        task = session.task if session is not None else None
+        if task is None:
+            return
+        state, wait = task.letter()
+        if task.state is TaskState.STOPPED or state != "S":
+            assert state == "T" or any(ctx.request for ctx in task.contexts.values())
+            return
+        calls = program.client.calls
+        waits = [why for call, why in program.reasons.items() if not calls[call].done]
+        first = [why for why in waits if why.startswith("port:")] or waits or ["program"]
+        assert wait in first, f"{wait}, and it waits for {waits}"
 
     def _read(self, program: Program) -> None:
         calls = program.client.calls
@@ -133,8 +152,9 @@ class Post:
             (
                 self._bind, self._call, self._recv, self._reply, self._cancel, self._signal,
                 self._go, self._publish, self._subscribe, self._feed, self._infer, self._wait,
+                self._stand,
             ),
-            (6, 20, 20, 14, 4, 6, 2, 8, 5, 2, 6, 2),
+            (6, 20, 20, 14, 4, 6, 2, 8, 5, 2, 6, 2, 4),
         )[0]  # fmt: skip
         act(program)
 
@@ -149,17 +169,22 @@ class Post:
         body = b"body %d" % next(self.bodies)
         bound = [port.name for port in self.sim.system.ports]
         port = self.random.choice(bound if bound and self.random.random() < 0.8 else PORTS)
-        self.sent[body] = program.client.send("call", port, body, self._timeout())
+        call = self.sent[body] = program.client.send("call", port, body, self._timeout())
+        program.reasons[call.call] = f"port:{port}"
 
     def _recv(self, program: Program) -> None:
         task = self.sim.system.sessions[program.client.route].task
         mail = None if task is None else task.mail
         if self.random.random() < 0.7:
             own = PORTS if mail is None or self.random.random() < 0.1 else (*mail.ports,) or PORTS
-            program.client.send("recv", self.random.choice(own), None, self._timeout())
+            name = self.random.choice(own)
+            recv = program.client.send("recv", name, None, self._timeout())
+            program.reasons[recv.call] = f"recv:{name}"
         else:
             own = TOPICS if mail is None else (*mail.subscriptions,) or TOPICS
-            program.client.send("recv", None, self.random.choice(own), self._timeout())
+            name = self.random.choice(own)
+            recv = program.client.send("recv", None, name, self._timeout())
+            program.reasons[recv.call] = f"topic:{name}"
 
     def _reply(self, program: Program) -> None:
         if not program.taken:
@@ -169,6 +194,7 @@ class Post:
         if self.random.random() < 0.9:
             del program.taken[number]
         reply = program.client.send("reply", number, body[::-1])
+        self.tried.add(body)
         self.replies[id(reply)] = reply, body
 
     def _cancel(self, program: Program) -> None:
@@ -221,6 +247,18 @@ class Post:
             program.contexts.append(program.client.context([4, 5]))
         handle = self.random.choice(program.contexts)
         program.client.send("infer", handle, self.random.randint(1, 20), 0.0)
+
+    def _stand(self, program: Program) -> None:
+        other = self.sim.system.sessions[self.random.choice(self.programs).client.route].task
+        if other is None:
+            return
+        draw = self.random.random()
+        if draw < 0.3:
+            program.client.send("renice", 0, self.random.randint(-20, 19), "a")
+        elif draw < 0.6:
+            program.client.send("renice", other.pid, self.random.randint(-20, 19))
+        else:
+            program.client.send("group", other.pid, self.random.choice(("a", "b", None)))
 
     def _wait(self, program: Program) -> None:
         self.sim.clock.now += self.random.choice((0.01, 6.0))

@@ -8,7 +8,7 @@ import pytest
 
 from kernel.mail import MAX_CALLS, MAX_LEVEL, reranked
 from kernel.policies.priority import Priority
-from kernel.port import MAX_BYTES, MAX_NAMES
+from kernel.port import MAX_BYTES, MAX_NAMES, OVERHEAD
 from kernel.task import Task
 from syscalls import abi, wire
 from syscalls.abi import MAX_BODY, Sig
@@ -120,7 +120,8 @@ def test_what_waits_of_one_user_is_bounded(sim: Sim) -> None:
         sim.turn()
         assert calls[-1].errno == Errno.EAGAIN and f"{MAX_CALLS} calls" in calls[-1].message
         assert not any(call.done for call in calls[:-1])
-    room = (MAX_BYTES - 4 * MAX_CALLS * MAX_BODY) // MAX_BODY
+    size = MAX_BODY + OVERHEAD
+    room = (MAX_BYTES - 4 * MAX_CALLS * size) // size
     agent = sim.client()
     calls = [agent.send("call", "more", b"x" * MAX_BODY) for _ in range(room + 1)]
     sim.turn()

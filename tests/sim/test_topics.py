@@ -6,6 +6,8 @@ import pytest
 
 from syscalls.abi import MAX_BODY, Finish, Flag, Sig
 from syscalls.errors import Errno
+from tests.helpers.disks import MemoryFiles
+from tests.helpers.hibernating import HibernatingSim, program
 from tests.helpers.mailing import check_mail, letter
 from tests.helpers.oracle import expected
 from tests.helpers.sim import Sim, SimClient
@@ -93,6 +95,7 @@ def test_what_subscribe_and_publish_refuse(sim: Sim) -> None:
     assert reader.ask("subscribe", "news").errno == Errno.EEXIST
     assert reader.ask("subscribe", "other", 0).errno == Errno.ENOENT
     assert reader.ask("subscribe", "other", 4, "forget").errno == Errno.EINVAL
+    assert reader.ask("subscribe", "other", 1025).errno == Errno.EINVAL, "a feed may, in ids"
     tall = news.ask("publish", "news", b"x" * (MAX_BODY + 1))
     assert tall.errno == Errno.E2BIG and str(MAX_BODY) in tall.message
     assert reader.ask("subscribe", "news", 0).errno == 0
@@ -349,6 +352,23 @@ def test_a_feed_is_within_the_limits_of_its_task(sim: Sim) -> None:
     sim.settle()
     assert account.usage.input_ids == 27
     assert ids_of(reader, handle)[22:] == infer.tokens, "what waits is over the limit now"
+
+
+def test_what_waits_for_an_infer_is_saved_with_the_context() -> None:
+    """A stop with everything saved ends the infer, and what was accepted is not lost."""
+    files = MemoryFiles()
+    sim = HibernatingSim(files)
+    (reader, known), news = program(sim), sim.client()
+    handle = feed(reader, [1, 2, 3])
+    infer = reader.send("infer", handle, 500, 0.0)
+    sim.until(lambda: len(infer.tokens) > 3)
+    publish(news, b"", [50, 51])
+    assert sim.hibernate().errno == 0
+    sim = HibernatingSim(files)
+    reader, _ = sim.attach(known.pid, known.token)
+    assert ids_of(reader, handle) == [1, 2, 3, *infer.tokens, 50, 51]
+    assert publish(sim.client(), b"", [5]) == 0, "the feed has ended with its kernel"
+    sim.leave()
 
 
 @pytest.mark.parametrize("how", ["free", "exit", "dies"])

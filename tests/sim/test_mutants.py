@@ -165,9 +165,9 @@ def claim_outlives_a_trim(patch: pytest.MonkeyPatch) -> None:
 def counts_of_the_request_before(patch: pytest.MonkeyPatch) -> None:
     reset = slots.reset
 
-    def added(known: dict[int, Any], op: Any, ids: Any) -> None:
+    def added(known: dict[int, Any], op: Any, ids: Any, grammars: Any) -> None:
         before = known.get(op.slot)
-        reset(known, op, ids)
+        reset(known, op, ids, grammars)
         counts = known[op.slot].adjust and known[op.slot].adjust.counts
         if op.start == 0 and counts and before and before.adjust and before.adjust.counts:
             length, old = counts.length, before.adjust.counts
@@ -215,10 +215,10 @@ def bias_after_top_k(patch: pytest.MonkeyPatch) -> None:
         floor = sorted(plain)[-top_k] if top_k else -1e9
         return [a if b >= floor else -1e3 for a, b in zip(row, plain, strict=True)]
 
-    def noting(history: bytes, how: Any, adjust: Any, vocab: int) -> int:
+    def noting(history: bytes, how: Any, adjust: Any, vocab: int, mask: bytes | None) -> int:
         nonlocal top_k
         top_k = how.top_k
-        return draw(history, how, adjust, vocab)
+        return draw(history, how, adjust, vocab, mask)
 
     patch.setattr(null_model, "adjusted_logits", among_the_best)
     patch.setattr(null, "adjusted_draw", noting)

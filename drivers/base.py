@@ -106,8 +106,9 @@ class RowFlag(IntEnum):
 
     NUMERIC = 1  # NaN or Inf among the logits: the id is not valid
     COMPLETE = 2  # the grammar ends with this id: nothing but an end may follow
-    NO_MATCH = 4  # no id follows by the grammar: the id is not valid
-    GRAMMAR_LIMIT = 8  # matching took more than a step may: the id is not valid
+    # Without an id that is valid, and so for all later rows of this slot until a Reset:
+    NO_MATCH = 4  # none follows by the grammar
+    GRAMMAR_LIMIT = 8  # to find one takes more than a step may
 
 
 class GrammarKind(IntEnum):

@@ -12,15 +12,17 @@ What may follow is decided byte by byte, so any id may come whose bytes fit, how
 would have cut the text. An id without bytes (special, or a row that no token has) never fits, even
 if a grammar names it; the ids that end a text may come where the grammar may end.
 
-Costs of a Match are limited by LIMITS: a step gives up, and with it the sequence, after 100,000
-units of the lexer's work (up to 10 ms, as measured) or 10,000 of the parser's (up to 30 ms), or
-when its lexer has 10,000 states (some 20 MB). Most steps take less than 0.1 ms.
+Costs of a Match are limited: it gives up, and with it the sequence, after 100,000 units of the
+lexer's work in a step (up to 10 ms, as measured), or when its lexer has 10,000 states (some 20 MB).
+LIMITS of the parser do not bound its time for every grammar; so whoever has taken SLOW_S of CPU for
+one id gets no second one. Most take less than 0.0001 s.
 """
 
 import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from time import thread_time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drivers.base import GrammarKind, RowFlag
@@ -33,6 +35,7 @@ LIMITS = {
     "step_max_items": 10_000, "max_lexer_states": 10_000, "max_grammar_size": 100_000,
     "verbose_errors": False,
 }  # fmt: skip
+SLOW_S = 0.1
 _PLAIN = '\n%llguidance {"no_forcing": true}\n'
 """Otherwise only one way to cut a text would be allowed where there is just one text."""
 _WHITESPACE = {"whitespace_pattern": "[ \\t\\n\\r]{0,16}"}
@@ -169,7 +172,8 @@ class Match:
 
     def add(self, ids: Sequence[int], position: int) -> None:
         """Follow the ids from `position` on, which come next in the sequence."""
-        for token in ids[max(0, self.begin - position) :]:
+        ids, start = ids[max(0, self.begin - position) :], thread_time()
+        for token in ids:
             if self._over or token in self._vocabulary.end_ids:
                 self._over = True
             elif not self._matcher.consume_token(token):
@@ -177,6 +181,7 @@ class Match:
                 if self._allowed >> token & 1:  # it did fit, so the matcher has given up
                     self._flag = RowFlag.GRAMMAR_LIMIT
             self._allowed = 0
+        self._check_time(start, len(ids))
 
     def mask(self) -> bytes:
         """Return a bit for each id, the lowest of the first byte for id 0; NoMatch if none is set.
@@ -185,20 +190,29 @@ class Match:
         """
         if self._over:
             raise NoMatch(self._flag)
+        start = thread_time()
         bits = int.from_bytes(self._matcher.compute_bitmask(), "little")
+        self._check_time(start)
         if self._matcher.is_error():
             self._over = True
             if _NOTHING not in self._matcher.get_error():
                 self._flag = RowFlag.GRAMMAR_LIMIT
+        if self._over:
             raise NoMatch(self._flag)
         vocabulary = self._vocabulary
         allowed = bits & vocabulary.text_bits
         if bits >> vocabulary.end & 1:
             allowed |= vocabulary.end_bits
         if not allowed:
-            raise NoMatch(RowFlag.NO_MATCH)
+            self._over = True
+            raise NoMatch(self._flag)
         self._allowed = allowed
         return allowed.to_bytes(-(-vocabulary.end // 8), "little")
+
+    def _check_time(self, start: float, count: int = 1) -> None:
+        """Give up if some ids have taken too long."""
+        if thread_time() - start > SLOW_S * max(1, count):
+            self._over, self._flag = True, RowFlag.GRAMMAR_LIMIT
 
     @property
     def complete(self) -> bool:

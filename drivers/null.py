@@ -363,9 +363,9 @@ class NullModel:
                 adjusted_draw(history, how, adjust, vocab, masks[r]) if adjust
                 else draw(history, how, vocab)
             )  # fmt: skip
-            ids.append(drawn)
+            ids.append(0 if flags[r] else drawn)
             if flags[r]:
-                self.last.pop(slot, None)
+                slots.give_up(self.last, slot, plan.generations[s], position, flags[r])
             else:
                 slots.drew(self.last, slot, plan.generations[s], position, drawn)
                 flags[r] = slots.completes(self.last, slot)

@@ -206,6 +206,18 @@ def masks(slots: Mapping[int, Slot], draws: Draws, plan: Plan) -> Masks:
     return found
 
 
+def give_up(slots: dict[int, Slot], number: int, generation: int, position: int, flag: int) -> None:
+    """Note that a row has no id: with NUMERIC the slot is lost, by its grammar it goes on with 0.
+
+    Then no later row has one either, until a Reset: steps may have been submitted already that
+    feed what this one was to draw, and those of the others in them are sound.
+    """
+    if flag == RowFlag.NUMERIC:
+        slots.pop(number, None)
+    else:
+        drew(slots, number, generation, position, 0)
+
+
 def completes(slots: Mapping[int, Slot], number: int) -> int:
     """Return the flag of a row whose id, which its slot has drawn, is the last of its grammar."""
     slot = slots.get(number)

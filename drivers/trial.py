@@ -233,18 +233,18 @@ def _tried(vocabulary: Vocabulary, kind: int, text: bytes) -> list[str]:
     """Compile, and match the first ids of something; return [source, ""]."""
     source = source_of(kind, text)
     match = Match(compile_source(source, vocabulary), 0)
+    position = 0
     try:
-        mask = match.mask()
+        while position <= _STEPS:
+            mask = match.mask()
+            match.add([int.from_bytes(mask, "little").bit_length() - 1], position)
+            position += 1
     except NoMatch as none:
         if none.flag == RowFlag.GRAMMAR_LIMIT:
-            raise GrammarError("its first step takes more than one may; make it simpler") from None
-        raise GrammarError("it allows nothing that this model can write") from None
-    try:
-        for position in range(_STEPS):
-            match.add([int.from_bytes(mask, "little").bit_length() - 1], position)
-            mask = match.mask()
-    except NoMatch:
-        pass  # it has ended, or this way leads nowhere: others may not
+            what = "its first ids take more time or memory than one may; make it simpler"
+            raise GrammarError(what) from None
+        if position == 0:
+            raise GrammarError("it allows nothing that this model can write") from None
     return [source, ""]
 
 

@@ -60,6 +60,7 @@ class Grammar:
         self.model = model
         self.state = GrammarState.WAITING
         self.users: set[Request] = set()  # that are not done
+        self.pid = 0  # of the task that was the first to use it
         self.deaths = 0
 
     @property
@@ -105,6 +106,7 @@ class Grammars:
         self._forgotten: list[Grammar] = []  # the driver has not been told yet
         self._compiling: Grammar | None = None
         self._number = 0
+        self._served = 0  # pid of the task whose grammar was compiled last
 
     def check_room(self) -> None:
         """Raise EAGAIN if as many are in use as a driver holds."""
@@ -125,6 +127,7 @@ class Grammars:
             self._make_room()
             self._number += 1
             grammar = Grammar(self._number, key, model)
+            grammar.pid = request.ctx.pid
         self._grammars[key] = grammar
         grammar.users.add(request)
         request.grammar = grammar
@@ -153,16 +156,21 @@ class Grammars:
         self._forgotten.clear()
         if self._compiling is not None:
             return
-        waiting = [g for g in self._grammars.values() if g.state is GrammarState.WAITING]
-        for grammar in waiting:
+        for grammar in self._in_turn():
             if not grammar.users:
                 self._drop(grammar)
             elif grammar.key.model in models:
                 self._compiling, grammar.state = grammar, GrammarState.COMPILING
+                self._served = grammar.pid
                 self.watch.loading()
                 key = grammar.key
                 link.send(base.Compile(key.model, grammar.number, key.kind, key.text))
                 return
+
+    def _in_turn(self) -> list[Grammar]:
+        """Return what waits: tasks take turns, so that one with many holds up no other."""
+        waiting = [g for g in self._grammars.values() if g.state is GrammarState.WAITING]
+        return sorted(waiting, key=lambda g: (g.pid <= self._served, g.pid, g.number))
 
     def compiled(self, answer: base.Compiled) -> Ended:
         """Take the driver's answer; return the requests that it ends. Lie if it was not asked."""

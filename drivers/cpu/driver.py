@@ -220,15 +220,16 @@ def _sample(
     ]
     sampled = sample(logits[: len(draws.rows)], draws, adjusts, allowed.masks)
     flags = [flag or none for flag, none in zip(sampled.flags, allowed.flags, strict=True)]
-    drawn = zip(draws.rows, draws.position, base.read_ints(sampled.ids), strict=True)
-    for row, (sequence, position, token) in enumerate(drawn):
-        slot = plan.slots[sequence]
+    ids = base.read_ints(sampled.ids)
+    for row, (sequence, position) in enumerate(zip(draws.rows, draws.position, strict=True)):
+        slot, generation = plan.slots[sequence], plan.generations[sequence]
         if flags[row]:
-            model.last.pop(slot, None)
+            ids[row] = 0
+            slots.give_up(model.last, slot, generation, position, flags[row])
         else:
-            slots.drew(model.last, slot, plan.generations[sequence], position, token)
+            slots.drew(model.last, slot, generation, position, ids[row])
             flags[row] = slots.completes(model.last, slot)
-    return sampled._replace(flags=bytes(flags))
+    return sampled._replace(ids=ids.tobytes(), flags=bytes(flags))
 
 
 def _vocabulary(path: str, loaded: base.Loaded) -> Vocabulary:

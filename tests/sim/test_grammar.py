@@ -379,6 +379,18 @@ def test_ps_says_that_it_waits_for_its_grammar(sim: Sim) -> None:
     assert reply.tokens == expected(PROMPT)
 
 
+def test_tasks_take_turns_at_the_compiler(sim: Sim) -> None:
+    """One that has many grammars holds up no other."""
+    one, two = sim.client(), sim.client()
+    mine, theirs = [one.context([1, n]) for n in range(6)], two.context([2])
+    sim.settle()
+    seen = compiles(sim)
+    replies = [infer(one, handle, b"%03d" % n) for n, handle in enumerate(mine)]
+    replies.append(infer(two, theirs, b"two"))
+    sim.until(lambda: all(reply.done for reply in replies))
+    assert [message.text for message in seen][:3] == [b"000", b"two", b"001"]
+
+
 def test_cancelled_before_it_was_compiled(sim: Sim) -> None:
     client, seen = sim.client(), compiles(sim)
     handle, other = client.context(PROMPT), client.context(PROMPT)

@@ -215,7 +215,7 @@ def bias_after_top_k(patch: pytest.MonkeyPatch) -> None:
         floor = sorted(plain)[-top_k] if top_k else -1e9
         return [a if b >= floor else -1e3 for a, b in zip(row, plain, strict=True)]
 
-    def noting(history: bytes, how: Any, adjust: Any, vocab: int, mask: Any = None) -> int:
+    def noting(history: bytes, how: Any, adjust: Any, vocab: int, mask: bytes | None) -> int:
         nonlocal top_k
         top_k = how.top_k
         return draw(history, how, adjust, vocab, mask)

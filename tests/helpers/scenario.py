@@ -29,7 +29,7 @@ from tests.helpers.truth import Truth
 VOCAB = 4096
 PATIENCE_S = 2.0
 """Without a part of a step, under a policy that lets nobody starve."""
-CHECKS = 16
+CHECKS = 24
 """Events between two looks at everything that Sim.check looks at."""
 
 
@@ -292,7 +292,7 @@ def play(seed: int, events: int, policy: Policy | None = None) -> Scenario:
     return scenario
 
 
-EVENTS = 250
+EVENTS = 160
 """Of a scenario, if nothing else is said: a few seconds of its clock."""
 
 

@@ -31,6 +31,7 @@ class Clockwork:
         self.watchers: list[Callable[[], None]] = []
         self._due: list[tuple[float, int, Callable[[], Any]]] = []
         self._number = 0
+        self._deadline: float | None = None  # of the kernel, when it was last at rest
 
     @property
     def now(self) -> float:
@@ -52,8 +53,7 @@ class Clockwork:
 
     def step(self) -> None:
         """Go on to the next event; at equal times the driver is first, then programs."""
-        timeout = self.sim.kernel.timeout()
-        deadline = None if timeout is None else self.now + timeout
+        deadline = self._deadline
         mine = self._due[0][0] if self._due else None
         times = [when for when in (self.link.due, mine, deadline) if when is not None]
         assert times, "nothing is due"
@@ -61,9 +61,14 @@ class Clockwork:
         if self.link.due is not None and self.link.due <= when:
             self.link.pump(1)
         elif mine is not None and mine <= when:
-            heapq.heappop(self._due)[2]()
+            self._act(mine)
         self.events += 1
         self.rest()
+
+    def _act(self, when: float) -> None:
+        """Let everything happen that was to happen at one time."""
+        while self._due and self._due[0][0] == when:
+            heapq.heappop(self._due)[2]()
 
     def rest(self) -> None:
         """Turn the kernel until it would sleep; then everybody looks at what has come of it."""
@@ -74,10 +79,12 @@ class Clockwork:
                 kernel.turn()
             else:
                 self.sim.kernel_turn()
-            if kernel.timeout() != 0.0:
+            timeout = kernel.timeout()
+            if timeout != 0.0:
                 break
         else:
             raise AssertionError(f"the kernel turns {MOST_TURNS} times at one moment")
+        self._deadline = None if timeout is None else self.now + timeout
         for route in list(self.sim.front.sent):
             self.readers[route]()
         for watcher in self.watchers:

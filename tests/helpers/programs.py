@@ -161,7 +161,9 @@ class Program:
         self.world.fresh.add(self)
         if self._awaited is not None and self._awaited.done:
             self._awaited = None
-            self.work.after(self.random.uniform(0, REACTION_S), self.go_on)
+            at = self.work.now + self.random.uniform(0, REACTION_S)
+            grain = self.world.grain_s
+            self.work.at(round(at / grain) * grain if grain else at, self.go_on)
 
     def _follow(self, stream: Stream) -> None:
         reply, owned = stream.reply, stream.owned
@@ -240,6 +242,7 @@ class World:
         self.appended: set[Owned] = set()  # got ids that no infer has come for yet
         self.fresh: set[Program] = set()  # have made calls since the kernel was at rest
         self.seeds = count(1)
+        self.grain_s = 0.0  # what programs do is rounded to this, so that thousands act at once
 
     def start(
         self, script: Callable[[Program], Script], name: str, at: float = 0.0, uid: int = UID

@@ -9,6 +9,7 @@ floods, trees of forks; besides, an operator stops, lets go on, kills and deafen
 import sys
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 from random import Random
 from typing import NamedTuple
 
@@ -26,7 +27,9 @@ from tests.helpers.sim import Clock, Reply, Sim
 from tests.helpers.truth import Truth
 
 VOCAB = 4096
-CHECKS = 16
+PATIENCE_S = 2.0
+"""Without a part of a step, under a policy that lets nobody starve."""
+CHECKS = 24
 """Events between two looks at everything that Sim.check looks at."""
 
 
@@ -69,11 +72,24 @@ class Scenario:
         self.batches = Batches(self.world)
         room = min(ground.prefill_chunk, 16) if ground.target_us else ground.prefill_chunk
         self.truth = Truth(self.world, self.batches, ground.budgets, room)
-        self.work.watchers.append(self.truth.look)
-        self.work.watchers.append(self._check)
+        self.patience_s = PATIENCE_S if isinstance(policy, Fair) else inf
+        self.longest_s = 0.0  # that a task has waited for its part of a step
+        self.work.watchers += [self.truth.look, self._check_waits, self._check]
+
+    def _check_waits(self) -> None:
+        """No task that could run goes without, while others are served."""
+        served: dict[Program, float] = {}
+        for stream in self.world.streams.values():
+            program = stream.owned.program
+            if stream.accepted and not (program.stopped or program.deaf):
+                served[program] = max(served.get(program, 0.0), stream.served)
+        for program, since in served.items():
+            waited = self.work.now - since
+            assert waited <= self.patience_s, f"{program.name} got nothing for {waited:.3f} s"
+            self.longest_s = max(self.longest_s, waited)
 
     def _check(self) -> None:
-        if self.work.events % CHECKS == 0:
+        if self.work.events % max(CHECKS, len(self.world.by_pid)) == 0:
             self.sim.check()
             self.truth.check_shares()
 
@@ -218,6 +234,31 @@ class Operator:
         other.may_run()
 
 
+# --- thousands ----------------------------------------------------------------------------------
+
+
+def now_and_then(program: Program) -> Script:
+    """One of thousands: short turns with long waits between them."""
+    random = program.random
+    yield program.hello()
+    owned = program.alloc()
+    yield program.append(owned, program.ids(4))
+    while True:
+        yield round(random.uniform(0.0, 4.0), 2)
+        yield program.infer(owned, random.randint(1, 4), program.ids(random.randint(1, 12)))
+
+
+def thousands(seed: int, count: int, policy: Policy | None = None) -> Scenario:
+    """Return a scenario of many tasks, of which few run at a time; they come hundreds at once."""
+    budgets = Budgets(512, 128)
+    ground = Ground(4 * count, 128, 30_000, Latency(3000.0, 50.0, 100.0, 0.01), budgets)
+    scenario = Scenario(seed, ground, policy)
+    scenario.world.grain_s = 0.01
+    for number in range(count):
+        scenario.world.start(now_and_then, f"one{number}", number // 500 * 0.001)
+    return scenario
+
+
 # --- running ------------------------------------------------------------------------------------
 
 
@@ -251,7 +292,7 @@ def play(seed: int, events: int, policy: Policy | None = None) -> Scenario:
     return scenario
 
 
-EVENTS = 250
+EVENTS = 160
 """Of a scenario, if nothing else is said: a few seconds of its clock."""
 
 
@@ -264,7 +305,8 @@ def main() -> None:
             print(error)
             continue
         seen: Counter[str] = scenario.truth.seen
-        print(seed, scenario.work.now, scenario.batches.steps, dict(seen))
+        steps, longest = scenario.batches.steps, round(scenario.longest_s, 3)
+        print(f"{seed}: {steps} steps, {longest} s the longest wait, {dict(seen)}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from kernel import sys_task
+from kernel.policies.fair import Fair
 from kernel.request import Request, RequestState
 from kernel.sched import Scheduler
 from kernel.task import Task
-from tests.helpers.scenario import EVENTS, play
+from tests.helpers.scenario import EVENTS, play, thousands
 
 STATES = (
     "S program", "S client", "T signal", "P", "R", "Q step", "D blocks", "D copies",
@@ -38,6 +39,15 @@ def test_a_seed_gives_the_same_again() -> None:
     assert first.truth.seen == again.truth.seen
     assert first.work.now == again.work.now
     assert [s.times for s in first.world.finished] == [s.times for s in again.world.finished]
+
+
+def test_ten_thousand_tasks() -> None:
+    scenario = thousands(1, 10_000, Fair())
+    scenario.work.run(events=350)
+    assert len(scenario.world.by_pid) == 10_000
+    assert scenario.batches.steps > 10
+    assert len(scenario.world.streams) > 200, "so few wait that nothing is shared out"
+    scenario.leave()
 
 
 # --- ps that does not tell the truth ------------------------------------------------------------
@@ -113,9 +123,25 @@ def a_request_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scheduler, "_bring", lambda self, request, start, dry: dry)
 
 
+def a_task_starves(patch: pytest.MonkeyPatch) -> None:
+    """It is stopped behind its back, and ps is told to say what it would say anyway."""
+    order = Fair.order
+
+    def without(self: Fair, requests: Any) -> Any:
+        return order(self, [r for r in requests if r.rank.name != "4"])
+
+    patch.setattr(Fair, "order", without)
+    patch.setattr("tests.helpers.truth.Truth.look", lambda truth: _follow(truth))
+
+
+def _follow(truth: Any) -> None:
+    truth.world.settle()
+    truth.batches.identify()
+
+
 PLANTS: list[Plant] = [
     blocks_of_a_plan_before, waits_for_blocks_that_have_come, stopped_and_shown_as_running,
-    ids_counted_late, shared_blocks_counted_whole, a_request_is_forgotten,
+    ids_counted_late, shared_blocks_counted_whole, a_request_is_forgotten, a_task_starves,
 ]  # fmt: skip
 
 

@@ -332,18 +332,22 @@ def test_thousands_end_in_slices_and_stop_at_once() -> None:
     sim = Sim(max_tasks=6000, max_contexts=6000)
     shell, other = sim.client(), sim.client()
     root = child_of(shell)
+    first = child_of(root)
     mine = other.send("infer", other.context([7]), 400, 0.0)
     for _ in range(3000):
         root.send("spawn", "x")
+    last = child_of(root)
     sim.until(lambda: all(reply.done for reply in root.calls.values()))
-    running = root.send("infer", root.context([1]), 500, 0.0)
-    sim.until(lambda: len(running.tokens) > 3)
+    programs = (root, first, last)
+    running = [client.send("infer", client.context([1]), 500, 0.0) for client in programs]
+    sim.until(lambda: all(len(infer.tokens) > 3 for infer in running))
     reply = shell.send("kill", pid_of(root), int(Sig.KILL), True)
     sim.turn(pump=0)
     assert not reply.done, "it takes more than one turn"
-    count, before = len(running.tokens), len(mine.tokens)
+    sim.turn()
+    count, before = [len(infer.tokens) for infer in running], len(mine.tokens)
     sim.until(lambda: reply.done)
-    assert reply.result.tasks == 3001 and len(running.tokens) <= count + 1
+    assert reply.result.tasks == 3003 and [len(infer.tokens) for infer in running] == count
     assert len(mine.tokens) > before + 5
     assert len(sim.system.tasks) == 4 and shell.ask("wait").result.reason == "KILL"
     sim.leave()

@@ -238,6 +238,7 @@ def test_term_with_a_grace_is_told_and_ends_when_it_is_over(sim: Sim) -> None:
         kill(shell, Sig.TERM, pid)
     assert infer.result.finish == Finish.CANCELLED, "the program has its attention back"
     assert told(polite) == told(deaf) == [Sig.TERM]
+    assert sim.kernel.timeout() is not None, "it wakes up for that by itself"
     assert polite.ask("append", handle, ids=[5]).errno == 0, "and can still tidy up"
     sim.clock.now += 3.0
     kill(shell, Sig.TERM, pids[0])
@@ -248,7 +249,7 @@ def test_term_with_a_grace_is_told_and_ends_when_it_is_over(sim: Sim) -> None:
     kill(shell, Sig.TERM, pids[1])
     sim.clock.now += 1.2  # asking again is no new grace
     sim.turn()
-    assert shell.ask("wait", pids[1]).result[1:] == (143, "TERM")
+    assert shell.ask("wait", pids[1], True).result[1:] == (143, "TERM")
     assert sim.kernel.timeout() is None
 
 
@@ -346,6 +347,10 @@ def test_thousands_end_in_slices_and_stop_at_once() -> None:
     assert not reply.done, "it takes more than one turn"
     sim.turn()
     count, before = [len(infer.tokens) for infer in running], len(mine.tokens)
+    other.send("kill", pid_of(first), int(Sig.CONT))
+    stray = sim.client(hello=False).send("hello", "x", root.calls[5].result.ticket)
+    sim.turn()
+    assert stray.errno == Errno.ESTALE and not reply.done, "they are there, and begin nothing"
     sim.until(lambda: reply.done)
     assert reply.result.tasks == 3003 and [len(infer.tokens) for infer in running] == count
     assert len(mine.tokens) > before + 5

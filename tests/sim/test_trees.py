@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from kernel.account import MAX_DEPTH
-from syscalls.abi import Event, Finish, Sig
+from syscalls.abi import Event, Finish, Resource, Sig
 from syscalls.errors import Errno
 from tests.helpers.oracle import expected
 from tests.helpers.sim import Reply, Sim, SimClient
@@ -400,3 +400,56 @@ def test_ten_thousand_children_are_waited_for_one_by_one() -> None:
     waits = [reply.result.pid for reply in shell.calls.values() if reply.name == "wait"]
     assert sorted(waits[1:]) == sorted(pids - {max(pids)})[:300]
     sim.leave()
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+def limit(by: SimClient, resource: Resource, hard: float, group: str) -> None:
+    assert by.ask("set_limit", resource.value, None, hard, 0, group).errno == 0
+
+
+def test_what_comes_into_a_group_counts_there_and_no_more_where_it_was(sim: Sim) -> None:
+    shell, other = sim.client(), sim.client()
+    job = child_of(shell, group="jobs")
+    worker = child_of(job)
+    other.ask("group", 0, "lab")
+    worker.context(list(range(40)))
+    sim.settle()
+    shell_usage = task_of(shell).account.usage
+    lab = sim.system.tasks.accounts.find_group(1000, "lab")
+    assert lab is not None
+    assert (shell_usage.tasks, shell_usage.contexts, shell_usage.blocks[1]) == (3, 1, 3)
+    for resource, hard in (
+        (Resource.CHILDREN, 2), (Resource.CONTEXTS, 0), (Resource.DEPTH, 1),
+        (Resource.DEVICE_BLOCKS, 2),
+    ):  # fmt: skip
+        limit(shell, resource, hard, "lab")
+        refused = other.ask("group", pid_of(job), "lab")
+        assert refused.errno == Errno.EDQUOT and "group lab" in refused.message, resource
+        limit(shell, resource, hard + 1, "lab")
+    assert (shell_usage.tasks, lab.usage.tasks) == (3, 1), "nothing has moved"
+    assert other.ask("group", pid_of(job), "lab").errno == 0
+    assert (shell_usage.tasks, shell_usage.contexts, shell_usage.blocks[1]) == (1, 0, 0)
+    assert (lab.usage.tasks, lab.usage.contexts, lab.usage.blocks[1]) == (3, 1, 3)
+    assert job.ask("spawn", "x").errno == Errno.EDQUOT
+    assert worker.ask("fork_task", "x").errno == Errno.EDQUOT
+    assert worker.ask("alloc_ctx", worker.new_handle()).errno == Errno.EDQUOT
+    assert other.ask("group", pid_of(job), "inner").errno == 0, "it is in lab as before"
+    assert (lab.usage.tasks, lab.usage.blocks[1]) == (3, 3)
+    worker.ask("exit")
+    assert (lab.usage.tasks, lab.usage.contexts, lab.usage.blocks[1]) == (2, 0, 0)
+
+
+def test_the_limit_of_a_group_is_for_who_is_born_into_it(sim: Sim) -> None:
+    shell = sim.client()
+    first = child_of(shell, group="jobs")
+    limit(shell, Resource.CHILDREN, 1, "jobs")
+    assert shell.ask("spawn", "x", False, 0, "jobs").errno == Errno.EDQUOT
+    assert shell.ask("spawn", "x").errno == 0, "beside it there is room"
+    first.context([1])
+    limit(shell, Resource.CHILDREN, 9, "jobs")
+    limit(shell, Resource.CONTEXTS, 1, "jobs")
+    refused = first.ask("fork_task", "x")
+    assert refused.errno == Errno.EDQUOT and "contexts" in refused.message
+    assert len(sim.system.tasks) == 4 and sim.system.num_contexts == 1

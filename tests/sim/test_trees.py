@@ -334,6 +334,7 @@ def test_thousands_end_in_slices_and_stop_at_once() -> None:
     shell, other = sim.client(), sim.client()
     root = child_of(shell)
     first = child_of(root)
+    ticket = first.ask("spawn", "late").result.ticket
     mine = other.send("infer", other.context([7]), 400, 0.0)
     for _ in range(3000):
         root.send("spawn", "x")
@@ -348,11 +349,11 @@ def test_thousands_end_in_slices_and_stop_at_once() -> None:
     sim.turn()
     count, before = [len(infer.tokens) for infer in running], len(mine.tokens)
     other.send("kill", pid_of(first), int(Sig.CONT))
-    stray = sim.client(hello=False).send("hello", "x", root.calls[5].result.ticket)
+    stray = sim.client(hello=False).send("hello", "late", ticket)
     sim.turn()
     assert stray.errno == Errno.ESTALE and not reply.done, "they are there, and begin nothing"
     sim.until(lambda: reply.done)
-    assert reply.result.tasks == 3003 and [len(infer.tokens) for infer in running] == count
+    assert reply.result.tasks == 3004 and [len(infer.tokens) for infer in running] == count
     assert len(mine.tokens) > before + 5
     assert len(sim.system.tasks) == 4 and shell.ask("wait").result.reason == "KILL"
     sim.leave()

@@ -2,7 +2,8 @@
 
 A tree is a task with what it has made, and what these have made. Parents end before their children,
 which go to init then; their accounts do not (kernel/account.py), so whoever has been made below a
-task is found below its account. A child that stands in another group is found by its parent.
+task is found below its account. A child that stands in another group is found by its parent, and
+what it has made with it, as long as that can wait for it.
 """
 
 from kernel.account import Account, Kind

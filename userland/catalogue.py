@@ -27,7 +27,9 @@ ENTRIES: dict[str, Entry] = {
         ("the socket's directory, or the kernel, is another user's",
          "the directory of the socket is open to others (mode other than 700)",
          "the call is for the uid that the kernel runs as, or pid 1 was to be killed",
-         "the context was opened through a grant without the right that the message names"),
+         "the context was opened through a grant without the right that the message names",
+         "a task was to leave a group or a limit that whoever asks for it stands below, too",
+         "a nice below one's own is for the user whom the kernel runs as"),
         ("llmos doctor says whose directory it is", "chmod 700 DIRECTORY, or set LLMOS_HOME")),
     "ENOENT": Entry(
         ("no model of that name is loaded or installed", "you have no save of that name",

@@ -10,7 +10,7 @@ from typing import Any
 
 from syscalls.abi import PoolRow, TaskRow
 from userland import glyphs, view
-from userland.bin.ps import kv_total, percent, user, waits_for
+from userland.bin.ps import branch, forest, kv_total, percent, user, waits_for
 from userland.rates import Rates, Sample, TaskRates, rates_of
 from userland.view import Column, count, size
 
@@ -35,6 +35,7 @@ class TopModel:
     def __init__(self, processors: int) -> None:
         self.sort = "P"
         self.paused = False
+        self.tree = False  # children behind their parents
         self.selected: int | None = None  # pid
         self.now: Sample | None = None
         self.rates_now: Rates | None = None
@@ -58,9 +59,14 @@ class TopModel:
     @property
     def tasks(self) -> list[TaskRow]:
         """The tasks in the order that was chosen."""
+        return self._arranged()[0]
+
+    def _arranged(self) -> tuple[list[TaskRow], dict[int, int]]:
+        """Return the tasks in order, and how deep each is in the tree, if that is drawn."""
         assert self.now is not None
         _, key = SORTS[self.sort]
-        return sorted(self.now.tasks, key=lambda task: key(self, task), reverse=True)
+        rows = sorted(self.now.tasks, key=lambda task: key(self, task), reverse=True)
+        return forest(rows) if self.tree else (rows, {})
 
     def select(self, step: int) -> None:
         """Move the selection; it stays with its task when the order changes."""
@@ -76,7 +82,7 @@ class TopModel:
         rows = self.now.tasks if self.now is not None else []
         return next((row for row in rows if row.pid == self.selected), None)
 
-    def columns(self) -> list[Column]:
+    def columns(self, depth: dict[int, int]) -> list[Column]:
         """Return the columns of the table."""
         total = self._kv_total
 
@@ -98,7 +104,7 @@ class TopModel:
             Column("swp", "SWP", lambda t: f"{t.swapped:,.1f}", spare=True),
             Column("wait", "WAIT", waits_for, left=True),
             Column("age", "AGE", lambda t: view.age(t.age_s)),
-            Column("name", "NAME", lambda t: t.name, left=True),
+            Column("name", "NAME", lambda t: branch(depth.get(t.pid, 0)) + t.name, left=True),
         ]
 
     @property
@@ -108,7 +114,8 @@ class TopModel:
 
     def table(self, width: int) -> list[str]:
         """Return the table, its header first."""
-        return view.lines_of(self.columns(), self.tasks, width)
+        rows, depth = self._arranged()
+        return view.lines_of(self.columns(depth), rows, width)
 
     # --- the kernel ---------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from tests.helpers.smollm2 import kernel_options
 from userland.agents.map_reduce import cut
 
 BEST, MAP = "userland/agents/best_of_n.py", "userland/agents/map_reduce.py"
+PANEL = "userland/agents/panel.py"
 BOAT = "Name a boat that is always late."
 RIVERS = " ".join(f"River {n} is {n} miles long and very cold in winter." for n in range(60))
 
@@ -94,6 +95,16 @@ def test_a_file_longer_than_a_part(home: Path, tmp_path: Path) -> None:
     assert piped.stdout == done.stdout
 
 
+def test_a_panel_is_forks_of_one_reader(kernel: Daemon, home: Path) -> None:
+    how = ("--max-tokens", "8", "--seed", "1", "-r", "a lawyer", "-r", "a child")
+    done = run(home, PANEL, *how, "Is that cold?", stdin=RIVERS[:200])
+    assert done.returncode == 0, done.stderr
+    said = [line.partition(":") for line in done.stdout.splitlines() if ":" in line]
+    assert [role for role, _, _ in said] == ["a lawyer", "a child"] and all(a for *_, a in said)
+    with kernel.connect() as task:
+        assert len(task.ps()) == 2 and not task.contexts(), "nothing is left"
+
+
 @pytest.mark.parametrize(
     ("words", "stdin", "why"),
     [
@@ -101,6 +112,7 @@ def test_a_file_longer_than_a_part(home: Path, tmp_path: Path) -> None:
         ((MAP, "What?"), " \n", "is empty"),
         ((MAP, "--note", "100", "--part", "150", "What?"), "text", "no longer than two notes"),
         ((BEST, "-n", "0", "What?"), None, "not in the range"),
+        ((PANEL, "What?"), " \n", "is empty"),
     ],
 )
 def test_mistakes_are_usage_errors(

@@ -115,6 +115,17 @@ def test_the_order_and_who_is_selected() -> None:
     assert model.selected == 42, "whoever is first, if it has ended"
 
 
+def test_a_tree_has_children_behind_their_parents_in_the_order_that_was_chosen() -> None:
+    model = TopModel(2)
+    model.feed(sample())
+    model.tree = True
+    for key, pids in (("N", [1, 41, 42, 43, 57]), ("M", [1, 41, 42, 43, 57])):
+        model.sort = key
+        assert [task.pid for task in model.tasks] == pids
+    names = [line.split()[-1] for line in model.table(200)[1:]]
+    assert names == ["init", "\\_llmsh", "\\_formal", "\\_casual", "\\_researcher"]
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
 @pytest.mark.parametrize("fancy", [True, False])
 def test_what_is_above_the_table_fits(width: int, fancy: bool) -> None:
@@ -230,7 +241,9 @@ def test_keys(kernel: FakeKernel, tmp_path: Path) -> None:
         assert shown.splitlines()[-1].startswith("q quit")
         assert max(map(len, shown.splitlines())) <= 80
         person.see(r"decode .* tok/s +prefill")
-        person.child.send("T")
+        person.child.send("V")
+        person.see(r"\\_llmsh.*\n.*  \\_")
+        person.child.send("vT")
         person.see(r"PID USER.*\n    ?1 ")
         person.child.send("\x1b[B")
         person.see(r"^> +1 ")

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from kernel.account import MAX_DEPTH
-from syscalls.abi import Event, Finish, Sig
+from syscalls.abi import Event, Finish, Resource, Sig
 from syscalls.errors import Errno
 from tests.helpers.oracle import expected
 from tests.helpers.sim import Reply, Sim, SimClient
@@ -238,6 +238,7 @@ def test_term_with_a_grace_is_told_and_ends_when_it_is_over(sim: Sim) -> None:
         kill(shell, Sig.TERM, pid)
     assert infer.result.finish == Finish.CANCELLED, "the program has its attention back"
     assert told(polite) == told(deaf) == [Sig.TERM]
+    assert sim.kernel.timeout() is not None, "it wakes up for that by itself"
     assert polite.ask("append", handle, ids=[5]).errno == 0, "and can still tidy up"
     sim.clock.now += 3.0
     kill(shell, Sig.TERM, pids[0])
@@ -248,7 +249,7 @@ def test_term_with_a_grace_is_told_and_ends_when_it_is_over(sim: Sim) -> None:
     kill(shell, Sig.TERM, pids[1])
     sim.clock.now += 1.2  # asking again is no new grace
     sim.turn()
-    assert shell.ask("wait", pids[1]).result[1:] == (143, "TERM")
+    assert shell.ask("wait", pids[1], True).result[1:] == (143, "TERM")
     assert sim.kernel.timeout() is None
 
 
@@ -332,18 +333,27 @@ def test_thousands_end_in_slices_and_stop_at_once() -> None:
     sim = Sim(max_tasks=6000, max_contexts=6000)
     shell, other = sim.client(), sim.client()
     root = child_of(shell)
+    first = child_of(root)
+    ticket = first.ask("spawn", "late").result.ticket
     mine = other.send("infer", other.context([7]), 400, 0.0)
     for _ in range(3000):
         root.send("spawn", "x")
+    last = child_of(root)
     sim.until(lambda: all(reply.done for reply in root.calls.values()))
-    running = root.send("infer", root.context([1]), 500, 0.0)
-    sim.until(lambda: len(running.tokens) > 3)
+    programs = (root, first, last)
+    running = [client.send("infer", client.context([1]), 500, 0.0) for client in programs]
+    sim.until(lambda: all(len(infer.tokens) > 3 for infer in running))
     reply = shell.send("kill", pid_of(root), int(Sig.KILL), True)
     sim.turn(pump=0)
     assert not reply.done, "it takes more than one turn"
-    count, before = len(running.tokens), len(mine.tokens)
+    sim.turn()
+    count, before = [len(infer.tokens) for infer in running], len(mine.tokens)
+    other.send("kill", pid_of(first), int(Sig.CONT))
+    stray = sim.client(hello=False).send("hello", "late", ticket)
+    sim.turn()
+    assert stray.errno == Errno.ESTALE and not reply.done, "they are there, and begin nothing"
     sim.until(lambda: reply.done)
-    assert reply.result.tasks == 3001 and len(running.tokens) <= count + 1
+    assert reply.result.tasks == 3004 and [len(infer.tokens) for infer in running] == count
     assert len(mine.tokens) > before + 5
     assert len(sim.system.tasks) == 4 and shell.ask("wait").result.reason == "KILL"
     sim.leave()
@@ -391,3 +401,56 @@ def test_ten_thousand_children_are_waited_for_one_by_one() -> None:
     waits = [reply.result.pid for reply in shell.calls.values() if reply.name == "wait"]
     assert sorted(waits[1:]) == sorted(pids - {max(pids)})[:300]
     sim.leave()
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+def limit(by: SimClient, resource: Resource, hard: float, group: str) -> None:
+    assert by.ask("set_limit", resource.value, None, hard, 0, group).errno == 0
+
+
+def test_what_comes_into_a_group_counts_there_and_no_more_where_it_was(sim: Sim) -> None:
+    shell, other = sim.client(), sim.client()
+    job = child_of(shell, group="jobs")
+    worker = child_of(job)
+    other.ask("group", 0, "lab")
+    worker.context(list(range(40)))
+    sim.settle()
+    shell_usage = task_of(shell).account.usage
+    lab = sim.system.tasks.accounts.find_group(1000, "lab")
+    assert lab is not None
+    assert (shell_usage.tasks, shell_usage.contexts, shell_usage.blocks[1]) == (3, 1, 3)
+    for resource, hard in (
+        (Resource.CHILDREN, 2), (Resource.CONTEXTS, 0), (Resource.DEPTH, 1),
+        (Resource.DEVICE_BLOCKS, 2),
+    ):  # fmt: skip
+        limit(shell, resource, hard, "lab")
+        refused = other.ask("group", pid_of(job), "lab")
+        assert refused.errno == Errno.EDQUOT and "group lab" in refused.message, resource
+        limit(shell, resource, hard + 1, "lab")
+    assert (shell_usage.tasks, lab.usage.tasks) == (3, 1), "nothing has moved"
+    assert other.ask("group", pid_of(job), "lab").errno == 0
+    assert (shell_usage.tasks, shell_usage.contexts, shell_usage.blocks[1]) == (1, 0, 0)
+    assert (lab.usage.tasks, lab.usage.contexts, lab.usage.blocks[1]) == (3, 1, 3)
+    assert job.ask("spawn", "x").errno == Errno.EDQUOT
+    assert worker.ask("fork_task", "x").errno == Errno.EDQUOT
+    assert worker.ask("alloc_ctx", worker.new_handle()).errno == Errno.EDQUOT
+    assert other.ask("group", pid_of(job), "inner").errno == 0, "it is in lab as before"
+    assert (lab.usage.tasks, lab.usage.blocks[1]) == (3, 3)
+    worker.ask("exit")
+    assert (lab.usage.tasks, lab.usage.contexts, lab.usage.blocks[1]) == (2, 0, 0)
+
+
+def test_the_limit_of_a_group_is_for_who_is_born_into_it(sim: Sim) -> None:
+    shell = sim.client()
+    first = child_of(shell, group="jobs")
+    limit(shell, Resource.CHILDREN, 1, "jobs")
+    assert shell.ask("spawn", "x", False, 0, "jobs").errno == Errno.EDQUOT
+    assert shell.ask("spawn", "x").errno == 0, "beside it there is room"
+    first.context([1])
+    limit(shell, Resource.CHILDREN, 9, "jobs")
+    limit(shell, Resource.CONTEXTS, 1, "jobs")
+    refused = first.ask("fork_task", "x")
+    assert refused.errno == Errno.EDQUOT and "contexts" in refused.message
+    assert len(sim.system.tasks) == 4 and sim.system.num_contexts == 1

@@ -1,16 +1,21 @@
 """Programs that fork themselves, in a real kernel: what the child finds, and how both end."""
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import syscalls
-from syscalls import EPERM, ESRCH, Access, Signalled, Task, aio
-from syscalls.abi import Sig
-from syscalls.conversation import Turn
-from tests.helpers.daemon import NULL, Daemon, daemon, eventually
+from syscalls import EPERM, ESRCH, Access, Signalled, Task, aio, turnmarks
+from syscalls.abi import MAX_NOTE, AllocCtxResult, Sig
+from syscalls.ctxflow import ContextFlow
+from syscalls.heritage import marks_of, packed
+from tests.helpers.daemon import Daemon, eventually
+from tests.helpers.shell import talking
 
 CHILD = """
 import sys, syscalls
@@ -23,7 +28,9 @@ with syscalls.connect("twin") as task:
 """
 POLITE = """
 import sys, syscalls
-from syscalls.abi import Sig
+from syscalls.abi import MAX_NOTE, AllocCtxResult, Sig
+from syscalls.ctxflow import ContextFlow
+from syscalls.heritage import marks_of, packed
 task = syscalls.connect("polite", grace_s=30)
 print("ready", flush=True)
 try:
@@ -37,7 +44,7 @@ except syscalls.ECANCELED:
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     home = tmp_path_factory.mktemp("home")
-    with daemon(home, *NULL, "null:vocab=251") as running:
+    with talking(home) as running:
         running.host_pid()
         yield running
 
@@ -77,16 +84,28 @@ def test_what_is_inherited_is_a_context_like_others(kernel: Daemon, task: Task) 
     assert task.inherited == []
 
 
-def test_messages_of_a_chat_go_along(kernel: Daemon, task: Task) -> None:
-    """The null driver has no template: what the note says of them is what is tested."""
-    context = task.alloc_ctx()
-    context.append([1, 2, 3, 4])
-    context.flow.conversation.said("user", "", 2)
-    context.flow.conversation.said("assistant", "", 4)
-    child = task.fork("twin")
-    with kernel.connect(ticket=child.ticket) as twin:
-        assert twin.inherited[0].turns == (Turn("user", "", 2), Turn("assistant", "", 4))
-    child.wait()
+def test_a_chat_goes_on_in_the_child(kernel: Daemon, task: Task) -> None:
+    context = task.alloc_ctx(system="You are brief.")
+    context.user("Hello")
+    context.infer(max_tokens=4, temperature=0).read()
+    context.user("And now?")
+    children = [task.fork("twin") for _ in range(2)]
+    with kernel.connect(ticket=children[0].ticket) as twin:
+        (own,) = twin.inherited
+        assert own.turns == context.turns and len(own.turns) == 4
+        said = own.infer(max_tokens=4, temperature=0).read()
+        own.user("Once more")
+        length = own.length
+    assert context.infer(max_tokens=4, temperature=0).read() == said
+    context.user("Once more")
+    assert context.length == length
+    with kernel.connect(ticket=children[1].ticket) as twin:
+        assert [turn.text for turn in twin.inherited[0].turns][::3] == [
+            "You are brief.",
+            "And now?",
+        ]
+    for child in children:
+        assert child.wait().reason == "exit"
 
 
 def test_the_asyncio_twin_forks_too(kernel: Daemon, task: Task) -> None:
@@ -128,12 +147,11 @@ def test_groups_nice_and_signals_of_the_library(kernel: Daemon, task: Task) -> N
             program.group(None)
         assert task.group(None, child.pid) == ""
         assert task.kill(task.pid, Sig.HUP, tree=True) == 2
+        program.stat()
         assert program.events() == [Signalled(Sig.HUP)]
 
 
 def test_a_program_with_a_grace_tidies_up_after_term(task: Task) -> None:
-    import subprocess
-
     child = task.spawn([sys.executable, "-c", POLITE], stdout=subprocess.PIPE)
     assert child.process is not None and child.process.stdout is not None
     assert child.process.stdout.readline() == b"ready\n"
@@ -144,8 +162,6 @@ def test_a_program_with_a_grace_tidies_up_after_term(task: Task) -> None:
 
 
 def test_a_note_is_believed_only_if_it_fits() -> None:
-    from syscalls.heritage import marks_of
-
     for note in (b"", b"\x01", b"\x02\x91", b"\x01\xc1", b"\x01\x91\x93\x01\x02\x03", b"\x01\x05",
                  b"\x01\x91\x92\xa1x\xc4\x00", b"\x01\x91\x92\x01\x02", b"\x01\x91\x92\x90\xc4\x00",
                  b"\x01" + b"\x91" * 40_000):  # fmt: skip
@@ -153,17 +169,15 @@ def test_a_note_is_believed_only_if_it_fits() -> None:
     assert marks_of(b"\x01\x91\x92\x07\xc4\x01x") == {7: b"x"}
 
 
-def test_marks_of_many_chats_fit_the_note(kernel: Daemon, task: Task) -> None:
-    contexts = [task.alloc_ctx() for _ in range(60)]
-    for context in contexts:
-        context.append(list(range(200)))
+def test_marks_of_many_chats_fit_the_note() -> None:
+    caller: Any = SimpleNamespace(enter=lambda context: None)
+    about = AllocCtxResult("null", 8192, 16)
+    chats = [ContextFlow(caller, handle, about) for handle in range(60)]
+    for chat in chats:
         for length in range(1, 200):
-            context.flow.conversation.said("user", "", length)
-    child = task.fork("twin")
-    with kernel.connect(ticket=child.ticket) as twin:
-        turns = [len(context.turns) for context in twin.inherited]
-        assert len(turns) == 60 and min(turns) > 100, "the newest ones"
-        assert twin.inherited[-1].turns[-1].length == 199
-    child.wait()
-    for context in contexts:
-        context.free()
+            chat.conversation.said("user", "", length)
+    note = packed(chats)
+    assert len(note) <= MAX_NOTE
+    marks = {handle: turnmarks.marks_of(extra, 199) for handle, extra in marks_of(note).items()}
+    assert list(marks) == list(range(60))
+    assert all(rows[-1].end == 199 and len(rows) > 100 for rows in marks.values()), "the newest"

@@ -69,12 +69,16 @@ class Facts:
         return "-" if not rate else f"{rate:.1f}"
 
 
+def branch(depth: int) -> str:
+    """Return what stands before the name of a task that is so deep in a tree."""
+    return "  " * max(0, depth - 1) + ("\\_" if depth else "")
+
+
 def task_columns(facts: Facts) -> list[Column]:
     """Return the columns of tasks."""
 
     def name(task: TaskRow) -> str:
-        depth = facts.depth.get(task.pid, 0)
-        return "  " * max(0, depth - 1) + ("\\_" if depth else "") + task.name
+        return branch(facts.depth.get(task.pid, 0)) + task.name
 
     return [
         Column("pid", "PID", lambda t: str(t.pid), sort=lambda t: t.pid),

@@ -18,7 +18,7 @@ from userland.topscreen import Line, Screen
 FIRST_S = 0.5
 """Until the second look, with which there are rates."""
 COLORS = {"R": "green", "P": "green", "Q": "yellow", "D": "yellow", "T": "blue", "Z": "dim"}
-KEYS = "q quit  P M T N sort  up/down select  k kill  space pause  +/- interval"
+KEYS = "q quit  P M T N sort  V tree  up/down select  k kill  space pause  +/- interval"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +47,7 @@ KEYS = "q quit  P M T N sort  up/down select  k kill  space pause  +/- interval"
     show_default=True,
     help="What comes first.",
 )
+@click.option("--tree", is_flag=True, help="Children below their parents.")
 @json_option
 @click.pass_context
 @pass_desk
@@ -57,6 +58,7 @@ def top(
     batch: bool,
     frames: int | None,
     sort: str,
+    tree: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Show what the kernel is doing, as it does it.
@@ -79,10 +81,12 @@ def top(
     looks. --json is one frame a line.
 
     \b
-    Keys: q quit; P M T N sort by tok/s, blocks, age, pid; up, down, page up, page down select;
-    k ends the selected task, once you say y; space pauses; + and - change the interval.
+    Keys: q quit; P M T N sort by tok/s, blocks, age, pid; V as a tree, and back; up, down,
+    page up, page down select; k ends the selected task, once you say y; space pauses;
+    + and - change the interval.
     """
     model = TopModel(len(os.sched_getaffinity(0)))
+    model.tree = tree
     model.sort = next(key for key, (name, _) in SORTS.items() if name == sort)
     if as_json or batch or not desk.out.isatty():
         given = context.get_parameter_source("delay") is not click.core.ParameterSource.DEFAULT
@@ -162,6 +166,8 @@ class _Session:
             model.select(1 if key == "down" else -1)
         elif key in ("page up", "page down"):
             model.select(10 if key == "page down" else -10)
+        elif key in ("v", "V"):
+            model.tree = not model.tree
         elif key == " ":
             model.paused = not model.paused
         elif key in "+-":

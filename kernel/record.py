@@ -13,9 +13,12 @@ from kernel import journal
 from kernel.answer import ModelSpec
 from kernel.errand import PAUSE
 from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, Reader, TaskEntry
+from kernel.limits import unpack
+from kernel.quota import watch
 from kernel.standing import Standing
 from kernel.system import System, host_part
 from kernel.task import TaskState
+from kernel.usage import Counters
 from syscalls.abi import Restore
 from syscalls.errors import ECORRUPT, ENOENT, KernelError
 
@@ -152,6 +155,10 @@ def _revive(k: System, entry: TaskEntry, standing: Standing) -> None:
     task.token, task.connection = entry.token, entry.connection
     task.prompt_tokens, task.cached_tokens = entry.prompt_tokens, entry.cached_tokens
     task.output_tokens = entry.output_tokens
+    task.account.before = Counters(*entry.counters[: len(Counters._fields)])
+    task.account.begun = born
+    unpack(task.account, entry.limits)
+    watch(task.account, now)
     if entry.zombie:
         task.become(TaskState.ZOMBIE)
         task.status, task.reason, task.ended = entry.status, entry.reason, now

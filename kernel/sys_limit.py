@@ -11,7 +11,7 @@ from typing import Any
 from kernel import quota
 from kernel.account import Account, Kind
 from kernel.handler import Caller, Done
-from kernel.limits import MAX_RATE, Limit, label, used
+from kernel.limits import MAX_RATE, Limit, label, total, used
 from kernel.system import System
 from kernel.task import INIT, Task
 from syscalls.abi import LimitRow, Nothing, Resource, SetLimit, UsageRow
@@ -99,6 +99,7 @@ def _set(
         limit = limits[resource] = old or Limit(soft, hard)
         limit.soft, limit.hard, limit.told = soft, hard, False
     account.limits = limits or None
+    account.table.changes += account.kind is Kind.OWNER
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def usage_row(k: System, item: tuple[Account, Task | None]) -> Generator[int, No
     account, task = item
     usage = account.usage
     now = usage.tasks, usage.contexts, *usage.blocks[1:]
-    counters = usage.counters(account.table.now_us)
+    counters = total(account)
     return UsageRow._make((*_whose(account, task), *now, *counters, None))
 
 

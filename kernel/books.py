@@ -24,7 +24,7 @@ from kernel.journal import Counted, Limited
 from kernel.storehost import StoreState
 from kernel.system import System
 from kernel.usage import Counters
-from syscalls.abi import U32, Int
+from syscalls.abi import U32, Int, Title
 from syscalls.errors import ENOENT, KernelError
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,16 @@ class Head(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A user; or what the kernel itself had to do again."""
+    """A user, or a group of one; or what the kernel itself had to do again.
+
+    A group is there again only with a kernel that brings its tasks back.
+    """
 
     uid: U32
     system: bool
     counters: Counted
     limits: Limited
+    group: Title = ""
 
 
 # --- the loop's side --------------------------------------------------------------------------
@@ -121,7 +125,7 @@ def write(k: System) -> Steps:
     """Have the store write the books as they are now."""
     k.books.written = _marks(k)
     table = k.tasks.accounts
-    rows = [_entry(account) for account in (table.system, *table.owners())]
+    rows = [_entry(account) for account in (table.system, *table.owners(), *table.groups())]
     raw = bytearray(journal.pack(Head(FORM, len(rows))))
     for row in rows:
         raw += journal.pack(row)
@@ -135,7 +139,8 @@ def write(k: System) -> Steps:
 
 def _entry(account: Account) -> Entry:
     counters = tuple(limits.total(account))
-    return Entry(account.uid, account.kind is Kind.SYSTEM, counters, limits.pack(account))
+    group = account.name if account.kind is Kind.GROUP else ""
+    return Entry(account.uid, account.kind is Kind.SYSTEM, counters, limits.pack(account), group)
 
 
 def _read(k: System) -> Steps:
@@ -157,7 +162,11 @@ def _read(k: System) -> Steps:
     if found.state == base.SaveState.STALE:
         log.warning("the ledger of users is an old one, which was put back")
     for entry in entries:
-        _take(k, entry)
+        if entry.group:
+            k.books.groups[entry.uid, entry.group] = entry
+        else:
+            _take(k, entry)
+    take_groups(k)
 
 
 def _rows(raw: bytes) -> list[Entry]:
@@ -181,6 +190,17 @@ def _next(unpacker: Any, kind: Any) -> Any:
     if type(values) is not list:
         raise journal.Damaged("a row of it is no array")
     return journal.row_of(kind, values)
+
+
+def take_groups(k: System) -> None:
+    """Let groups that are back begin where they were: books and tasks come in any order."""
+    table = k.tasks.accounts
+    for (uid, name), entry in list(k.books.groups.items()):
+        group = table.find_group(uid, name)
+        if group is not None:
+            del k.books.groups[uid, name]
+            group.before = Counters(*entry.counters[: len(Counters._fields)])
+            limits.unpack(group, entry.limits)
 
 
 def _take(k: System, entry: Entry) -> None:

@@ -59,6 +59,7 @@ class Books:
     working: bool = False  # an errand of it is under way
     closing: bool = False  # the last write has begun
     due: float = 0.0  # when it is written next, if anything has changed
+    groups: dict[tuple[int, str], Any] = field(default_factory=dict)  # that may be back
     written: tuple[int, ...] = (0, 0, 0, 0, 0)  # what was written last
 
 

@@ -21,9 +21,9 @@ from kernel.ledger import tier_of
 from kernel.pager import Pager
 from kernel.request import Request
 from kernel.system import System
-from kernel.task import Task
+from kernel.task import tell_signal
 from kernel.usage import Tier
-from syscalls.abi import Event, Resource, Sig
+from syscalls.abi import Resource, Sig
 from syscalls.errors import KernelError
 
 Ended = tuple[Request, KernelError]
@@ -105,16 +105,8 @@ def _tell(k: System, account: Account, limit: limits.Limit, usage: float) -> Non
     if reached and not limit.told:
         for task in k.tasks:
             if not task.ended_already and task.account.is_below(account):
-                _signal(task)
+                tell_signal(task, Sig.XCPU)
     limit.told = reached
-
-
-def _signal(task: Task) -> None:
-    """Tell a task's program, now or when it comes."""
-    if task.session is None:
-        task.untold[int(Sig.XCPU)] = None
-    else:
-        task.session.emit(Event.SIGNAL, 0, int(Sig.XCPU))
 
 
 def _requests(k: System, account: Account) -> list[Request]:

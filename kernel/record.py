@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from drivers.store import base
 from kernel import journal
 from kernel.answer import ModelSpec
+from kernel.books import take_groups
 from kernel.errand import PAUSE
 from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, Reader, TaskEntry
 from kernel.limits import unpack
@@ -128,6 +129,7 @@ def _take(k: System, record: Record) -> Steps:
         if at % SLICE == SLICE - 1:
             yield PAUSE
     standing.settle()
+    take_groups(k)
     for start in range(0, len(contexts), EXPECTED):
         c.expect(contexts[start : start + EXPECTED])
         yield PAUSE

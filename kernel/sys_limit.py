@@ -50,13 +50,10 @@ def _account(k: System, caller: Caller, args: SetLimit) -> Account:
     if args.owner:
         return k.tasks.accounts.owner(uid)
     if args.group is not None:
-        found = [each for each in k.tasks.accounts.groups(uid) if each.name == args.group]
-        if not found:
+        group = k.tasks.accounts.find_group(uid, args.group)
+        if group is None:
             raise ESRCH(f"there is no group {args.group}", "llmos usage --by group lists them")
-        if len(found) > 1:
-            places = ", ".join(sorted(map(repr, found))[:4])
-            raise EINVAL(f"{len(found)} groups are named {args.group}: {places}")
-        return found[0]
+        return group
     task = k.tasks.find(args.pid) if args.pid else caller.task
     if task.uid != uid or task.ended_already:
         raise ESRCH(f"there is no task {args.pid}", "llmos ps lists them")

@@ -143,3 +143,22 @@ def test_a_kernel_without_a_state_directory_keeps_none() -> None:
     work(sim)
     shut_down(sim)
     assert written(sim) == 0
+
+
+def test_groups_that_come_back_have_their_limits_and_what_was_used() -> None:
+    files = MemoryFiles()
+    sim = boot(files)
+    client, known = program(sim)
+    operator = sim.client()
+    assert operator.ask("group", known.pid, "lab").errno == 0
+    assert operator.ask("set_limit", "output_ids", None, 8.0, 0, "lab").errno == 0
+    assert client.ask("infer", client.context([1, 2, 3]), 5, 0.0).errno == 0
+    assert sim.hibernate().errno == 0
+    sim = boot(files)
+    client, answer = sim.attach(known.pid, known.token)
+    assert answer.errno == 0 and row(client, "group").output_ids == 5
+    infer = client.ask("infer", 1, 9, 0.0)
+    assert (infer.errno, len(infer.tokens)) == (Errno.EDQUOT, 3) and "group lab" in infer.message
+    sim.leave()
+    assert sim.client().ask("group", 0, "lab").errno == 0
+    assert row(sim.clients[-1], "group").output_ids == 0, "a group that is made anew begins anew"

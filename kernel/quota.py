@@ -88,14 +88,15 @@ def enforce(k: System) -> list[Ended]:
             _tell(k, account, limit, usage)
             if limit.hard is None:
                 continue
-            error = limits.exceeded(account, resource, usage, limit.hard)
-            excess = round(usage - limit.hard)
+            excess, ends = round(usage - limit.hard), list[Request]()
             if resource in limits.STOPPING and usage >= limit.hard:
-                ended |= dict.fromkeys(_requests(k, account), error)
+                ends = _requests(k, account)
             elif resource is Resource.DEVICE_BLOCKS and excess > 0:
-                ended |= dict.fromkeys(_shrink(k, account, excess), error)
+                ends = _shrink(k, account, excess)
             elif resource in limits.BLOCKS and excess > 0:
                 _drop_copies(k, account, limits.BLOCKS[resource], excess)
+            if ends:
+                ended |= dict.fromkeys(ends, limits.exceeded(account, resource, usage, limit.hard))
     return list(ended.items())
 
 

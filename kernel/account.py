@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Any
 
 from kernel.panic import check
-from kernel.usage import Usage
+from kernel.usage import Counters, Usage
 
 MAX_DEPTH = 12
 """Accounts on the way to the root, so that a charge costs little."""
@@ -46,9 +46,8 @@ class Account:
     """One node of the tree."""
 
     __slots__ = (
-        "_children", "begun", "closed", "depth", "floor", "kind", "level", "limits", "name",
-        "nice", "own",
-        "parent", "table", "uid", "usage", "virtual",
+        "_children", "before", "begun", "closed", "depth", "floor", "kind", "level", "limits",
+        "name", "nice", "own", "parent", "table", "uid", "usage", "virtual",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +64,7 @@ class Account:
         self.parent = parent
         self.table = table
         self.usage = Usage()
+        self.before = Counters()  # used before this kernel began
         self.limits: dict[Any, Any] | None = None  # Limit by Resource (kernel/limits.py)
         self.begun = table.clock()
         self.uid = uid
@@ -125,6 +125,7 @@ class AccountTable:
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.clock = clock
         self.hot: set[Account] = set()  # that have limits, and were charged since they were checked
+        self.changes = 0  # of limits of users
         self.alarms: dict[Account, float] = {}  # when a wall clock reaches the next limit
         self.pinned: Callable[[Account], int] = lambda account: 0  # blocks
         self.coming: Callable[[Account], int] = lambda account: 0  # contexts that are being loaded

@@ -51,6 +51,18 @@ class Hibernation:
     result: ShutdownResult = field(default_factory=ShutdownResult)
 
 
+@dataclass
+class Books:
+    """How far the ledger of users is kept (kernel/books.py)."""
+
+    read: bool = False  # what the kernel before has kept is known
+    working: bool = False  # an errand of it is under way
+    closing: bool = False  # the last write has begun
+    due: float = 0.0  # when it is written next, if anything has changed
+    groups: dict[tuple[int, str], Any] = field(default_factory=dict)  # that may be back
+    written: tuple[int, ...] = (0, 0, 0, 0, 0)  # what was written last
+
+
 class Comeback:
     """What a kernel brings back of the one before it."""
 

@@ -31,6 +31,7 @@ from syscalls.abi import (
     ModelName,
     Name,
     Nice,
+    Pairs,
     Path,
     Pid,
     Real,
@@ -55,6 +56,10 @@ Count = Annotated[int, Int(0, 1 << 24)]
 _LEVEL = r"(?:@[A-Za-z0-9._-]{1,64}|[0-9]{1,15}):(?:-20|-?1?[0-9])/"
 Place = Annotated[str, Text(1024, re.compile(f"(?:{_LEVEL}){{0,12}}"))]
 Seconds = Annotated[float, Real(0.0, 1e12)]
+Counted = Annotated[tuple[int, ...], Ints(32, 0, 2**63 - 1)]
+"""Counters of an account (kernel/usage.py)."""
+Limited = Annotated[tuple[tuple[int, float], ...], Pairs(64, Int(0, 63), Real(0.0, 1e15))]
+"""Limits of an account (kernel/limits.py)."""
 
 
 class Damaged(Exception):
@@ -109,6 +114,8 @@ class TaskEntry(NamedTuple):
     nice: Nice = 0
     place: Place | None = None  # of its account (kernel/standing.py); nil: it was not told
     signals: Annotated[tuple[int, ...], Ints(64, 1, 64)] = ()  # that its program has not heard of
+    counters: Counted = ()  # what it and those below it have used (kernel/usage.py)
+    limits: Limited = ()  # likewise: resource and whether it is the hard one; how much
 
 
 class CtxEntry(NamedTuple):
@@ -156,7 +163,7 @@ def is_kernels(name: str) -> bool:
 # --- writing ----------------------------------------------------------------------------------
 
 
-def pack(row: Head | Entry) -> bytes:
+def pack(row: Any) -> bytes:
     """Return one row as bytes."""
     packed: bytes = msgpack.packb(list(row), use_bin_type=True)
     return packed
@@ -169,7 +176,7 @@ def padded(raw: bytearray) -> bytes:
 
 def checked(row: Any) -> Any:
     """Return a row that its reader will take; Damaged."""
-    return _row(type(row), list(row))
+    return row_of(type(row), list(row))
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -191,7 +198,7 @@ class Reader:
         self._handles: set[tuple[int, int]] = set()
         self._unpacker = msgpack.Unpacker(
             raw=False, strict_map_key=True, max_buffer_size=size, max_str_len=MAX_ROW,
-            max_bin_len=64, max_array_len=32, max_map_len=0, max_ext_len=0,
+            max_bin_len=64, max_array_len=64, max_map_len=0, max_ext_len=0,
         )  # fmt: skip
 
     def feed(self, part: bytes) -> Iterator[Entry]:
@@ -230,7 +237,7 @@ class Reader:
             newer = type(values[0]) is int if values else False
             what = f"it is of form {values[0]}, this version reads {FORM}" if newer else "no head"
             raise Damaged(what)
-        head = self.head = _row(Head, values)
+        head = self.head = row_of(Head, values)
         numbers = (head.num_models, head.num_tasks, head.num_contexts)
         kinds = zip((ModelEntry, TaskEntry, CtxEntry), numbers, strict=True)
         self._kinds = [(kind, number) for kind, number in kinds if number]
@@ -240,7 +247,7 @@ class Reader:
         self._kinds[0] = kind, number - 1
         if number == 1:
             self._kinds.pop(0)
-        entry: Entry = _row(kind, values)
+        entry: Entry = row_of(kind, values)
         wrong = self._wrong(entry)
         if wrong:
             raise Damaged(wrong)
@@ -267,7 +274,8 @@ class Reader:
         return ""
 
 
-def _row(kind: Any, values: list[Any]) -> Any:
+def row_of(kind: Any, values: list[Any]) -> Any:
+    """Return a row of some kind if the values are as its fields declare; Damaged."""
     try:
         return check_row(kind.__name__, kind, values)
     except KernelError as error:

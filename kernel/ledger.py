@@ -37,12 +37,12 @@ class Part(Protocol):
 
 def charge(account: Account, counter: str, amount: int) -> None:
     """Add to one counter of an account."""
-    if not amount:
-        return
-    for above in account.path():
-        setattr(above.usage, counter, getattr(above.usage, counter) + amount)
-        if above.limits is not None:
-            above.table.hot.add(above)
+    each: Account | None = account if amount else None
+    while each is not None:
+        setattr(each.usage, counter, getattr(each.usage, counter) + amount)
+        if each.limits is not None:
+            each.table.hot.add(each)
+        each = each.parent
 
 
 def charge_step(entries: Sequence[Part], took_us: int) -> None:

@@ -13,11 +13,12 @@ once for each time that it is reached.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from math import inf
 
 from kernel.account import Account, Kind
 from kernel.block import Block
-from kernel.usage import Tier
+from kernel.usage import Counters, Tier
 from syscalls.abi import Resource
 from syscalls.errors import EDQUOT
 
@@ -56,11 +57,11 @@ def used(account: Account, resource: Resource) -> float:
     usage, table = account.usage, account.table
     match resource:
         case Resource.INPUT_IDS:
-            return usage.input_ids
+            return usage.input_ids + account.before.input_ids
         case Resource.OUTPUT_IDS:
-            return usage.output_ids
+            return usage.output_ids + account.before.output_ids
         case Resource.DEVICE_S:
-            return usage.device_us / 1e6
+            return (usage.device_us + account.before.device_us) / 1e6
         case Resource.WALL_S:
             return table.clock() - account.begun
         case Resource.DEVICE_BLOCKS | Resource.HOST_BLOCKS | Resource.DISK_BLOCKS:
@@ -79,6 +80,33 @@ def used(account: Account, resource: Resource) -> float:
                 return 0
             limit.expire(table.clock())
             return len(limit.recent)
+
+
+def total(account: Account) -> Counters:
+    """Return all counters of an account, what it has used before this kernel included."""
+    return account.usage.counters(account.table.now_us).plus(account.before)
+
+
+def pack(account: Account) -> tuple[tuple[int, float], ...]:
+    """Return the limits of an account as numbers: of the resource and its side, and how much."""
+    return tuple(
+        (2 * number + side, value)
+        for number, resource in enumerate(Resource)
+        if account.limits and resource in account.limits
+        for side, value in enumerate((account.limits[resource].soft, account.limits[resource].hard))
+        if value is not None
+    )
+
+
+def unpack(account: Account, pairs: Iterable[tuple[int, float]]) -> None:
+    """Give an account the limits that `pack` has returned; what is unknown here is left out."""
+    resources, found = list(Resource), dict[Resource, Limit]()
+    for number, value in pairs:
+        if number // 2 < len(resources):
+            limit = found.setdefault(resources[number // 2], Limit(None, None))
+            limit.soft, limit.hard = (limit.soft, value) if number % 2 else (value, limit.hard)
+    account.limits = found or None
+    account.table.hot.add(account)
 
 
 def limited(account: Account, resource: Resource) -> bool:

@@ -21,7 +21,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from kernel import quota, sys_attach, way_down, way_up
+from kernel import books, quota, sys_attach, way_down, way_up
 from kernel.hibernation import Phase
 from kernel.ipc import Arrival, Transport
 from kernel.loading import News, Outcome
@@ -88,6 +88,7 @@ class Kernel:
             k.stop_by,
             k.bursts.deadline,
             quota.deadline(k),
+            books.deadline(k),
             k.ports.deadline,
         ]
         if k.hibernation is not None and k.hibernation.phase is Phase.GRACE:
@@ -200,6 +201,7 @@ class Kernel:
         k.errands.go_on()
         k.store.collect()
         way_up.go_on(k)
+        books.go_on(k)
         for session, request in sys_attach.released(k):
             run(k, session, request)
         run_queued(k)
@@ -267,7 +269,7 @@ class Kernel:
         for session in list(k.sessions.values()):
             if session.task is not None:
                 end_task(k, session.task, 0, "the kernel was stopped")
-        self.stopped = True
+        self.stopped = books.closed(k)
 
     # --- reply --------------------------------------------------------------------------------
 

@@ -21,8 +21,9 @@ from kernel.ledger import tier_of
 from kernel.pager import Pager
 from kernel.request import Request
 from kernel.system import System
+from kernel.task import tell_signal
 from kernel.usage import Tier
-from syscalls.abi import Event, Resource, Sig
+from syscalls.abi import Resource, Sig
 from syscalls.errors import KernelError
 
 Ended = tuple[Request, KernelError]
@@ -87,14 +88,15 @@ def enforce(k: System) -> list[Ended]:
             _tell(k, account, limit, usage)
             if limit.hard is None:
                 continue
-            error = limits.exceeded(account, resource, usage, limit.hard)
-            excess = round(usage - limit.hard)
+            excess, ends = round(usage - limit.hard), list[Request]()
             if resource in limits.STOPPING and usage >= limit.hard:
-                ended |= dict.fromkeys(_requests(k, account), error)
+                ends = _requests(k, account)
             elif resource is Resource.DEVICE_BLOCKS and excess > 0:
-                ended |= dict.fromkeys(_shrink(k, account, excess), error)
+                ends = _shrink(k, account, excess)
             elif resource in limits.BLOCKS and excess > 0:
                 _drop_copies(k, account, limits.BLOCKS[resource], excess)
+            if ends:
+                ended |= dict.fromkeys(ends, limits.exceeded(account, resource, usage, limit.hard))
     return list(ended.items())
 
 
@@ -103,8 +105,8 @@ def _tell(k: System, account: Account, limit: limits.Limit, usage: float) -> Non
     reached = limit.soft is not None and usage >= limit.soft
     if reached and not limit.told:
         for task in k.tasks:
-            if task.session is not None and task.account.is_below(account):
-                task.session.emit(Event.SIGNAL, 0, int(Sig.XCPU))
+            if not task.ended_already and task.account.is_below(account):
+                tell_signal(task, Sig.XCPU)
     limit.told = reached
 
 

@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 from drivers.store import base
 from kernel import journal
 from kernel.answer import ModelSpec
+from kernel.books import take_groups
 from kernel.errand import PAUSE
 from kernel.journal import CtxEntry, Damaged, Head, ModelEntry, Reader, TaskEntry
+from kernel.limits import unpack
+from kernel.quota import watch
 from kernel.standing import Standing
 from kernel.system import System, host_part
 from kernel.task import TaskState
+from kernel.usage import Counters
 from syscalls.abi import Restore
 from syscalls.errors import ECORRUPT, ENOENT, KernelError
 
@@ -125,6 +129,7 @@ def _take(k: System, record: Record) -> Steps:
         if at % SLICE == SLICE - 1:
             yield PAUSE
     standing.settle()
+    take_groups(k)
     for start in range(0, len(contexts), EXPECTED):
         c.expect(contexts[start : start + EXPECTED])
         yield PAUSE
@@ -152,6 +157,10 @@ def _revive(k: System, entry: TaskEntry, standing: Standing) -> None:
     task.token, task.connection = entry.token, entry.connection
     task.prompt_tokens, task.cached_tokens = entry.prompt_tokens, entry.cached_tokens
     task.output_tokens = entry.output_tokens
+    task.account.before = Counters(*entry.counters[: len(Counters._fields)])
+    task.account.begun = born
+    unpack(task.account, entry.limits)
+    watch(task.account, now)
     if entry.zombie:
         task.become(TaskState.ZOMBIE)
         task.status, task.reason, task.ended = entry.status, entry.reason, now

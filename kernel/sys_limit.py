@@ -11,7 +11,7 @@ from typing import Any
 from kernel import quota
 from kernel.account import Account, Kind
 from kernel.handler import Caller, Done
-from kernel.limits import MAX_RATE, Limit, label, used
+from kernel.limits import MAX_RATE, Limit, label, total, used
 from kernel.system import System
 from kernel.task import INIT, Task
 from syscalls.abi import LimitRow, Nothing, Resource, SetLimit, UsageRow
@@ -50,13 +50,10 @@ def _account(k: System, caller: Caller, args: SetLimit) -> Account:
     if args.owner:
         return k.tasks.accounts.owner(uid)
     if args.group is not None:
-        found = [each for each in k.tasks.accounts.groups(uid) if each.name == args.group]
-        if not found:
+        group = k.tasks.accounts.find_group(uid, args.group)
+        if group is None:
             raise ESRCH(f"there is no group {args.group}", "llmos usage --by group lists them")
-        if len(found) > 1:
-            places = ", ".join(sorted(map(repr, found))[:4])
-            raise EINVAL(f"{len(found)} groups are named {args.group}: {places}")
-        return found[0]
+        return group
     task = k.tasks.find(args.pid) if args.pid else caller.task
     if task.uid != uid or task.ended_already:
         raise ESRCH(f"there is no task {args.pid}", "llmos ps lists them")
@@ -99,6 +96,7 @@ def _set(
         limit = limits[resource] = old or Limit(soft, hard)
         limit.soft, limit.hard, limit.told = soft, hard, False
     account.limits = limits or None
+    account.table.changes += account.kind is Kind.OWNER
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -117,7 +115,7 @@ def usage_row(k: System, item: tuple[Account, Task | None]) -> Generator[int, No
     account, task = item
     usage = account.usage
     now = usage.tasks, usage.contexts, *usage.blocks[1:]
-    counters = usage.counters(account.table.now_us)
+    counters = total(account)
     return UsageRow._make((*_whose(account, task), *now, *counters, None))
 
 

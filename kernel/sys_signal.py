@@ -8,9 +8,9 @@ import logging
 
 from kernel.handler import PENDING, Caller, Done, Pending
 from kernel.job import Work
-from kernel.sys_task import continue_task, end_task, interrupt_task, stop_task, tell_signal
+from kernel.sys_task import continue_task, end_task, interrupt_task, stop_task
 from kernel.system import System
-from kernel.task import INIT, Task
+from kernel.task import INIT, Task, tell_signal
 from kernel.tree import below
 from syscalls.abi import Kill, KillResult, Sig
 from syscalls.errors import EINVAL, EPERM, ESRCH

@@ -15,7 +15,7 @@ from kernel.sys_infer import cancel_queued, finish_request
 from kernel.sys_port import cancel_waiters, end_mail, wake_receivers
 from kernel.system import System
 from kernel.tally import tally
-from kernel.task import INIT, Task, TaskState
+from kernel.task import INIT, Task, TaskState, tell_signal
 from kernel.tree import group_of
 from syscalls import abi
 from syscalls.abi import (
@@ -147,14 +147,6 @@ def interrupt_task(k: System, task: Task, signal: Sig) -> None:
     task.waits.clear()
     cancel_waiters(k, task, f"the task got the signal {signal.name}")
     tell_signal(task, signal)
-
-
-def tell_signal(task: Task, signal: int) -> None:
-    """Tell a program of a signal; one that is not there yet when it comes, each of them once."""
-    if task.session is None:
-        task.untold[int(signal)] = None
-    else:
-        task.session.emit(Event.SIGNAL, 0, int(signal))
 
 
 def tell_untold(task: Task) -> None:

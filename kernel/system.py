@@ -22,7 +22,7 @@ from kernel.device import Device, DeviceState, Limits
 from kernel.diskswap import SwapFile
 from kernel.errand import Errands
 from kernel.grant import GrantTable, check_revoked
-from kernel.hibernation import Comeback, Hibernation
+from kernel.hibernation import Books, Comeback, Hibernation
 from kernel.job import Jobs
 from kernel.link import Link
 from kernel.logring import LogRing
@@ -78,6 +78,7 @@ class System:
         self.closing: deque[tuple[Session, KernelError]] = deque()  # at the end of the turn
         self.jobs = Jobs()
         self.graves: deque[Context] = deque()  # of tasks that have ended; their blocks go in slices
+        self.books = Books()
         self.stop_by: float | None = None  # shutting down: when the grace ends
         self.floating: list[Context] = []  # being saved or loaded: in no task
         patience = Patience(

@@ -19,6 +19,7 @@ from kernel.account import Account, AccountTable
 from kernel.context import Context
 from kernel.panic import KernelPanic, check
 from kernel.request import RequestState
+from syscalls.abi import Event
 from syscalls.errors import EAGAIN, ESRCH
 
 INIT = 1
@@ -148,6 +149,14 @@ class Task:
         """Blocks that its requests wait for."""
         requests = [ctx.request for ctx in self.contexts.values() if ctx.request]
         return sum(r.lacks for r in requests if r.state is RequestState.BLOCKED and not r.held)
+
+
+def tell_signal(task: Task, signal: int) -> None:
+    """Tell a program of a signal; one that is not there yet when it comes, each of them once."""
+    if task.session is None:
+        task.untold[int(signal)] = None
+    else:
+        task.session.emit(Event.SIGNAL, 0, int(signal))
 
 
 class TaskTable:

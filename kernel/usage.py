@@ -15,6 +15,7 @@ that keeps nothing) is given back.
 """
 
 from enum import IntEnum
+from operator import add
 from typing import NamedTuple
 
 
@@ -46,6 +47,10 @@ class Counters(NamedTuple):
     in_blocks: int = 0  # and back
     requests: int = 0  # infers and scores accepted
     born: int = 0  # tasks
+
+    def plus(self, other: "Counters") -> "Counters":
+        """Return the sums."""
+        return Counters(*map(add, self, other))
 
 
 class Usage:
@@ -106,11 +111,3 @@ class Usage:
             self.prefill_ids, self.decode_ids, self.recomputed_ids, self.entries, self.device_us,
             device, host, disk, self.out_blocks, self.in_blocks, self.requests, self.born,
         )  # fmt: skip
-
-    def add(self, counters: Counters) -> None:
-        """Add what was counted elsewhere: by the kernel before."""
-        for name, value in counters._asdict().items():
-            if name.endswith("_block_us"):
-                self._block_us[Tier[name.removesuffix("_block_us").upper()]] += value
-            else:
-                setattr(self, name, getattr(self, name) + value)

@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from drivers.store import base
-from kernel import journal, saving
+from kernel import books, journal, limits, saving
 from kernel.context import Context
 from kernel.errand import PAUSE, Errand
 from kernel.grant import check_revoked, require
@@ -79,6 +79,7 @@ def go_on(k: System, now: float) -> None:
 def _hibernate(k: System, h: Hibernation) -> Errand:
     try:
         yield from _save_all(k, h)
+        yield from _write_books(k)
         yield from _write_record(k, h)
         yield from _drop_given_up(k, h)
     except KernelError as error:
@@ -90,6 +91,14 @@ def _hibernate(k: System, h: Hibernation) -> Errand:
     r = h.result
     log.info("%d tasks with %d contexts saved, %d bytes", r.tasks, r.contexts, r.file_bytes)
     return Done(r)
+
+
+def _write_books(k: System) -> Steps:
+    """Write what users have used; without it they are charged a little less."""
+    try:
+        yield from books.write(k)
+    except KernelError as error:
+        log.error("the ledger of users is not kept: %s", error.message)
 
 
 # --- contexts ---------------------------------------------------------------------------------
@@ -246,6 +255,8 @@ def _rows(
             task.prompt_tokens, task.cached_tokens, task.output_tokens, max(0.0, now - task.born),
             task.status, task.reason[:200], task.account.nice, place_of(task.account),
             tuple(task.untold),
+            tuple(limits.total(task.account)),
+            limits.pack(task.account),
         )  # fmt: skip
     for task, ctx in contexts:
         yield CtxEntry(

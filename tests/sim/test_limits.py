@@ -331,11 +331,7 @@ def test_a_task_lowers_its_own_and_does_not_raise_it(sim: Sim) -> None:
 
 def test_limits_of_a_user_and_of_a_group(sim: Sim) -> None:
     operator, agent = sim.client(), sim.client()
-    accounts = sim.system.tasks.accounts
-    group = accounts.group(accounts.owner(1000), "lab")
-    task = next(t for t in sim.system.tasks if t.pid == pid(agent))
-    accounts.close(task.account)
-    task.account = accounts.task(task.pid, group)
+    assert operator.ask("group", pid(agent), "lab").errno == 0
     assert limit(operator, Resource.OUTPUT_IDS, 4, group="lab").errno == 0
     assert limit(agent, Resource.OUTPUT_IDS, 9, group="lab").errno == Errno.EPERM
     assert limit(agent, Resource.OUTPUT_IDS, 9, owner=True).errno == Errno.EPERM
@@ -346,6 +342,7 @@ def test_limits_of_a_user_and_of_a_group(sim: Sim) -> None:
     infer = agent.ask("infer", agent.context([1]), 9, 0.0)
     assert infer.errno == Errno.EDQUOT and "user 1000" in infer.message and len(infer.tokens) == 2
     assert limit(operator, Resource.OUTPUT_IDS, 6, group="none").errno == Errno.ESRCH
+    assert agent.ask("group", 0, None).errno == Errno.EPERM, "nor does it leave the group"
     sim.leave()
 
 

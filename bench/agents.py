@@ -1,15 +1,15 @@
 """Agents: many tasks over one prompt, in turns with tools between, and a pool that is too small.
 
-64 agents share a prompt of 1,024 ids; in each of 6 turns one reads 64 ids more, writes 32, and waits
-for its tool: 86 % of the waits take 0.05 to 1 s, 9 % 1 to 10 s, 5 % 10 to 30 s (the distribution of
-a trace of coding agents, vllm#52113). Device and host tier hold a quarter of what all need, each.
+64 agents share a prompt of 1,024 ids; in each of 6 turns one reads 64 ids more, writes 32, and
+waits for its tool: 86 % of the waits take 0.05 to 1 s, 9 % 1 to 10 s, 5 % 10 to 30 s (as in a trace
+of coding agents, vllm#52113). Device and host tier hold a quarter of what all need, each.
 
     knows     policy fair; a tool is a port, so the kernel sees who waits in a call, and since when
     before    policy fifo; tools are called outside of the kernel, which sees contexts go idle (LRU)
 
-Both do the same with the same seeds, on the same driver, in kernels of their own: the time until the
-last agent has finished, and the ids that were computed again because their KV was dropped. What the
-agents write is the same, too, up to the numerics of the driver.
+Both do the same with the same seeds, on the same driver, in kernels of their own: the time until
+the last agent has finished, and the ids that were computed again because their KV was dropped. What
+the agents write is the same, too, up to the numerics of the driver.
 """
 
 import asyncio
@@ -61,20 +61,20 @@ async def tool(address: str) -> None:
 async def agent(address: str, number: int, shared: list[int], knows: bool) -> float:
     """Live one life; return when it was over."""
     random = Random(number)
-    async with await aio.connect(name=f"agent-{number}", address=address) as task:
-        async with await task.alloc_ctx() as ctx:
-            await ctx.append(shared)
-            for _ in range(TURNS):
-                await ctx.append(ids_of(random, READS))
-                stream = await ctx.infer(
-                    max_tokens=WRITES, temperature=0, ignore_eos=True, text=False
-                )
-                await stream.read()
-                seconds = wait_of(random)
-                if knows:
-                    await task.call("tool", str(seconds).encode())
-                else:
-                    await asyncio.sleep(seconds)
+    async with (
+        await aio.connect(name=f"agent-{number}", address=address) as task,
+        await task.alloc_ctx() as ctx,
+    ):
+        await ctx.append(shared)
+        for _ in range(TURNS):
+            await ctx.append(ids_of(random, READS))
+            stream = await ctx.infer(max_tokens=WRITES, temperature=0, ignore_eos=True, text=False)
+            await stream.read()
+            seconds = wait_of(random)
+            if knows:
+                await task.call("tool", str(seconds).encode())
+            else:
+                await asyncio.sleep(seconds)
     return time.perf_counter()
 
 

@@ -199,17 +199,20 @@ class AccountTable:
     def move(self, account: Account, above: Account) -> None:
         """Put an account below another one, with all that is below it, and what these have now.
 
-        What it was charged before stays with those that it was below then.
+        What it was charged before stays with those that it was below then. By how much it has been
+        served more than others it takes along: who moves, or is put into a new group, is not next.
         """
         check(not above.is_below(account), f"{account} is put below itself")
         left, lower = account.parent, above.level + 1 - account.level
         assert left is not None
         self._hold(left, account, -1)
+        if not above._children:
+            above.virtual = max(above.virtual, account.virtual)  # a group that is made for it
+        account.virtual = above.floor + max(0.0, account.virtual - left.floor)
         account.parent = above
         above._children[account] = None
         del left._children[account]
         self._hold(above, account, 1)
-        account.virtual = 0.0  # as one that has been away: it is lifted to those beside it
         for each in account.below():
             assert each.parent is not None
             each.depth, each.level = each.parent.depth + 1, each.level + lower

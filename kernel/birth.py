@@ -6,7 +6,7 @@ stand, is for here: whoever makes tasks comes by.
 
 import hashlib
 
-from kernel.account import LEAST_NICE, MAX_DEPTH, Account
+from kernel.account import MAX_DEPTH, Account
 from kernel.limits import check_birth
 from kernel.system import System
 from kernel.task import INIT, Task
@@ -95,6 +95,6 @@ def require_nice(k: System, by: Task, nice: int, before: int) -> None:
     least = min(by.account.nice, before)
     if nice < least and by.uid != k.uid:
         raise EPERM(
-            f"nice {nice} is below {least}, and from {LEAST_NICE} on it is for the uid that the "
-            "kernel runs as", "a nice that is higher gives way, and everybody may",
+            f"nice {nice} is below {least}: more weight than that is for the uid that the kernel "
+            "runs as", "a nice that is higher gives way, and everybody may have that",
         )  # fmt: skip

@@ -80,8 +80,8 @@ def _end(k: System, caller: Caller, tasks: list[Task], signal: Sig, many: bool) 
             task.ending, task.ticket = True, b""
             due.append(task)
     if due:
-        first = due[0]
-        who = f"task {first.pid} ({first.name})" + (f" and {len(due) - 1} more" * (len(due) > 1))
+        first, more = due[0], f" and {len(due) - 1} more" if len(due) > 1 else ""
+        who = f"task {first.pid} ({first.name}){more}"
         by = f"by task {caller.task.pid} ({caller.task.name})"
         k.bursts.tell(log, logging.INFO, f"killed by {signal.name}", f"{who} {by}", len(due))
     k.jobs.start(_end_each(k, caller, due, signal, count))

@@ -381,6 +381,32 @@ def test_a_tree_of_a_hundred_levels_ends_in_every_order(sim: Sim) -> None:
         assert [account.name for account in accounts] == ["", "system", "1000", "1"]
 
 
+@pytest.mark.parametrize("how", ["one by one", "as a group", "by themselves"])
+def test_as_many_waits_as_children_get_one_each(sim: Sim, how: str) -> None:
+    shell, random = sim.client(), Random(5)
+    children = [child_of(shell, group="jobs") for _ in range(20)]
+    pids = [pid_of(child) for child in children]
+    waits = [shell.send("wait", pid if n % 2 else 0) for n, pid in enumerate(pids)]
+    waits += [shell.send("wait") for _ in range(3)]
+    ends = random.sample(range(20), 20)
+    if how == "as a group":
+        kill(shell, Sig.KILL, group="jobs")
+    for number in ends if how != "as a group" else ():
+        if how == "one by one":
+            kill(shell, Sig.KILL, pids[number])
+        else:
+            children[number].send("exit", number)
+    sim.until(lambda: all(wait.done for wait in waits))
+    taken = [wait.result for wait in waits if wait.errno == 0]
+    assert sorted({result.pid for result in taken}) == sorted(result.pid for result in taken)
+    assert {wait.errno for wait in waits} == {0, Errno.ESRCH}
+    for result in taken:
+        status = pids.index(result.pid) if how == "by themselves" else 137
+        assert result.status == status
+    left = len(pids) - len(taken)
+    assert [shell.ask("wait").errno for _ in range(left + 1)] == [0] * left + [Errno.ESRCH]
+
+
 def test_ten_thousand_children_are_waited_for_one_by_one() -> None:
     sim = Sim(max_tasks=10_002, zombie_s=1e6, ticket_s=1e6)
     shell = sim.client()

@@ -38,3 +38,37 @@ def test_weights_are_those_of_linux() -> None:
     assert weights == [88761, 1024, 15]
     assert len(WEIGHTS) == 40 and sorted(WEIGHTS, reverse=True) == list(WEIGHTS)
     assert table.owner(0).kind is Kind.OWNER
+
+
+def test_who_moves_takes_along_by_how_much_he_was_served_more() -> None:
+    table = AccountTable()
+    owner = table.owner(1000)
+    greedy, modest, other = (table.task(pid, owner) for pid in (2, 3, 4))
+    owner.floor, greedy.virtual, modest.virtual, other.virtual = 100.0, 900.0, 100.0, 0.0
+    lab = table.group(owner, "lab")
+    table.move(greedy, lab)
+    assert lab.virtual == 900.0, "the group that is made for it stands where it stood"
+    lab.floor = 5000.0
+    table.move(modest, lab)
+    table.move(other, lab)
+    assert (modest.virtual, other.virtual) == (5000.0, 5000.0), "nothing is saved up"
+    greedy.virtual = 5300.0
+    table.move(greedy, owner)
+    assert greedy.virtual == 400.0
+
+
+def test_a_move_takes_along_what_is_there_now_and_leaves_what_was_charged() -> None:
+    table = AccountTable()
+    owner = table.owner(1000)
+    agent = table.task(2, owner)
+    child, stays = table.task(3, agent), table.task(4, owner)
+    lab = table.group(owner, "lab")
+    table.move(stays, lab)
+    for account in child.path():
+        account.usage.contexts, account.usage.output_ids = 2, 50
+        account.usage.hold(1, 7, 0)
+    table.move(agent, lab)
+    assert (lab.usage.tasks, lab.usage.contexts, lab.usage.blocks[1]) == (3, 2, 7)
+    assert (owner.usage.tasks, owner.usage.contexts, owner.usage.blocks[1]) == (3, 2, 7)
+    assert (lab.usage.output_ids, owner.usage.output_ids) == (0, 50)
+    assert (child.depth, child.level) == (4, 2) and repr(child) == "1000/lab/2/3"

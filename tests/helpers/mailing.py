@@ -7,7 +7,7 @@ from kernel.mail import MAX_LEVEL, Mail
 from kernel.port import OVERHEAD
 from kernel.task import Task, TaskState
 from kernel.topic import ids_size, size_of
-from tests.helpers.sim import Sim
+from tests.helpers.sim import Sim, SimClient
 
 
 def check_mail(sim: Sim) -> None:
@@ -76,3 +76,50 @@ def letter(sim: Sim, client: Any) -> tuple[str, str]:
     """Return the state of a client's task and what it waits for, as ps shows them."""
     row = client.ask("stat_task").result
     return row.state, row.wait
+
+
+def task_of(client: SimClient) -> Task:
+    """Return a client's task."""
+    task = client.sim.system.sessions[client.route].task
+    assert task is not None
+    return task
+
+
+def wait_of(client: SimClient, by: SimClient) -> tuple[str, str]:
+    """Return state and reason of a client's task as another one sees them."""
+    row = by.ask("stat_task", task_of(client).pid).result
+    return row.state, row.wait
+
+
+def server(sim: Sim, name: str = "tools", depth: int = 64) -> SimClient:
+    """Return a client that has bound a port."""
+    client = sim.client()
+    assert client.ask("bind", name, depth).errno == 0
+    return client
+
+
+def nice(client: SimClient, value: int) -> None:
+    """Give a client's task a nice value before it calls anybody."""
+    task_of(client).account.nice = value
+
+
+def subscriber(sim: Sim, depth: int = 4, full: str = "refuse") -> SimClient:
+    """Return a client that has subscribed to the topic `news`."""
+    client = sim.client()
+    assert client.ask("subscribe", "news", depth, full).errno == 0
+    return client
+
+
+def publish(client: SimClient, body: bytes = b"", ids: list[int] | None = None) -> int:
+    """Publish to `news`; return how many have got it."""
+    reply = client.ask("publish", "news", body, ids=ids)
+    assert reply.errno == 0, reply.message
+    count: int = reply.result.subscriptions
+    return count
+
+
+def feed(client: SimClient, ids: list[int], window: int = 1000) -> int:
+    """Return a new context of a client that feeds on `news`."""
+    handle = client.context(ids)
+    assert client.ask("subscribe", "news", window, "refuse", handle).errno == 0
+    return handle

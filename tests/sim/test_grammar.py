@@ -447,10 +447,11 @@ def test_a_driver_that_lies_about_a_grammar_is_replaced(name: str) -> None:
     sim.leave()
 
 
-def test_a_flag_that_nothing_has_asked_for_is_a_lie() -> None:
+@pytest.mark.parametrize("flag", [2, 4, 8, 16])
+def test_a_flag_that_nothing_has_asked_for_is_a_lie(flag: int) -> None:
     def flagged(complete: base.Complete) -> list[Any]:
         (sampled,) = complete.results
-        return [complete._replace(results=(sampled._replace(flags=b"\2"),))]
+        return [complete._replace(results=(sampled._replace(flags=bytes([flag])),))]
 
     sim = Sim(link=LyingLink(base.Complete, flagged))
     client = sim.client()

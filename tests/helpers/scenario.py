@@ -21,6 +21,7 @@ from kernel.policy import Policy
 from syscalls.abi import Sig
 from tests.helpers.batches import Batches
 from tests.helpers.clockwork import Clockwork
+from tests.helpers.inversions import Inversions
 from tests.helpers.latency import Budgets, Latency, TimedLink
 from tests.helpers.programs import Owned, Program, Script, World
 from tests.helpers.sim import Clock, Reply, Sim
@@ -171,7 +172,46 @@ def tree(program: Program) -> Script:
         yield random.uniform(0.0, 0.5)
 
 
-SCRIPTS: tuple[Callable[[Program], Script], ...] = (chat, agent, flood, tree)
+def server(program: Program) -> Script:
+    """Does what others ask of its port, sometimes by asking a model, sometimes another server."""
+    random, port = program.random, program.random.choice(PORTS)
+    yield program.hello()
+    yield program.bind(port)
+    owned = program.alloc()
+    while port in program.ports:
+        message = program.recv(port)
+        yield message
+        if message.errno:
+            return
+        draw = random.random()
+        if draw < 0.5:
+            yield program.infer(owned, random.randint(1, 6), program.ids(random.randint(1, 20)))
+        elif draw < 0.7:
+            yield program.ask(random.choice(PORTS))  # EDEADLK if that one waits for this one
+        else:
+            yield random.uniform(0.0, 0.3)
+        yield program.call("reply", message.result.message, b"here")
+
+
+def caller(program: Program) -> Script:
+    """Asks the model, asks a server, and again."""
+    random = program.random
+    yield program.hello()
+    owned = program.alloc()
+    while True:
+        answer = program.infer(owned, random.randint(1, 8), program.ids(random.randint(1, 30)))
+        yield answer
+        if answer.errno:
+            yield program.free(owned)
+            owned = program.alloc()
+        yield program.ask(random.choice(PORTS), random.choice([None, 0.2]))
+        yield random.uniform(0.0, 0.1)
+
+
+PORTS = "left", "right"
+SCRIPTS: tuple[Callable[[Program], Script], ...] = (
+    chat, agent, flood, tree, server, server, caller, caller,
+)  # fmt: skip
 
 
 # --- the operator -------------------------------------------------------------------------------
@@ -232,6 +272,33 @@ class Operator:
     def _hear(self, other: Program) -> None:
         self.world.work.sim.front.blocked.discard(other.client.route)
         other.may_run()
+
+
+def ranked(seed: int, num_blocks: int = 4096) -> tuple[Scenario, Inversions]:
+    """Return a scenario under strict priority, of callers and servers of different nice values."""
+    random = Random(seed)
+    budgets = Budgets(random.choice([32, 64]), random.choice([2, 4]))
+    ground = Ground(num_blocks, budgets.max_tokens, 0, Latency(3000.0, 120.0, 400.0), budgets)
+    scenario = Scenario(seed, ground, Priority())
+    scripts = [server, server, caller, caller, caller, caller, flood, flood, chat]
+    for number, script in enumerate(scripts):
+        nice = random.choice([-10, -5, 0, 5, 10])
+        scenario.world.start(reniced(script, nice), f"{script.__name__}{number}", random.random())
+    patience = 0 if num_blocks >= 4096 else 1
+    return scenario, Inversions(scenario.world, scenario.batches, patience)
+
+
+def reniced(script: Callable[[Program], Script], nice: int) -> Callable[[Program], Script]:
+    """Return a script whose task has a nice value."""
+
+    def first(program: Program) -> Script:
+        for number, wanted in enumerate(script(program)):
+            yield wanted
+            if number == 0:  # it has said hello
+                program.nice = nice
+                yield program.call("renice", 0, nice)
+
+    return first
 
 
 # --- thousands ----------------------------------------------------------------------------------

@@ -8,10 +8,16 @@ worse ones, for as many steps as `longest` counts.
 """
 
 from collections import Counter
+from collections.abc import Callable
+from random import Random
 
 from kernel.block import NOT_RESIDENT
+from kernel.policies.priority import Priority
 from tests.helpers.batches import Batch, Batches
-from tests.helpers.programs import Program, Stream, World
+from tests.helpers.latency import Budgets, Latency
+from tests.helpers.programs import Program, Script, Stream, World
+from tests.helpers.scenario import Ground, Scenario
+from tests.helpers.scripts import caller, chat, flood, server
 
 
 class Inversions:
@@ -79,3 +85,30 @@ class Inversions:
         task = self.world.work.sim.system.tasks.peek(program.pid)
         ctx = task.contexts.get(stream.owned.handle) if task else None
         return ctx is None or any(b.id == NOT_RESIDENT or b.moving for b in ctx.blocks)
+
+
+def ranked(seed: int, num_blocks: int = 4096) -> tuple[Scenario, Inversions]:
+    """Return a scenario under strict priority, of callers and servers of different nice values."""
+    random = Random(seed)
+    budgets = Budgets(random.choice([32, 64]), random.choice([2, 4]))
+    ground = Ground(num_blocks, budgets.max_tokens, 0, Latency(3000.0, 120.0, 400.0), budgets)
+    scenario = Scenario(seed, ground, Priority())
+    scripts = [server, server, caller, caller, caller, caller, flood, flood, chat]
+    for number, script in enumerate(scripts):
+        nice = random.choice([-10, -5, 0, 5, 10])
+        scenario.world.start(reniced(script, nice), f"{script.__name__}{number}", random.random())
+    patience = 0 if num_blocks >= 4096 else 1
+    return scenario, Inversions(scenario.world, scenario.batches, patience)
+
+
+def reniced(script: Callable[[Program], Script], nice: int) -> Callable[[Program], Script]:
+    """Return a script whose task has a nice value."""
+
+    def first(program: Program) -> Script:
+        for number, wanted in enumerate(script(program)):
+            yield wanted
+            if number == 0:  # it has said hello
+                program.nice = nice
+                yield program.call("renice", 0, nice)
+
+    return first

@@ -8,12 +8,12 @@ from kernel.mail import Mail
 from kernel.policies.fifo import Fifo
 from kernel.policies.priority import Priority
 from syscalls.errors import Errno
-from tests.helpers.scenario import ranked
+from tests.helpers.inversions import ranked
 
 EVENTS = 400
 SEEDS = 0, 1, 2, 5, 6, 10
 STEPS = 6
-"""That the first one may wait for blocks while worse ones run: what they leave is zeroed in a step."""
+"""That the first one may wait for blocks while worse ones run: what these leave is zeroed."""
 
 
 def test_nobody_waits_for_who_is_nicer() -> None:

@@ -5,6 +5,7 @@ A `Program` keeps what must be true of its task: its contexts with their ids, an
 infers that are not finished. tests/helpers/truth.py compares that with what ps says.
 """
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from random import Random
@@ -67,7 +68,8 @@ class Program:
         self.nice = 0
         self.stopped = False
         self.gone = False  # its program has died, or it was killed
-        self.waits_for_child = False
+        self.waits: dict[int, str] = {}  # calls that wait for others, and what ps says of them
+        self.ports: set[str] = set()
         self.prompt_tokens = self.output_tokens = 0
         self._then: dict[int, Callable[[Reply], None]] = {}
         self._awaited: Reply | None = None
@@ -133,6 +135,25 @@ class Program:
         owned.stream = self.streams[reply.call] = self.world.streams[seed] = stream
         return reply
 
+    def bind(self, port: str) -> Reply:
+        def bound(reply: Reply) -> None:
+            self.ports.add(port)
+            self.world.ports[port] = self
+
+        return self.call("bind", port, then=bound)
+
+    def ask(self, port: str, timeout_s: float | None = None) -> Reply:
+        """Call a port, and wait for the reply."""
+        reply = self.call("call", port, b"please", timeout_s)
+        self.waits[reply.call] = f"port:{port}"
+        return reply
+
+    def recv(self, port: str) -> Reply:
+        """Wait for the next message of a port."""
+        reply = self.call("recv", port)
+        self.waits[reply.call] = f"recv:{port}"
+        return reply
+
     def free(self, owned: Owned) -> Reply:
         def freed(reply: Reply) -> None:
             self.contexts.pop(owned.handle, None)
@@ -156,10 +177,13 @@ class Program:
                 assert not reply.errno or reply.name != "hello", reply
                 if not reply.errno:
                     then(reply)
+        for call in [call for call in self.waits if self.client.calls[call].done]:
+            del self.waits[call]
         for stream in list(self.streams.values()):
             self._follow(stream)
         self.world.fresh.add(self)
         if self._awaited is not None and self._awaited.done:
+            self.world.errnos[self._awaited.errno] += 1
             self._awaited = None
             at = self.work.now + self.random.uniform(0, REACTION_S)
             grain = self.world.grain_s
@@ -220,6 +244,10 @@ class Program:
         for stream in self.streams.values():
             self.world.ended(stream)
         self.streams.clear()
+        self.waits.clear()
+        for port in self.ports:
+            if self.world.ports.get(port) is self:
+                del self.world.ports[port]
         self.world.by_pid.pop(self.pid, None)
 
     def die(self) -> None:
@@ -239,9 +267,11 @@ class World:
         self.by_pid: dict[int, Program] = {}
         self.streams: dict[int, Stream] = {}  # by seed
         self.finished: list[Stream] = []
+        self.ports: dict[str, Program] = {}  # of all users, who are one here
         self.appended: set[Owned] = set()  # got ids that no infer has come for yet
         self.fresh: set[Program] = set()  # have made calls since the kernel was at rest
         self.seeds = count(1)
+        self.errnos: Counter[int] = Counter()  # of calls that scripts have waited for
         self.grain_s = 0.0  # what programs do is rounded to this, so that thousands act at once
 
     def start(

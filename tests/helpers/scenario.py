@@ -8,7 +8,6 @@ floods, trees of forks; besides, an operator stops, lets go on, kills and deafen
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 from math import inf
 from random import Random
 from typing import NamedTuple
@@ -22,7 +21,8 @@ from syscalls.abi import Sig
 from tests.helpers.batches import Batches
 from tests.helpers.clockwork import Clockwork
 from tests.helpers.latency import Budgets, Latency, TimedLink
-from tests.helpers.programs import Owned, Program, Script, World
+from tests.helpers.programs import Program, Script, World
+from tests.helpers.scripts import SCRIPTS, now_and_then
 from tests.helpers.sim import Clock, Reply, Sim
 from tests.helpers.truth import Truth
 
@@ -99,81 +99,6 @@ class Scenario:
         self.sim.leave()
 
 
-# --- scripts ------------------------------------------------------------------------------------
-
-
-def chat(program: Program) -> Script:
-    """A person: a question, an answer, a thought, and again."""
-    random = program.random
-    yield program.hello()
-    while True:
-        owned = program.alloc()
-        for _ in range(random.randint(1, 4)):
-            yield program.infer(owned, random.randint(2, 12), program.ids(random.randint(2, 40)))
-            yield random.uniform(0.1, 2.0)
-        yield program.free(owned)
-
-
-def agent(program: Program) -> Script:
-    """A prompt that it shares with others, then turns, with a tool between each two."""
-    random, world = program.random, program.world
-    shared = Random(world.random.randrange(2)).choices(range(VOCAB), k=random.choice([32, 56]))
-    yield program.hello()
-    while True:
-        owned = program.alloc()
-        yield program.append(owned, shared)
-        for _ in range(random.randint(1, 6)):
-            yield program.infer(owned, random.randint(2, 8), program.ids(random.randint(2, 30)))
-            yield tool_wait(random)
-        yield program.free(owned)
-
-
-def tool_wait(random: Random) -> float:
-    """Return how long a tool takes: mostly moments, sometimes long."""
-    draw = random.random()
-    if draw < 0.86:
-        return random.uniform(0.05, 1.0)
-    return random.uniform(1.0, 10.0) if draw < 0.95 else random.uniform(10.0, 30.0)
-
-
-def flood(program: Program) -> Script:
-    """Never without work: several infers at any time, as long as they may be."""
-    random = program.random
-    yield program.hello()
-    open_: list[tuple[Owned, Reply]] = []
-    while True:
-        while len(open_) < 6:
-            owned = program.alloc()
-            prompt = program.ids(random.randint(20, 120))
-            open_.append((owned, program.infer(owned, random.randint(4, 30), prompt)))
-        yield open_[0][1]
-        ended = [each for each in open_ if each[1].done]
-        for owned, _ in ended:
-            program.free(owned)
-        open_ = [each for each in open_ if not each[1].done]
-        if any(reply.errno for _, reply in ended):
-            yield 0.1
-
-
-def tree(program: Program) -> Script:
-    """Forks of one prompt that answer side by side, then all of them go."""
-    random = program.random
-    yield program.hello()
-    while True:
-        root = program.alloc()
-        yield program.append(root, program.ids(random.randint(10, 100)))
-        yield random.uniform(0.0, 0.05)
-        children = [program.fork(root) for _ in range(random.randint(1, 5))]
-        answers = [program.infer(child, random.randint(2, 10)) for child in children]
-        yield from answers
-        for child in (root, *children):
-            yield program.free(child)
-        yield random.uniform(0.0, 0.5)
-
-
-SCRIPTS: tuple[Callable[[Program], Script], ...] = (chat, agent, flood, tree)
-
-
 # --- the operator -------------------------------------------------------------------------------
 
 
@@ -235,17 +160,6 @@ class Operator:
 
 
 # --- thousands ----------------------------------------------------------------------------------
-
-
-def now_and_then(program: Program) -> Script:
-    """One of thousands: short turns with long waits between them."""
-    random = program.random
-    yield program.hello()
-    owned = program.alloc()
-    yield program.append(owned, program.ids(4))
-    while True:
-        yield round(random.uniform(0.0, 4.0), 2)
-        yield program.infer(owned, random.randint(1, 4), program.ids(random.randint(1, 12)))
 
 
 def thousands(seed: int, count: int, policy: Policy | None = None) -> Scenario:

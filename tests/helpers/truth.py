@@ -6,7 +6,9 @@
     Q       it has an infer in no such step, and that came after the step was sent or did not fit
             into it; never while the device has no step at all
     T       somebody has stopped it and nobody let it go on
-    S       none of these; child: it waits for one; client: it does not read
+    S       none of these; port, recv: a call of it waits there; client: it does not read
+
+Calls between tasks wait for each other in no circle.
 
 Tokens and contexts are counted from the ends of calls, blocks from all tables as 1/n each. Kernel
 objects are asked for their block tables only, never for a state.
@@ -58,6 +60,7 @@ class Truth:
             row = at_once(task_row(self.sim.system, task))
             self._compare(program, task, row, flying, strangers)
             self.compared += 1
+        self._check_circles()
         if len(tasks) != 1 + len(self.world.by_pid):
             known = {INIT, *self.world.by_pid}
             left = [task.pid for task in tasks if task.pid not in known and self._unknown(task)]
@@ -77,6 +80,19 @@ class Truth:
         ]  # fmt: skip
         self._turn += MANY
         return [program for program in dict.fromkeys(some) if program.pid in programs]
+
+    def _check_circles(self) -> None:
+        """Who waits for a reply waits for a server, which may wait for another one, and so on."""
+        for program in self.world.by_pid.values():
+            seen = {program}
+            while program.waits:
+                reason = next(iter(program.waits.values()))
+                server = self.world.ports.get(reason.removeprefix("port:"))
+                if server is None or server is program:
+                    break  # it receives itself, or the server has gone and it will hear of that
+                assert server not in seen, f"{server.name} waits for itself"
+                seen.add(server)
+                program = server
 
     def _unknown(self, task: Task) -> bool:
         """Whether nobody knows of a task; a program that is deaf knows less."""
@@ -122,7 +138,7 @@ class Truth:
         for stream in open_:
             states += self._waits(task, row, stream)
         if not open_:
-            states.append(("S", "child" if program.waits_for_child else "program"))
+            states.append(("S", next(iter(program.waits.values()), "program")))
             if any(owned in self.world.appended for owned in program.contexts.values()):
                 states += [("Q", "step")] if self.batches.flying else []
         return states

@@ -104,9 +104,8 @@ def _tell(k: System, account: Account, limit: limits.Limit, usage: float) -> Non
     """Signal that a soft limit is reached; note when it is not any more."""
     reached = limit.soft is not None and usage >= limit.soft
     if reached and not limit.told:
-        for task in k.tasks:
-            if not task.ended_already and task.account.is_below(account):
-                tell_signal(task, Sig.XCPU)
+        for task in k.tasks.below(account):
+            tell_signal(task, Sig.XCPU)
     limit.told = reached
 
 
@@ -134,9 +133,8 @@ def _leaving(k: System, account: Account) -> int:
 
 
 def _contexts(k: System, account: Account) -> Iterator[Context]:
-    for task in k.tasks:
-        if task.contexts and task.account.is_below(account):
-            yield from list(task.contexts.values())
+    for task in k.tasks.below(account):
+        yield from list(task.contexts.values())
 
 
 def _give_way(k: System, account: Account, count: int, but: Context | None = None) -> int:

@@ -121,8 +121,7 @@ class System:
 
     def _coming(self, account: Account) -> int:
         """Return the contexts of an account that are being loaded."""
-        tasks = [task for task in self.tasks if task.loading and task.account.is_below(account)]
-        return sum(len(task.loading) for task in tasks)
+        return sum(len(task.loading) for task in self.tasks.below(account))
 
     @property
     def stopping(self) -> bool:

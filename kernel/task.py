@@ -15,7 +15,7 @@ from enum import Enum
 from math import inf
 from typing import Any
 
-from kernel.account import Account, AccountTable
+from kernel.account import Account, AccountTable, Kind
 from kernel.context import Context
 from kernel.panic import KernelPanic, check
 from kernel.request import RequestState
@@ -224,6 +224,12 @@ class TaskTable:
         if task is None:
             raise ESRCH(f"there is no task {pid}", "llmos ps lists them")
         return task
+
+    def below(self, account: Account) -> list[Task]:
+        """Return the tasks that are charged to an account, those that have ended excepted."""
+        accounts = [each for each in account.below() if each.kind is Kind.TASK]
+        tasks = [self._tasks.get(int(each.name)) for each in accounts if not each.closed]
+        return [task for task in tasks if task is not None]
 
     def children(self, pid: int) -> list[Task]:
         """Return the children of a task, zombies included."""

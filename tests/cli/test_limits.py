@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import syscalls
 from syscalls import Task
 from syscalls.session import Signalled
-from tests.helpers.daemon import Daemon, daemon
+from tests.helpers.daemon import NULL, Daemon, daemon, eventually, keeping
 from tests.helpers.shell import check_no_tasks, environment
 
 LLMOS = (sys.executable, "-m", "userland.cli")
@@ -73,6 +74,24 @@ def test_usage_of_a_user_is_that_of_its_tasks_and_of_those_that_have_gone(
     assert owner["output_ids"] == root["output_ids"] >= mine["output_ids"]
     assert task.stat().device_us == mine["device_us"] > 0
     assert "not measured" in llmos(kernel, "usage").stdout
+
+
+def test_what_a_user_has_used_outlives_the_kernel(tmp_path: Path) -> None:
+    options = *NULL, "null:vocab=251", *keeping(tmp_path)
+    for count in (1, 2):
+        with daemon(tmp_path, *options) as kernel:
+            with kernel.connect("agent") as task:
+                eventually(lambda: task.store().state == "up", "store")
+                context = task.alloc_ctx()
+                context.append([5, 6, 7])
+                context.infer(max_tokens=3, temperature=0.0).read()
+            rows = json.loads(llmos(kernel, "usage", "--json").stdout)["data"]
+            owner = next(row for row in rows if row["kind"] == "owner")
+            assert (owner["input_ids"], owner["output_ids"]) == (3 * count, 3 * count)
+            if count == 1:
+                assert llmos(kernel, "limit", "--mine", "output_ids", "8").returncode == 0
+            assert llmos(kernel, "limit", "--no-headers").stdout.count("\n") == 1
+            assert "no saves" in llmos(kernel, "ctx", "saves").stderr
 
 
 @pytest.mark.parametrize(

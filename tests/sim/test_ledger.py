@@ -82,6 +82,19 @@ def test_a_fork_is_charged_once_and_to_who_made_it(sim: Sim) -> None:
     sim.leave()
 
 
+def test_a_cached_block_is_charged_to_who_finds_it(sim: Sim) -> None:
+    first, second = sim.client(), sim.client()
+    handle = first.context([1] * 64)
+    infer(first, handle)
+    assert first.ask("free_ctx", handle).errno == 0
+    owner = sim.system.tasks.accounts.owner(1000).usage
+    assert owner.blocks[1] == 0, "nobody names it"
+    infer(second, second.context([1] * 64))
+    mine = next(t for t in sim.system.tasks if t.session and t.session.host_pid == second.pid)
+    assert mine.account.usage.blocks[1] == owner.blocks[1] == 4
+    sim.leave()
+
+
 def test_what_the_kernel_took_is_computed_again_for_the_system(sim: Sim) -> None:
     client = sim.client()
     handle = client.context([1] * 64)

@@ -83,8 +83,9 @@ class Trials:
         return _read(self._process.stdout)
 
     def forget(self, key: int) -> None:
-        """Note that a vocabulary has gone; its key may be another one's."""
-        self._known.discard(key)
+        """Note that a vocabulary has gone; its key may be another one's. Who has it, goes."""
+        if key in self._known:
+            self.close()
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -92,7 +93,6 @@ class Trials:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._known.clear()
 
     def _write(self, message: list[Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -111,6 +111,7 @@ class Trials:
             self._process.kill()
             self._process.communicate()
             self._process = None
+        self._known.clear()
 
 
 def _write(file: IO[bytes], message: list[Any]) -> None:

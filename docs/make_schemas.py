@@ -37,7 +37,9 @@ MEMORY = {
 DATA: dict[str, Any] = {
     "ask": {
         "text": str, "finish": str | None, "seed": int | None, "model": str,
-        "usage": {"prompt": int, "cached": int, "output": int, "overrun": int},
+        "usage": {
+            "prompt": int, "cached": int, "output": int, "overrun": int, "device_us": int,
+        },
         "first_s": float, "whole_s": float,
     },
     "config.check": {"problems": list[str], "notes": list[str], "set": list[str]},

@@ -121,6 +121,8 @@ class System:
 
     def _coming(self, account: Account) -> int:
         """Return the contexts of an account that are being loaded."""
+        if not self.errands.busy:
+            return 0  # quick where no task loads anything: each new context asks
         return sum(len(task.loading) for task in self.tasks.below(account))
 
     @property

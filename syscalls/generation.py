@@ -141,7 +141,9 @@ class Generation:
             length = trim.length
         self._settle(length)
         self.seed = result.seed
-        self.usage = Usage(result.prompt, result.cached, result.output, result.overrun)
+        self.usage = Usage(
+            result.prompt, result.cached, result.output, result.overrun, result.device_us
+        )
         self.finish = reason or _FINISH.get(result.finish, "cancelled")
 
     def _failed(self, error: KernelError) -> Flow[None]:

@@ -41,12 +41,13 @@ class Piece(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What an infer used, in ids."""
+    """What an infer used: ids, and its part of the time of steps in microseconds."""
 
     prompt: int
     cached: int
     output: int
     overrun: int
+    device_us: int = 0
 
 
 class Output:

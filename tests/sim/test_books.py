@@ -138,6 +138,19 @@ def test_books_that_are_no_books_are_told_and_begun_anew(
     assert row(boot(files).client(), "owner").output_ids == 5
 
 
+def test_contexts_that_are_being_loaded_count() -> None:
+    """Of n loads at once each would see all that is left."""
+    sim = boot(MemoryFiles())
+    client = sim.client()
+    handle = client.context([1, 2, 3])
+    assert client.ask("save_ctx", handle, "kept").errno == 0
+    assert client.ask("set_limit", "contexts", None, 4.0).errno == 0
+    loads = [client.send("load_ctx", client.new_handle(), "kept") for _ in range(6)]
+    sim.until(lambda: all(load.done for load in loads))
+    assert [load.errno for load in loads] == [0] * 3 + [Errno.EDQUOT] * 3
+    sim.leave()
+
+
 def test_a_kernel_without_a_state_directory_keeps_none() -> None:
     sim = boot(MemoryFiles(), state_dir="")
     work(sim)

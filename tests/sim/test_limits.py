@@ -361,6 +361,50 @@ def test_what_cannot_be_a_limit(sim: Sim) -> None:
     sim.leave()
 
 
+def test_a_server_spends_what_its_caller_may(sim: Sim) -> None:
+    """Neither is a call a way around a limit, nor does a caller use up its server's."""
+    server, caller = sim.client(), sim.client()
+    assert server.ask("bind", "tools").errno == 0
+    assert limit(caller, Resource.OUTPUT_IDS, 5).errno == 0
+    assert limit(server, Resource.OUTPUT_IDS, 3).errno == 0
+    handle = server.context([1])
+    call = caller.send("call", "tools", b"think")
+    message = server.ask("recv", "tools").result.message
+    infer = server.ask("infer", handle, 20, 0.0)
+    assert (infer.errno, len(infer.tokens)) == (Errno.EDQUOT, 5)
+    assert f"task {pid(caller)}" in infer.message, "whose limit it is"
+    assert server.ask("infer", handle, 1, 0.0).errno == Errno.EDQUOT
+    assert server.ask("reply", message, b"no more").errno == 0
+    sim.until(lambda: call.done)
+    own = server.ask("infer", handle, 20, 0.0)
+    assert (own.errno, len(own.tokens)) == (Errno.EDQUOT, 3), "its own is all there"
+    assert f"task {pid(server)}" in own.message
+    sim.leave()
+
+
+def test_a_forked_task_is_below_its_parents_limits(sim: Sim) -> None:
+    parent = sim.client()
+    for resource, hard in (
+        (Resource.OUTPUT_IDS, 6),
+        (Resource.CONTEXTS, 5),
+        (Resource.CHILDREN, 1),
+    ):
+        assert limit(parent, resource, hard).errno == 0
+    handles = [parent.context([n + 1]) for n in range(3)]
+    refused = parent.ask("fork_task", "copy")
+    assert refused.errno == Errno.EDQUOT and "contexts" in refused.message
+    assert len(list(sim.system.tasks)) == 2, "nothing of it is there"
+    forked = parent.ask("fork_task", "copy", handles[:2])
+    assert forked.errno == 0
+    assert parent.ask("fork_task", "copy", []).errno == Errno.EDQUOT
+    one = sim.client(hello=False)
+    assert one.ask("hello", "copy", forked.result.ticket).errno == 0
+    infer = one.ask("infer", handles[0], 50, 0.0)
+    assert (infer.errno, len(infer.tokens)) == (Errno.EDQUOT, 6)
+    assert parent.ask("infer", handles[0], 1, 0.0).errno == Errno.EDQUOT
+    sim.leave()
+
+
 # --- soft -------------------------------------------------------------------------------------
 
 
@@ -445,7 +489,7 @@ class Inspector:
         return account.usage.device_us / 1e6
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_crowd_under_limits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random limits on random accounts while all live: none is exceeded, and no id is wrong."""
     monkeypatch.setattr(Member, "legal", LEGAL | {Errno.EDQUOT})
@@ -456,7 +500,7 @@ def test_a_crowd_under_limits(seed: int, monkeypatch: pytest.MonkeyPatch) -> Non
     sim = Sim(seed, num_blocks=40, host_bytes=host, overcommit=100.0, link=link)
     accounts, random, operator = watch_accounts(sim), Random(seed), sim.client()
     crowd, inspector, tries = Crowd(sim, 10), Inspector(sim), 0
-    for calls in range(1, 1_500):
+    for calls in range(1, 1_000):
         crowd.run(calls, deaths=0.003)
         inspector.look(accounts)
         if random.random() < 0.01:

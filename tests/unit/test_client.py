@@ -359,7 +359,7 @@ def test_a_stream(kernel: FakeKernel, task: Task) -> None:
     assert [(p.id, p.text, p.logprob) for p in pieces] == [(n, "", -0.5) for n in (11, 12, 13)]
     assert pieces[0].top == [(11, -0.5)]
     assert (stream.finish, stream.ids, stream.seed) == ("stop", [11, 12, 13], 7)
-    assert stream.usage == (2, 0, 3, 0)
+    assert stream.usage == (2, 0, 3, 0, 0)
     assert ctx.length == 5
     assert list(stream) == []
     args = kernel.requests[-1].args

@@ -98,7 +98,7 @@ class System:
         self.comeback = Comeback(kept, config.attach_s)
         self.hibernation: Hibernation | None = None  # going down with everything saved
         step = config.prefill_chunk, config.target_us, config.max_seqs
-        limits = Limits(step, patience)
+        limits = Limits(step, patience, config.overlap)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
         self._attach_key = hashlib.blake2b(b"attach", key=secret, digest_size=32).digest()
         self.policy = policy

@@ -162,6 +162,7 @@ class Device:
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
         self.note, self._steps_due = why, 0
+        running = self._flights.running
         self._flights.begin()
         self._load_watch.done()
         for gone in self.models.leaving:  # zeroed in the next epoch: the store may be at it still
@@ -170,7 +171,7 @@ class Device:
         failed = [*self._loading.blame(why), *self.grammars.lose()]
         for model in self.models:
             for request in model.lose_device():
-                request.deaths += not loading
+                request.deaths += model is running and not loading
                 if request.deaths >= self.limits.max_request_deaths:
                     story = f"device {self.name} ended {request.deaths} times while running this"
                     failed.append((request, EIO(f"{story}; the last time: {why}")))

@@ -50,6 +50,12 @@ class Flights:
         return len(self._flights.get(queue, ()))
 
     @property
+    def running(self) -> Model | None:
+        """The model whose Submit the driver is at on COMPUTE, if it is at any."""
+        flights = self._flights.get(base.Queue.COMPUTE)
+        return flights[0].model if flights else None
+
+    @property
     def last(self) -> Model:
         """The model of the last Submit on COMPUTE; there is one."""
         return self._flights[base.Queue.COMPUTE][-1].model

@@ -435,13 +435,14 @@ class Scheduler:
                     ahead.confirm(request, self.pool)
 
     def fail(self) -> list[Request]:
-        """Undo what is in flight, steps and Resets; return its live requests."""
-        hit, self._telling = dict.fromkeys(self._telling), []
+        """Undo what is in flight, steps and Resets; return the live requests of the oldest.
+
+        They run in order, so the driver was at that one, or had not come to it.
+        """
+        hit = [*self.flying[0].telling, *self.flying[0].requests] if self.flying else []
+        self._telling = []
         while self.flying:
-            step = self._end_step()
-            hit.update(dict.fromkeys(step.telling))
-            for entry in step.entries:
-                hit[entry.request] = None
+            for entry in self._end_step().entries:
                 entry.request.ahead.clear()
                 for write in entry.writes:
                     if write.block.id == write.id:

@@ -89,6 +89,10 @@ class Step(NamedTuple):
     entries: list[Entry]
     telling: Sequence[Request] = ()  # whose Resets go with it
 
+    @property
+    def requests(self) -> list[Request]:
+        return [entry.request for entry in self.entries]
+
 
 def step_ops(
     model: int,

@@ -33,21 +33,13 @@ def may_follow(request: Request) -> bool:
     return (
         request.output + request.sampling < infer.max_tokens
         and ctx.length + request.sampling < ctx.model.desc.max_ctx
-        and not request.untold
-        and request.slot is not None
         and ctx.planned == ctx.length
-        and all(map(_holds, request.ahead))
     )
 
 
 def start_of(request: Request) -> int:
     """Return the first position that a request has to compute: the one its last sample is of."""
     return request.ctx.length + request.sampling - 1 if request.sampling else request.ctx.planned
-
-
-def _holds(entry: Entry) -> bool:
-    """Whether the block that an entry ahead writes to is still where it was."""
-    return entry.ahead is not None and entry.ahead.block.id == entry.ahead.id
 
 
 def confirm(request: Request, pool: BlockPool) -> None:
@@ -57,7 +49,7 @@ def confirm(request: Request, pool: BlockPool) -> None:
     entry: Entry = request.ahead.popleft()
     write, table, at = entry.ahead, request.ctx.blocks, entry.start // pool.block_size
     assert write is not None
-    if table[at] is write.block and _holds(entry):
+    if table[at] is write.block and write.block.id == write.id:
         write.block.planned = write.upto
         entry.writes.append(write)
         if write.upto == pool.block_size:

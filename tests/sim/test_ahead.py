@@ -161,6 +161,19 @@ def test_a_context_that_is_full_wastes_nothing() -> None:
     reply = infer(sim.client(), PROMPT, 99)
     run(sim, reply)
     assert reply.tokens == expected(PROMPT, 34) and totals(sim).wasted == 0
+    assert sim.system.device.epoch == 1, "no position behind the last one was asked for"
+    sim.leave()
+
+
+@DEPTHS
+def test_what_was_computed_ahead_is_found_by_its_ids(overlap: int) -> None:
+    sim = Sim(overlap=overlap)
+    client = sim.client()
+    reply = infer(client, PROMPT, 60)
+    run(sim, reply)
+    again = infer(client, [*PROMPT, *reply.tokens], 5)
+    run(sim, again)
+    assert again.result.cached == 64 and again.tokens == expected([*PROMPT, *reply.tokens], 5)
     sim.leave()
 
 

@@ -407,7 +407,10 @@ class Scheduler:
         """Whether more steps may wait behind those in flight: nothing but what is in all of them
         wants to run, and all together take no longer than a moment."""
         depth = len(self.flying)
-        if not 0 < self.pace.taken(len(self.flying[-1].entries)) * (depth + 1) <= ahead.MAX_US:
+        if depth == 0:  # the model has gone: what is in flight is nobody's any more
+            return False
+        step_us = self.pace.taken(len(self.flying[-1].entries))
+        if not 0 < step_us * (depth + 1) <= ahead.MAX_US:
             return False
         return all(request.held or request.sampling == depth for request in others)
 

@@ -73,6 +73,7 @@ class System:
         self.ports = PortTable()
         self.topics = TopicTable(self.ports)
         self.sessions: dict[bytes, Session] = {}
+        self.speaking: dict[Session, None] = {}  # those with something that is not sent yet
         self.arrivals = count(1)
         self.again: deque[Context] = deque()  # free now: the calls queued on them may run
         self.closing: deque[tuple[Session, KernelError]] = deque()  # at the end of the turn

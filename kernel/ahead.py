@@ -11,9 +11,9 @@ never read: whoever goes on there writes it again, in a later step of the same q
 block is given up, it is zeroed in a later one.
 
 Not ahead goes what depends on the id: one whose driver must first be told of its ids (`untold`), a
-score, one that follows a grammar, one that has to copy a block before it writes, one that may have
-no more ids. Those wait for the step in flight, and are planned when it has ended. Nothing is
-dropped to make room for an entry ahead: what it waits for may be about to be given up.
+score, one that has to copy a block before it writes, one that may have no more ids. Those wait for
+the step in flight, and are planned when it has ended. Nothing is dropped to make room for an entry
+ahead: what it waits for may be about to be given up.
 """
 
 from kernel.pool import BlockPool
@@ -31,8 +31,7 @@ def may_follow(request: Request) -> bool:
     ctx, infer = request.ctx, request.infer
     assert infer is not None
     return (
-        request.grammar is None
-        and request.output + request.sampling < infer.max_tokens
+        request.output + request.sampling < infer.max_tokens
         and ctx.length + request.sampling < ctx.model.desc.max_ctx
         and ctx.planned == ctx.length
     )

@@ -18,6 +18,7 @@ from tests.helpers.granting import Pair
 from tests.helpers.liar import LyingLink
 from tests.helpers.oracle import VOCAB, Knobs, expected
 from tests.helpers.sim import Reply, Sim, SimClient
+from tests.sim import test_grammar as grammars
 from tests.sim.test_liars import LIES, NUMERIC, sampled
 
 PLAIN = Knobs()
@@ -402,4 +403,18 @@ def test_a_driver_without_the_feature_gets_one_step_at_a_time() -> None:
         assert flying(sim) <= 1
         sim.turn()
     assert reply.tokens == expected(PROMPT, 9)
+    sim.leave()
+
+
+@DEPTHS
+def test_a_grammar_that_ends_with_an_id_ends_the_infer_with_it(overlap: int) -> None:
+    """The steps behind it have no id to draw, and nobody else in them is the worse for it."""
+    sim = Sim(overlap=overlap)
+    client = sim.client()
+    steady = infer(client, [9, *PROMPT], 60)
+    reply = grammars.infer(client, client.context(grammars.PROMPT))
+    run(sim, reply, steady)
+    assert reply.errno == 0 and reply.tokens == grammars.expected(grammars.PROMPT)
+    assert steady.tokens == expected([9, *PROMPT], 60) and sim.system.device.epoch == 1
+    assert 1 <= totals(sim).wasted <= overlap
     sim.leave()

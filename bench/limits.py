@@ -58,6 +58,7 @@ LIMITS = (
     Limit("engine", "decode B=32", "ratio", ">=", 0.5),
     Limit("cost", "kernel cost B=1", "ratio", "<=", 1.05),
     Limit("cost", "kernel cost B=64", "ratio", "<=", 1.03),
+    Limit("scale", "scale 10000 tasks", "ratio", "<=", 1.2),
     Limit("idle", "idle kernel cpu", "value", "<=", 1.0),
     Limit("idle", "idle kernel wakeups", "value", "<=", 20),
     Limit("idle", "idle host cpu", "value", "<=", 1.0),

@@ -24,6 +24,8 @@ BENCHES = {
     "fork": ("bench.fork", "forks of short and long contexts, and against prefill"),
     "engine": ("bench.engine", "prefill and decode through system calls, on smollm2"),
     "cost": ("bench.kernel_cost", "a step with the kernel against one without"),
+    "overlap": ("bench.overlap", "steps submitted ahead against one at a time"),
+    "scale": ("bench.scale", "a step beside 10,000 idle tasks against one beside 64"),
     "idle": ("bench.idle", "processor time and wake-ups of an idle kernel"),
     "driver": ("bench.driver", "prefill and decode of a driver host without kernel"),
     "copies": ("bench.copies", "copies to and from the host tier against plain memory copies"),

@@ -46,6 +46,10 @@ rows that have one. A driver compiles beside its steps and answers when it is do
 costs is limited (drivers/grammar.py), for it comes from a user: one that takes too much, or that is
 none, is refused and harms nobody else.
 
+A driver with the feature "steps_ahead" takes Submits on COMPUTE while others wait there, and the
+LAST_SAMPLE of one may be what an earlier one of them will have sampled: it is looked up when its
+turn comes. A row that is flagged has a last sample, too, of no meaning.
+
 KV in int8 ("kv_int8"): behind each vector of head_dim numbers, -127 to 127, are the two bytes of a
 bfloat16, its scale; an element is number * scale.
 """

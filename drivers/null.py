@@ -55,6 +55,7 @@ MAX_LOGIT_ROWS = 256
 FEATURES = (
     "copy_d2d", "copy_host", "host_tier", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "penalties", "bias", "score", "grammar",
+    "steps_ahead",
 )  # fmt: skip
 
 
@@ -364,11 +365,8 @@ class NullModel:
                 else draw(history, how, vocab)
             )  # fmt: skip
             ids.append(0 if flags[r] else drawn)
-            if flags[r]:
-                slots.give_up(self.last, slot, plan.generations[s], position, flags[r])
-            else:
-                slots.drew(self.last, slot, plan.generations[s], position, drawn)
-                flags[r] = slots.completes(self.last, slot)
+            slots.drew(self.last, slot, plan.generations[s], position, ids[r])
+            flags[r] = flags[r] or slots.completes(self.last, slot)
             logprobs.append(best.add(history, drawn, draws.num_logprobs[r]))
         return base.Sampled(base.ints(ids), bytes(flags), base.reals(logprobs), *best.raw())
 

@@ -171,7 +171,11 @@ def reset(
 
 
 def drew(slots: dict[int, Slot], number: int, generation: int, position: int, token: int) -> None:
-    """Note the id that a sequence has drawn for `position`."""
+    """Note the id that a sequence has drawn for `position`; 0 if its row was flagged.
+
+    That has no meaning, but steps may have been submitted already that feed it, and those of the
+    others in them are sound. In a grammar no later row has an id either, until a Reset.
+    """
     slot = slots.get(number)
     if slot is None or slot.adjust is None:
         slots[number] = Slot(generation, token)
@@ -204,18 +208,6 @@ def masks(slots: Mapping[int, Slot], draws: Draws, plan: Plan) -> Masks:
             except NoMatch as none:
                 found.flags[row] = none.flag
     return found
-
-
-def give_up(slots: dict[int, Slot], number: int, generation: int, position: int, flag: int) -> None:
-    """Note that a row has no id: with NUMERIC the slot is lost, by its grammar it goes on with 0.
-
-    Then no later row has one either, until a Reset: steps may have been submitted already that
-    feed what this one was to draw, and those of the others in them are sound.
-    """
-    if flag == RowFlag.NUMERIC:
-        slots.pop(number, None)
-    else:
-        drew(slots, number, generation, position, 0)
 
 
 def completes(slots: Mapping[int, Slot], number: int) -> int:

@@ -48,6 +48,7 @@ class Config:
     prefill_chunk: int = 512  # tokens of one request in one step
     target_us: int = 30_000  # of a step that decodes; 0: none
     max_seqs: int = 0  # that one step may have; 0: as many as the driver takes
+    overlap: int = 0  # steps that are planned and submitted while one computes; 0: none
     max_models: int = 64
     max_tasks: int = 10_000
     max_contexts: int = 100_000

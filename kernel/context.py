@@ -2,6 +2,7 @@
 
 A context is `length` ids, kept in a table of Blocks that forks share (kernel/block.py). How much
 of it is computed is a fact of its blocks, not of the context: what one sharer computes, all have.
+Behind its last id there may be empty blocks, for ids that a step is about to sample (`open_to`).
 Ids change in three ways only: append, trim, and fork (which makes another context). All of them
 work on ids alone; KV follows when the scheduler runs the context.
 
@@ -94,13 +95,42 @@ class Context:
             tail.ids.extend(ids[:room])
             tail.writer = self
         for start in range(room, len(ids), size):
-            part = array("i", ids[start : start + size])
-            self.blocks.append(self.pool.new_block(part, self, self.owner, self.account))
+            self._open((self.length + start) // size).extend(ids[start : start + size])
         self.length += len(ids)
+
+    def _open(self, at: int) -> "array[int]":
+        """Return the ids of an empty block behind all that have some; there may be one already."""
+        if at == len(self.blocks):
+            self.blocks.append(self.pool.new_block(array("i"), self, self.owner, self.account))
+        return self.blocks[at].ids
+
+    def open_to(self, end: int) -> bool:
+        """Have blocks for positions before `end` whose ids are not known yet; `close` drops them.
+
+        False if this must not write behind its last id: a block there is somebody else's to go on
+        in, or has to be copied first.
+        """
+        size = self.pool.block_size
+        offset = self.length % size
+        if offset:
+            tail = self.blocks[self.length // size]
+            if len(tail.ids) != offset or (tail.writer is not self and tail.refs > 1):
+                return False
+            tail.writer = self
+        while len(self.blocks) * size < end:
+            self._open(len(self.blocks))
+        return True
+
+    def close(self) -> None:
+        """Drop blocks behind the last id."""
+        keep = -(-self.length // self.pool.block_size)
+        while len(self.blocks) > keep:
+            self.pool.unref(self.blocks.pop())
 
     def _own_tail(self, offset: int) -> Block:
         """Return the last block in a state in which this context may add ids at `offset`."""
-        tail = self.blocks[-1]
+        at = self.length // self.pool.block_size
+        tail = self.blocks[at]
         if len(tail.ids) == offset and (tail.writer is self or tail.refs == 1):
             self._take(tail, tail, offset)
             return tail
@@ -117,8 +147,8 @@ class Context:
         positions = min(offset, max(tail.filled, tail.kept))
         if positions:
             self.pool.pin_origin(copy, tail, positions)
-        self.blocks[-1] = copy
-        self._settled = min(self._settled, len(self.blocks) - 1)
+        self.blocks[at] = copy
+        self._settled = min(self._settled, at)
         del self._table[self._settled :]
         self.pool.unref(tail)
         return copy
@@ -154,7 +184,7 @@ class Context:
         """Return a context with the same ids and rights that shares every block."""
         child = Context(handle, pid, name, self.model, self.pool, self.owner)
         child.grant, child.access, child.foreign = self.grant, self.access, self.foreign
-        child.blocks = self.blocks.copy()
+        child.blocks = self.blocks[: -(-self.length // self.pool.block_size)]
         for block in child.blocks:
             block.refs += 1  # this is all that a fork costs
         child.length, child.paid = self.length, self.paid

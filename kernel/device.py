@@ -4,8 +4,10 @@
         ^------- driver died, faulted or hung: new epoch -------|
 
 One Submit of one model is in flight at a time on each queue; its fence is (epoch, queue, value).
-Models that have something to run take turns on COMPUTE; copies between the tiers (kernel/swap.py)
-go beside, on queues of their own.
+On COMPUTE another one may wait behind it, so that the device need not wait for the kernel; and some
+more while they are short and nothing else is to be done (`Limits.overlap`). Models that have
+something to run take turns on COMPUTE; copies between the tiers (kernel/swap.py) go beside, on
+queues of their own.
 
 A driver that cannot load beside its steps (feature "load_beside") does one or the other: loads go
 first, but after each of them every model that is up has a step, so that loads without end stop
@@ -56,6 +58,7 @@ class Limits(NamedTuple):
 
     step: tuple[int, int, int]  # prefill_chunk, target_us, max_seqs
     patience: Patience
+    overlap: int = 0  # steps that may wait behind the one that computes
     max_request_deaths: int = 3  # epochs that end while it is in flight
 
 
@@ -159,6 +162,7 @@ class Device:
         why = why[:MAX_NOTE]
         log.error("device %s: epoch %d ended: %s", self.name, self.epoch, why)
         self.note, self._steps_due = why, 0
+        running = self._flights.running
         self._flights.begin()
         self._load_watch.done()
         for gone in self.models.leaving:  # zeroed in the next epoch: the store may be at it still
@@ -167,7 +171,7 @@ class Device:
         failed = [*self._loading.blame(why), *self.grammars.lose()]
         for model in self.models:
             for request in model.lose_device():
-                request.deaths += not loading
+                request.deaths += model is running and not loading
                 if request.deaths >= self.limits.max_request_deaths:
                     story = f"device {self.name} ended {request.deaths} times while running this"
                     failed.append((request, EIO(f"{story}; the last time: {why}")))
@@ -270,9 +274,8 @@ class Device:
         sched = model.sched
         results = read_results(complete, sched.samplers, sched.scorers, model.desc.vocab)
         self._flights.land(complete.queue)
-        sched.telling = []
         model.pool.fence_passed(complete.value)
-        return sched.commit(results, took_us) if sched.step else ()
+        return sched.commit(results, took_us)
 
     def _flown(self, answer: base.Complete | base.Fault) -> Model | None:
         """Return the model of the Submit that is answered; None if it has gone since."""
@@ -310,6 +313,8 @@ class Device:
             self.grammars.send(self.link, self.models.in_turn())
             if base.Queue.COMPUTE not in self._flights:
                 self._next()
+            while self._goes_ahead and self._step_in_turn():
+                pass
             if self._loading.model is None or self._serves_beside:
                 self._copy()
             for model in self.models:
@@ -330,6 +335,18 @@ class Device:
         elif not self._load() or self._serves_beside:
             self.state = DeviceState.UP
             self._step_in_turn()
+
+    @property
+    def _goes_ahead(self) -> bool:
+        """Whether one step more may wait behind what is in flight on COMPUTE."""
+        count = self._flights.count(base.Queue.COMPUTE)
+        if not 0 < count <= self.limits.overlap or not self.link.has_room:
+            return False
+        assert self.ready is not None
+        waits = self._loading.model is not None or self.models.waiting() is not None
+        if "steps_ahead" not in self.ready.features or (waits and not self._serves_beside):
+            return False
+        return count == 1 or self._flights.last.sched.may_queue(self.requests)
 
     def _send_away(self) -> None:
         """Tell the driver of models that have gone, once nothing of theirs is in flight."""
@@ -368,7 +385,7 @@ class Device:
 
     def _step(self, model: Model) -> bool:
         """Submit a model's next step, or what goes before it; False if there is nothing to do."""
-        sched = model.sched
+        sched, before = model.sched, self._flights.count(base.Queue.COMPUTE)
         resets = sched.resets()
         if resets:
             self._submit(model, [], [], resets)
@@ -384,7 +401,7 @@ class Device:
         self.again |= sched.has_room or (not entries and sched.pager.given_up != given_up)
         if base.Queue.COMPUTE not in self._flights and model.pool.has_dirty:
             self._submit(model, [], [])
-        return base.Queue.COMPUTE in self._flights
+        return self._flights.count(base.Queue.COMPUTE) > before
 
     def _submit(
         self,
@@ -396,8 +413,7 @@ class Device:
         value, number = self._flights.take_off(base.Queue.COMPUTE, model), model.number
         recycled, dirty = model.pool.take_scrubs(value)
         ops = step_ops(number, value, entries, copies, dirty, recycled)
-        if entries:
-            model.sched.submitted(value, entries)
+        model.sched.submitted(value, entries)
         ops = (*resets, *ops)
         self.link.send(base.Submit(self.epoch, base.Queue.COMPUTE, value, (), number, ops))
 

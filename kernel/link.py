@@ -39,6 +39,11 @@ class Link(Protocol):
         """Return the next message or None; LinkDown if the driver is gone."""
         ...
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a message of any size can be sent, though the driver may have some to read."""
+        ...
+
     def kill(self) -> None:
         """End the driver now, if it runs, and reap it."""
         ...

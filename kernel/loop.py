@@ -42,6 +42,8 @@ RECEIVE_S = 0.002
 """How long a turn takes calls in; more of them wait in the socket while the device is served."""
 TICK_S = 1.0
 """How often expired tickets and zombies are looked for, while there are any."""
+FEW_TASKS = 100
+"""That can be looked at in every turn."""
 
 
 class Kernel:
@@ -52,6 +54,8 @@ class Kernel:
         self.front = front
         self.stopped = False
         self._tick = 0.0
+        self._look = 0.0  # when to see again whether the time of any task comes
+        self._timed = False
         self._asked = -TICK_S  # when all sessions were last asked for a connection
         self._more = False  # something happened that an earlier verb of the turn would take up
         self._evicted = 0  # blocks, as far as the log knows
@@ -93,12 +97,21 @@ class Kernel:
         ]
         if k.hibernation is not None and k.hibernation.phase is Phase.GRACE:
             deadlines.append(k.hibernation.by)
-        if any(session.stalled_since is not None for session in k.sessions.values()):
+        if any(session.stalled_since is not None for session in k.speaking):
             deadlines.append(now + 0.1)
-        if any(task.timed for task in k.tasks):
-            deadlines.append(self._tick + TICK_S)
+        deadlines.append(self._tick_due(now))
         due = [deadline for deadline in deadlines if deadline is not None]
         return max(0.0, min(due) - now) if due else None
+
+    def _tick_due(self, now: float) -> float | None:
+        """Return when tasks are to be looked at; to see whether, all are: so not in each turn."""
+        tasks = self.system.tasks
+        looks = now >= self._look or len(tasks) <= FEW_TASKS
+        if looks:
+            self._look, self._timed = now + TICK_S, any(task.timed for task in tasks)
+        if self._timed:
+            return self._tick + TICK_S
+        return None if looks else self._look
 
     # --- receive ------------------------------------------------------------------------------
 
@@ -125,7 +138,7 @@ class Kernel:
                 return session
             self._close(session, "its connection is gone, another program took its routing id")
         self._forget_closed(arrival.pid)
-        session = Session(arrival.route, arrival.uid, arrival.pid)
+        session = Session(arrival.route, arrival.uid, arrival.pid, k.speaking)
         if arrival.uid not in (k.uid, 0):
             self._refuse(session, EPERM("this kernel serves the uid that it runs as"))
         elif len(k.sessions) >= k.config.max_sessions:
@@ -217,7 +230,7 @@ class Kernel:
             self._tick = now
             expire_tasks(k, now)
             sys_attach.expire_leases(k, now)
-        for session in list(k.sessions.values()):
+        for session in list(k.speaking):
             since = session.stalled_since
             if since is not None and now >= since + k.config.stalled_s:
                 self._drop(session, f"its program read nothing for {k.config.stalled_s:g} s")
@@ -276,10 +289,12 @@ class Kernel:
     def reply(self) -> None:
         """Send each client what this turn had for it, in one message or a few."""
         k = self.system
-        for session in list(k.sessions.values()):
+        for session in list(k.speaking):
             session.seal()
-            if session.outbox:
+            if k.sessions.get(session.route) is session and session.outbox:
                 self._send(session)
+            if not session.unread or k.sessions.get(session.route) is not session:
+                k.speaking.pop(session, None)
         while k.closing:
             session, error = k.closing.popleft()
             if k.sessions.get(session.route) is session:  # not closed since, its route not taken

@@ -81,6 +81,10 @@ class LoopbackLink:
             raise LinkDown(self._dead)
         self.inbox.append(wire.decode(wire.encode(message)))
 
+    @property
+    def has_room(self) -> bool:
+        return True
+
     def receive(self) -> Any | None:
         if self._dead:
             raise LinkDown(self._dead)

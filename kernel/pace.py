@@ -35,7 +35,7 @@ class Pace:
         if not decodes:
             room = int(PATIENCE * limits.target_us / self.us_per_token)
             return max(limits.prefill_chunk, room)
-        taken = self._taken(decodes)
+        taken = self.taken(decodes)
         room = int(max(limits.target_us - taken, taken) / self.us_per_token)
         return max(self._block_size, room)
 
@@ -45,10 +45,10 @@ class Pace:
             size = decodes.bit_length()
             self._decode_us[size] = _mean(self._decode_us.get(size, 0.0), took_us)
         elif prefilled >= self._block_size:
-            added = max(took_us - self._taken(decodes), took_us * prefilled / (prefilled + decodes))
+            added = max(took_us - self.taken(decodes), took_us * prefilled / (prefilled + decodes))
             self.us_per_token = _mean(self.us_per_token, added / prefilled)
 
-    def _taken(self, decodes: int) -> float:
+    def taken(self, decodes: int) -> float:
         """Return the microseconds of a step of decodes alone, as far as is known."""
         known = [size for size in self._decode_us if size <= decodes.bit_length()]
         return self._decode_us[max(known)] if known else 0.0

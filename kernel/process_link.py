@@ -8,6 +8,9 @@ started, is for `kernel.link` (drivers) and `kernel.store` to say.
 import signal
 import socket
 import subprocess
+import sys
+from fcntl import ioctl
+from termios import TIOCOUTQ as SIOCOUTQ
 from typing import Any, Protocol
 
 SOCKET_OVERHEAD = 4096
@@ -84,6 +87,15 @@ class ProcessLink:
         except OSError as error:
             what = f"cannot be sent {len(raw)} bytes ({error.strerror}), "
             raise self._down(what) from None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the largest message can be sent beside what the process has not read yet."""
+        if self._socket is None:
+            return False
+        unread = int.from_bytes(ioctl(self._socket, SIOCOUTQ, bytes(4)), sys.byteorder)
+        most = self._wire.MAX_MESSAGE + SOCKET_OVERHEAD
+        return unread + most <= self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
     def receive(self) -> Any | None:
         """Return the next message or None; LinkDown if the process is gone."""

@@ -9,6 +9,7 @@ DONE is final: results that arrive for a done request are discarded and counted.
 """
 
 from array import array
+from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,6 +95,9 @@ class Request:
         self.slot: int | None = None
         self.generation = 0
         self.device_us = 0  # its part of the steps that it was in
+        self.flying = 0  # steps in flight that it is in
+        self.sampling = 0  # of them, those that sample an id for it
+        self.ahead: deque[Any] = deque()  # its Entries among them whose ids are not known yet
         self.deaths = 0  # epochs that ended while this was in flight
         self.held = ""  # why it may not run: its task is stopped, its client does not read
         self._state = RequestState.QUEUED
@@ -149,7 +153,8 @@ class Request:
     @property
     def target(self) -> int:
         """Positions to compute: an infer needs the logits of the last id, nobody else does."""
-        return self.ctx.length if self.infer else max(0, self.ctx.length - 1)
+        length = self.ctx.length
+        return length + self.sampling if self.infer else max(0, length - 1)
 
     @property
     def remaining(self) -> int:
@@ -159,7 +164,7 @@ class Request:
     @property
     def decoding(self) -> bool:
         """One position away from its next id, which it has sampled from before."""
-        return self.output > 0 and self.start >= self.ctx.length - 1
+        return self.output + self.sampling > 0 and self.start >= self.ctx.length - 1
 
     def take(self, token: Token, max_ctx: int) -> Finish | None:
         """Commit a sampled id; return why the request ends with it, if it does.

@@ -1,6 +1,7 @@
 """Scheduler: which requests run in the next step, and what the device is told to do.
 
-One step is one Submit to the device, and one Submit with an Execute is in flight at a time. The
+One step is one Submit to the device. While it is in flight, the one behind it may be planned and
+submitted already (kernel/ahead.py says with whom); they end in order. The
 policy orders the requests; each gets tokens while the step's budgets last (tokens, sequences,
 block references, places). A decode takes one token; prefills take chunks, together no more than
 keep a step near the target time (kernel/pace.py). What the prefix index has is taken over before
@@ -19,10 +20,12 @@ Rows of logits are a budget too: one per sample, one per id that a score asks fo
 those to others that may sample in the same step, so it is slower in company and stops nobody.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from drivers import base
+from kernel import ahead
 from kernel.block import NOT_RESIDENT, Block
 from kernel.ledger import charge_step
 from kernel.pace import Pace
@@ -44,7 +47,7 @@ class Scheduler:
         self.policy = policy
         self.limits = limits
         self.requests: dict[int, Request] = {}  # by arrival
-        self.step: Step | None = None
+        self.flying: deque[Step] = deque()  # what is in flight, the oldest first
         self.steps = 0
         self.wasted = 0
         self.prefill_tokens = 0
@@ -58,7 +61,7 @@ class Scheduler:
         self._slots = Slots(limits.max_seqs)
         self._adjusted = 0  # requests whose logits are
         self._told = False  # the last call of `resets` gave some
-        self.telling: list[Request] = []  # whose Resets are in flight
+        self._telling: list[Request] = []  # whose Resets go with the next Submit
         self._taken: list[Block] = []  # blocks that a plan lets begin as a copy
         self._starved: dict[Request, Sequence[Block]] = {}  # what got no places, in order
         self._room_for: Request | None = None
@@ -78,6 +81,8 @@ class Scheduler:
             self._adjusted -= request.adjusted
         if request.ctx.request is request:
             request.ctx.request = None
+            request.ctx.close()
+        request.ahead.clear()
         self._slots.give(request)
 
     def lose_slots(self) -> None:
@@ -100,15 +105,17 @@ class Scheduler:
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
         self._starved.clear()  # of a plan that was never sent
         rows = self.limits.max_logit_rows
-        runnable = [r for r in self.requests.values() if r.runnable]
+        runnable = [r for r in self.requests.values() if self._may_run(r)]
         for request in runnable:
-            request.start = request.ctx.planned
+            request.start = ahead.start_of(request)
             if request.state is RequestState.BLOCKED:
                 request.become(RequestState.QUEUED)  # this plan may not even come to it
         room = self.pace.room(sum(r.decoding for r in runnable))
         for request in self._ordered(runnable):
             if tokens == 0 or len(entries) == self.limits.max_seqs:
                 break
+            if request.sampling and not self._opens(request):
+                continue
             if not request.decoding:
                 lookups -= self.reuse.look_up(request, lookups)
                 if request.seeking:
@@ -124,7 +131,7 @@ class Scheduler:
                 spare = max(1, rows - (len(runnable) - len(entries)))
                 end = min(end, max(start, request.scored - 1) + spare)
             if start == end:
-                self.remove(request)  # a prefill that has nothing left to do
+                self._end_prefill(request)  # it has nothing left to do
                 continue
             samples = request.infer is not None and end == request.target
             scores = 0
@@ -139,7 +146,7 @@ class Scheduler:
                 break  # there might: whoever is behind would decode, and go first
             if not self._reserve(request, start, end, dry, copies):
                 if request.background:
-                    self.remove(request)  # an infer will compute it, if there ever is one
+                    self._end_prefill(request)  # an infer will compute it, if there ever is one
                 else:
                     dry = True
                 continue
@@ -164,6 +171,18 @@ class Scheduler:
             if item is not first:
                 yield cast(Request, item)
 
+    def _may_run(self, request: Request) -> bool:
+        return request.runnable and (not request.flying or ahead.may_follow(request))
+
+    def _opens(self, request: Request) -> bool:
+        """Whether one that goes ahead still has its slot, and where to write to."""
+        return request.slot is not None and request.ctx.open_to(request.start + 1)
+
+    def _end_prefill(self, request: Request) -> None:
+        """End a prefill in the background, now or when what it has in flight has ended."""
+        if not request.flying:
+            self.remove(request)
+
     def _let_origins_go(self) -> None:
         """Only now: the place of an origin must not be taken by the message that copies it."""
         for block in self._taken:
@@ -179,7 +198,7 @@ class Scheduler:
         if not self._adjusted:
             return []
         self._told = not self._told
-        runnable = [r for r in self.requests.values() if r.runnable]
+        runnable = [r for r in self.requests.values() if r.runnable and not r.sampling]
         if not self._told or not any(request.untold for request in runnable):
             self._told = False
             return []
@@ -190,7 +209,7 @@ class Scheduler:
             self._slots.take(request, self._may_wait(first))
         ops = resets(untold)
         named = {op.slot for op in ops}
-        self.telling = [request for request in untold if request.slot in named]
+        self._telling = [request for request in untold if request.slot in named]
         return ops
 
     def _may_wait(self, chosen: Iterable[Request]) -> Iterator[Request]:
@@ -209,12 +228,11 @@ class Scheduler:
     def _bring(self, request: Request, start: int, dry: bool) -> bool:
         """Let a request wait for copies; True if there are no places for them."""
         away = self.pager.absent(request.ctx, start // self.pool.block_size)
-        request.become(RequestState.BLOCKED)
-        request.lacks = len(away)
+        self._block(request, len(away))
         if not away:
             return False
         if request.background:
-            self.remove(request)  # an infer will need it, if there ever is one
+            self._end_prefill(request)  # an infer will need it, if there ever is one
             return False
         if not dry and self.pager.bring(away):
             self._has_places(request)
@@ -233,6 +251,8 @@ class Scheduler:
         """
         ctx, size = request.ctx, self.pool.block_size
         start, target = request.start, request.target
+        if request.sampling:
+            return start, start + 1
         if start < ctx.length and ctx.blocks[start // size].refs > 1:
             start = ctx.planned  # a sharer may have its part of this very step
         if request.score and start >= request.scored:
@@ -254,10 +274,10 @@ class Scheduler:
         ctx, size = request.ctx, self.pool.block_size
         wanted = [b for b in ctx.blocks[start // size : -(-end // size)] if b.id == NOT_RESIDENT]
         if wanted and (dry or len(wanted) > self.pool.num_free + self.pool.num_cached):
-            if not request.background:
-                self._starved[request] = wanted
-            request.become(RequestState.BLOCKED)
-            request.lacks = len(wanted)
+            if not request.sampling:
+                if not request.background:
+                    self._starved[request] = wanted
+                self._block(request, len(wanted))
             return False
         self._has_places(request)
         for block in wanted:
@@ -270,6 +290,12 @@ class Scheduler:
         if self._room_for is request:
             self._room_for = None
 
+    def _block(self, request: Request, lacks: int) -> None:
+        """Note that a request waits for so many blocks; one that is in flight does not yet."""
+        request.lacks = lacks
+        if not request.flying:
+            request.become(RequestState.BLOCKED)
+
     def _take_over(self, block: Block, origin: Block, copies: list[tuple[int, int]]) -> None:
         if origin.id != NOT_RESIDENT:
             copies.append((origin.id, block.id))
@@ -281,7 +307,14 @@ class Scheduler:
 
     def _entry(self, request: Request, start: int, end: int, samples: bool, scores: int) -> Entry:
         ctx, size = request.ctx, self.pool.block_size
-        writes, again = [], 0
+        writes: list[Write] = []
+        again = 0
+        if request.sampling:
+            block = ctx.blocks[start // size]
+            self.pager.used(ctx)
+            request.become(RequestState.DECODE)
+            write = Write(block, block.id, start % size + 1)
+            return Entry(request, start, end, writes, samples, ahead=write)
         for index in range(start // size, -(-end // size)):
             block, upto = ctx.blocks[index], min(size, end - index * size)
             if upto > block.planned:
@@ -334,11 +367,17 @@ class Scheduler:
         )
 
     def submitted(self, value: int, entries: list[Entry]) -> None:
-        """Note that the step is on its way under fence `value`."""
-        self.step = Step(value, entries)
-        self.steps += 1
+        """Note that a step, or what else goes in its place, is on its way under fence `value`."""
+        self.flying.append(Step(value, entries, self._telling))
+        self._telling = []
+        self.steps += bool(entries)
         for entry in entries:
             self._charge(entry)
+            request = entry.request
+            request.flying += 1
+            request.sampling += entry.samples
+            if entry.ahead is not None:
+                request.ahead.append(entry)
 
     def _charge(self, entry: Entry) -> None:
         """Charge a request for positions that are computed for the first time, and its sample."""
@@ -350,15 +389,30 @@ class Scheduler:
     # --- results ------------------------------------------------------------------------------
 
     @property
+    def step(self) -> Step | None:
+        """The oldest step in flight, if there is one."""
+        return next((step for step in self.flying if step.entries), None)
+
+    @property
     def samplers(self) -> list[Request]:
-        """The requests of the step in flight that get an id of it, in order."""
-        return [entry.request for entry in self.step.entries if entry.samples] if self.step else []
+        """The requests that get an id of what ends next, in order."""
+        return [entry.request for entry in self.flying[0].entries if entry.samples]
 
     @property
     def scorers(self) -> list[tuple[Request, int]]:
-        """The requests of the step in flight that get so many scores of it, in order."""
-        entries = self.step.entries if self.step else []
-        return [(entry.request, entry.scores) for entry in entries if entry.scores]
+        """The requests that get so many scores of what ends next, in order."""
+        return [(entry.request, entry.scores) for entry in self.flying[0].entries if entry.scores]
+
+    def may_queue(self, others: Iterable[Request]) -> bool:
+        """Whether more steps may wait behind those in flight: nothing but what is in all of them
+        wants to run, and all together take no longer than a moment."""
+        depth = len(self.flying)
+        if depth == 0:  # the model has gone: what is in flight is nobody's any more
+            return False
+        step_us = self.pace.taken(len(self.flying[-1].entries))
+        if not 0 < step_us * (depth + 1) <= ahead.MAX_US:
+            return False
+        return all(request.held or request.sampling == depth for request in others)
 
     def commit(
         self, results: Sequence[Token | Scores | KernelError], took_us: int
@@ -380,28 +434,37 @@ class Scheduler:
                 self.wasted += 1
             else:
                 yield request, result
+                if not request.done:
+                    ahead.confirm(request, self.pool)
 
     def fail(self) -> list[Request]:
-        """Undo what is in flight, a step or Resets, if anything is; return its live requests."""
-        hit, self.telling = self.telling, []
-        if self.step is not None:
-            step = self._end_step()
-            for entry in step.entries:
-                hit.append(entry.request)
+        """Undo what is in flight, steps and Resets; return the live requests of the oldest.
+
+        They run in order, so the driver was at that one, or had not come to it.
+        """
+        hit = [*self.flying[0].telling, *self.flying[0].requests] if self.flying else []
+        self._telling = []
+        while self.flying:
+            for entry in self._end_step().entries:
+                entry.request.ahead.clear()
                 for write in entry.writes:
                     if write.block.id == write.id:
                         write.block.planned = write.block.filled
         return [request for request in hit if not request.done]
 
     def _end_step(self) -> Step:
-        assert self.step is not None
-        step, self.step = self.step, None
+        step = self.flying.popleft()
         for entry in step.entries:
-            if not entry.request.done:
-                entry.request.become(RequestState.QUEUED)
+            request = entry.request
+            request.flying -= 1
+            request.sampling -= entry.samples
+            if not request.done and not request.flying:
+                request.become(RequestState.QUEUED)
         return step
 
     def _measure(self, step: Step, took_us: int) -> None:
+        if not step.entries:
+            return
         tokens = sum(entry.end - entry.start for entry in step.entries)
         decodes = sum(entry.decodes for entry in step.entries)
         self.prefill_tokens += tokens - decodes

@@ -32,7 +32,9 @@ KEPT_FAILURES = 4096
 class Session:
     """One connection."""
 
-    def __init__(self, route: bytes, uid: int, pid: int) -> None:
+    def __init__(self, route: bytes, uid: int, pid: int, speaking: "dict[Session, None]") -> None:
+        """Put itself among those `speaking` whenever it has something for its program."""
+        self._speaking = speaking
         self.route = route  # the transport's name for the connection
         self.uid = uid
         self.host_pid = pid
@@ -124,6 +126,7 @@ class Session:
 
     def _add(self, event: bytes, ids: "array[int] | tuple[()]" = ()) -> None:
         size = len(event) + 4 * len(ids)
+        self._speaking[self] = None
         if len(self._events) == abi.MAX_EVENTS or self._size + size > MAX_REPLY:
             self.seal()
         self._events.append(event)

@@ -26,6 +26,7 @@ row of a score takes the place of a sample."""
 TOKEN_BYTES = 12
 """Of a token: id, position, slot."""
 BLOCK_BYTES = 4
+LAST = array("i", [base.LAST_SAMPLE])
 ENVELOPE_BYTES = 1024
 """Of a message: the heads of its buffers, the ints of its own."""
 
@@ -73,6 +74,7 @@ class Entry(NamedTuple):
     samples: bool
     scores: int = 0  # of its last positions: what follows them is scored
     again: int = 0  # positions whose KV was there before, until the kernel took it
+    ahead: Write | None = None  # of the id that the step before samples: see kernel/ahead.py
 
     @property
     def decodes(self) -> bool:
@@ -85,6 +87,11 @@ class Step(NamedTuple):
 
     value: int
     entries: list[Entry]
+    telling: Sequence[Request] = ()  # whose Resets go with it
+
+    @property
+    def requests(self) -> list[Request]:
+        return [entry.request for entry in self.entries]
 
 
 def step_ops(
@@ -110,7 +117,7 @@ def step_ops(
         ops.append(base.Scrub(base.ints(dirty)))
     if entries:
         ops.append(_execute(model, number, entries))
-        samplers = [(s, e.request) for s, e in enumerate(entries) if e.samples]
+        samplers = [(s, e) for s, e in enumerate(entries) if e.samples]
         if samplers:
             ops.append(_sample(samplers))
         if any(entry.scores for entry in entries):
@@ -124,7 +131,7 @@ def _execute(model: int, number: int, entries: list[Entry]) -> base.Execute:
     rows = array("i")
     for entry in entries:
         ctx = entry.request.ctx
-        tokens.extend(ctx.read(entry.start, entry.end))
+        tokens.extend(ctx.read(entry.start, entry.end) if entry.ahead is None else LAST)
         positions.extend(range(entry.start, entry.end))
         table = ctx.table(entry.end)
         kv_blocks.extend(table)
@@ -150,24 +157,25 @@ def _execute(model: int, number: int, entries: list[Entry]) -> base.Execute:
 def _write_slots(entry: Entry, table: "array[int]", ctx: Context) -> list[int]:
     """Return block * block_size + offset per token; all in the null block where none is written."""
     size = ctx.pool.block_size
-    if not entry.writes:
+    if not entry.writes and entry.ahead is None:
         return [base.NULL_BLOCK * size + p % size for p in range(entry.start, entry.end)]
     return [table[p // size] * size + p % size for p in range(entry.start, entry.end)]
 
 
-def _sample(samplers: list[tuple[int, Request]]) -> base.Sample:
-    infers = [cast(Any, request.infer) for _, request in samplers]
-    adjusted = any(request.adjusted for _, request in samplers)
+def _sample(samplers: list[tuple[int, Entry]]) -> base.Sample:
+    requests = [entry.request for _, entry in samplers]
+    infers = [cast(Any, request.infer) for request in requests]
+    adjusted = any(request.adjusted for request in requests)
     return base.Sample(
         base.ints(row for row, _ in samplers),
         base.reals(i.temperature for i in infers),
         base.ints(i.top_k for i in infers),
         base.reals(i.top_p for i in infers),
         base.reals(i.min_p for i in infers),
-        base.seeds(request.seed for _, request in samplers),
-        base.ints(request.ctx.length for _, request in samplers),
+        base.seeds(request.seed for request in requests),
+        base.ints(entry.end for _, entry in samplers),
         base.ints(-1 if i.logprobs is None else i.logprobs for i in infers),
-        base.ints(request.adjusted for _, request in samplers) if adjusted else b"",
+        base.ints(request.adjusted for request in requests) if adjusted else b"",
     )
 
 

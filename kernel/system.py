@@ -73,6 +73,7 @@ class System:
         self.ports = PortTable()
         self.topics = TopicTable(self.ports)
         self.sessions: dict[bytes, Session] = {}
+        self.speaking: dict[Session, None] = {}  # those with something that is not sent yet
         self.arrivals = count(1)
         self.again: deque[Context] = deque()  # free now: the calls queued on them may run
         self.closing: deque[tuple[Session, KernelError]] = deque()  # at the end of the turn
@@ -98,7 +99,7 @@ class System:
         self.comeback = Comeback(kept, config.attach_s)
         self.hibernation: Hibernation | None = None  # going down with everything saved
         step = config.prefill_chunk, config.target_us, config.max_seqs
-        limits = Limits(step, patience)
+        limits = Limits(step, patience, config.overlap)
         secret = random.randbytes(32)  # of prefix keys: they are worth nothing after this boot
         self._attach_key = hashlib.blake2b(b"attach", key=secret, digest_size=32).digest()
         self.policy = policy

@@ -48,7 +48,8 @@ from drivers.submit import check_ops
 FEATURES = (
     "copy_d2d", "scrub", "export", "import", "checksum",
     "sample", "logprobs", "last_sample", "reset", "deterministic", "penalties", "bias", "score",
-    "load_beside", "host_tier", "copy_queues", "grammar", *(f"kv_{name}" for name in KV_DTYPES),
+    "load_beside", "host_tier", "copy_queues", "grammar", "steps_ahead",
+    *(f"kv_{name}" for name in KV_DTYPES),
 )  # fmt: skip
 
 
@@ -225,10 +226,8 @@ def _sample(
         slot, generation = plan.slots[sequence], plan.generations[sequence]
         if flags[row]:
             ids[row] = 0
-            slots.give_up(model.last, slot, generation, position, flags[row])
-        else:
-            slots.drew(model.last, slot, generation, position, ids[row])
-            flags[row] = slots.completes(model.last, slot)
+        slots.drew(model.last, slot, generation, position, ids[row])
+        flags[row] = flags[row] or slots.completes(model.last, slot)
     return sampled._replace(ids=ids.tobytes(), flags=bytes(flags))
 
 

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from drivers import base
+from drivers.null_model import SLOT
 from drivers.store.store import Store
 from kernel.chosen import Chosen
 from kernel.loopback import LoopbackLink
@@ -31,6 +32,7 @@ class Ground(NamedTuple):
     beside: bool
     swaps: float  # how often the policy copies what it could drop
     disk: bool  # whether there is a swap file
+    overlap: int = 0  # steps that may be submitted before one has ended
 
     @classmethod
     def of(cls, seed: int) -> "Ground":
@@ -38,7 +40,7 @@ class Ground(NamedTuple):
         return cls(
             seed, random.randint(4, random.choice([12, 24, 64])), random.randint(0, 64),
             random.choice([2, 4, 8, 16]), random.choice([3, 7, 32]), random.random() < 0.75,
-            random.choice([0.5, 0.9, 1.0]), seed % 5 == 4,
+            random.choice([0.5, 0.9, 1.0]), seed % 5 == 4, (0, 1, 4)[seed % 3],
         )._replace(**random.choice([{}, {}, {}, {"host_blocks": 0}]))  # fmt: skip
 
 
@@ -62,6 +64,8 @@ class WalkLink(LoopbackLink):
         super().__init__("null0", BULK_BYTES, host_bytes, beside)
         self.ground = ground
         self.sim: Sim | None = None
+        self.ahead: dict[bytes, tuple[int, bytes]] = {}  # slots of ids that nobody knew yet:
+        # each with its position and the slot before
 
     def _emit(self, message: Any) -> None:
         if isinstance(message, base.Loaded):
@@ -72,6 +76,28 @@ class WalkLink(LoopbackLink):
         if isinstance(message, base.Submit) and self.sim is not None:
             self._see_writes(message)
         super().send(message)
+
+    def _handle(self, message: Any) -> None:
+        super()._handle(message)
+        for op in message.ops if isinstance(message, base.Submit) else ():
+            if isinstance(op, base.Execute):
+                self._note_ahead(op)
+
+    def _note_ahead(self, op: base.Execute) -> None:
+        """Note what a step has stored of ids that were sampled by the one before it."""
+        driver: Any = self._driver
+        pool = driver.models[op.model].pool
+        indptr, blocks, slots = (memoryview(raw).cast("i") for raw in op.tables[0])
+        starts, lengths = memoryview(op.qo_indptr).cast("i"), memoryview(op.kv_len).cast("i")
+        size = self.ground.block_size
+        for s, length in enumerate(lengths):
+            index, position = starts[s], length - 1
+            if memoryview(op.tokens).cast("i")[index] != base.LAST_SAMPLE:
+                continue
+            block, offset = divmod(position - 1, size)
+            before = blocks[indptr[s] + block] * size + offset
+            slot = bytes(pool[slots[index] * SLOT :][:SLOT])
+            self.ahead[slot] = position, bytes(pool[before * SLOT :][:SLOT])
 
     def _see_writes(self, submit: base.Submit) -> None:
         """Nothing is written that is filled, or by two at once; no copy reads what is free."""

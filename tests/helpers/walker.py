@@ -94,7 +94,7 @@ class Walk:
             ground.seed, link=link, policy=policy, num_blocks=ground.num_blocks,
             block_size=ground.block_size, prefill_chunk=ground.prefill_chunk, host_bytes=part,
             zombie_s=0.05, bulk_bytes=BULK_BYTES, store=store_of(link) if ground.disk else None,
-            **DISK if ground.disk else {},
+            overlap=ground.overlap, **DISK if ground.disk else {},
         )  # fmt: skip
         link.sim = self.sim
         self.random = Random(0)

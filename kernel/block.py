@@ -118,8 +118,14 @@ class Block:
     def reach(self) -> int:
         """Leading positions that need neither computing nor a copy between tiers first."""
         if self.origin is not None and self.origin.id != NOT_RESIDENT:
-            return max(self.planned, self.origin_len)
+            return max(self.planned, self.inherits)
         return self.planned
+
+    @property
+    def inherits(self) -> int:
+        """Positions that a copy of its origin gives it: that one may have lost some meanwhile."""
+        origin = self.origin
+        return min(self.origin_len, origin.planned) if origin is not None else 0
 
     @property
     def have(self) -> int:

@@ -299,7 +299,7 @@ class Scheduler:
     def _take_over(self, block: Block, origin: Block, copies: list[tuple[int, int]]) -> None:
         if origin.id != NOT_RESIDENT:
             copies.append((origin.id, block.id))
-            block.filled = block.planned = block.origin_len
+            block.filled = block.planned = block.inherits
             self.pool.copied += 1
             self._taken.append(block)
         else:

@@ -8,6 +8,7 @@ import pytest
 
 from kernel.pool import BlockPool
 from tests.helpers.oracle import expected
+from tests.helpers.saving import HOST, SavingSim
 from tests.helpers.sim import Sim, SimClient
 
 PARENT, CHILD = 1, 2
@@ -68,6 +69,29 @@ def test_a_claim_does_not_outlive_its_origins_kv(lose: object, rewritten: bool) 
         rewrite_parent(client)
     reply = client.ask("infer", CHILD, 3, 0.0)
     assert reply.tokens == expected([*PROMPT, 9], 3)
+
+
+def test_a_claim_shrinks_with_what_its_origin_has_lost() -> None:
+    """The host tier has the first positions of a block only, and the device dies."""
+    sim = SavingSim(tiers=HOST)
+    client = sim.client()
+    client.ask("alloc_ctx", PARENT)
+    client.ask("infer", PARENT, 1, 0.0, ids=PROMPT)
+    block = next(iter(sim.system.contexts())).blocks[0]
+    assert sim.model.swap.out(block)
+    sim.until(lambda: not sim.model.swap.busy)
+    assert client.ask("infer", PARENT, 3, 0.0).errno == 0
+    assert (block.kept, block.filled) == (6, 9)
+    client.ask("fork_ctx", PARENT, CHILD)
+    client.ask("trim_ctx", CHILD, 9)
+    client.ask("append", CHILD, ids=[9])
+    sim.link.die()
+    client.ask("trim_ctx", PARENT, 6)
+    assert client.ask("infer", PARENT, 1, 0.0).errno == 0
+    ids = client.ask("read_ctx", CHILD).ids
+    assert client.ask("infer", CHILD, 4, 0.0).tokens == expected(list(ids), 4)
+    assert sim.system.device.epoch == 2, "no step has read what is not there"
+    sim.end()
 
 
 def test_parent_and_child_are_computed_again_in_one_step() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import drivers.null
 from kernel.account import Account
+from kernel.block import Move
 from kernel.loopback import LoopbackLink
 from syscalls.abi import Advice, Event, Resource, Sig
 from syscalls.errors import Errno
@@ -231,6 +232,28 @@ def test_who_exceeds_blocks_together_ends_one_by_one(sim: Sim) -> None:
     assert most <= 8 + 2 * 6, "two steps of six requests"
     assert infers[0].errno == 0, "the oldest one ends as it should"
     assert any(reply.errno == Errno.EDQUOT for reply in infers)
+    sim.leave()
+
+
+def test_blocks_of_a_lower_tier_are_dropped_where_they_may_not_be() -> None:
+    sim = Sim(host_bytes=1 << 14, link=LoopbackLink("null0", host_bytes=1 << 14))
+    client = sim.client()
+    first, second = client.context([1] * 64), client.context([2] * 64)
+    for handle in (first, second):
+        assert client.ask("infer", handle, 1, 0.0).errno == 0
+    assert client.ask("advise_ctx", first, Advice.DEMOTE.value).errno == 0
+    sim.settle()
+    assert limit(client, Resource.HOST_BLOCKS, 6).errno == 0
+    assert (used(sim, client, Resource.HOST_BLOCKS), sim.model.swap.moved[Move.OUT]) == (4, 4)
+    assert client.ask("advise_ctx", second, Advice.DEMOTE.value).errno == 0
+    sim.settle()
+    assert used(sim, client, Resource.HOST_BLOCKS) == 6
+    assert sim.model.swap.moved[Move.OUT] == 6, "no copy is made that may not stay"
+    assert limit(client, Resource.HOST_BLOCKS, 1).errno == 0
+    assert used(sim, client, Resource.HOST_BLOCKS) == 1, "what is too much goes now"
+    for handle, ids in ((first, [1] * 64), (second, [2] * 64)):
+        tokens = client.ask("infer", handle, 3, 0.0).tokens
+        assert len(tokens) == 3 and client.ask("read_ctx", handle).ids[:64].tolist() == ids
     sim.leave()
 
 

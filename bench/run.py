@@ -31,7 +31,10 @@ BENCHES = {
     "copies": ("bench.copies", "copies to and from the host tier against plain memory copies"),
     "pager": ("bench.pager", "going on after a swap, and prefix hits, against computing it again"),
     "sharing": ("bench.sharing", "what tasks have of one device: fairness, its cost, latency"),
-    "agents": ("bench.agents", "64 agents with tools, in a pool that is a quarter of their need"),
+    "agents_live": (
+        "bench.agents_live",
+        "64 agents with tools, in a pool that is a quarter of their need",
+    ),
     "privacy": ("bench.privacy", "whether times tell what another owner has cached"),
     "kv_dtype": ("bench.kv_dtype", "KV in 8 bit against KV in bfloat16: quality, memory, speed"),
     "linear": ("bench.linear", "the linear layers alone"),

@@ -4,7 +4,8 @@
 waits for its tool: 86 % of the waits take 0.05 to 1 s, 9 % 1 to 10 s, 5 % 10 to 30 s (as in a trace
 of coding agents, vllm#52113). Device and host tier hold a quarter of what all need, each.
 
-    knows     policy fair; a tool is a port, so the kernel sees who waits in a call, and since when
+    knows     policy fair; each kind of tool is a port, so the kernel sees who waits in a call, and
+              has seen how long such calls take
     before    policy fifo; tools are called outside of the kernel, which sees contexts go idle (LRU)
 
 Both do the same with the same seeds, on the same driver, in kernels of their own: the time until
@@ -29,23 +30,24 @@ BLOCK = 16
 NEED = SHARED // BLOCK + AGENTS * -(-TURNS * (READS + WRITES) // BLOCK)
 """Blocks."""
 BLOCK_BYTES = 368_640
-WAITS = (0.86, 0.05, 1.0), (0.09, 1.0, 10.0), (0.05, 10.0, 30.0)
+TOOLS = {"look": (0.86, 0.05, 1.0), "build": (0.09, 1.0, 10.0), "crawl": (0.05, 10.0, 30.0)}
+"""How often each is used, and the seconds that it takes, at least and at most."""
 
 
-def wait_of(random: Random) -> float:
-    """Draw the seconds that a tool takes."""
-    _, low, high = random.choices(WAITS, [share for share, *_ in WAITS])[0]
-    return random.uniform(low, high)
+def use_of(random: Random) -> tuple[str, float]:
+    """Draw a tool, and the seconds that it takes."""
+    name = random.choices(list(TOOLS), [share for share, *_ in TOOLS.values()])[0]
+    return name, random.uniform(*TOOLS[name][1:])
 
 
 def ids_of(random: Random, count: int) -> list[int]:
     return [random.randrange(1000, 40_000) for _ in range(count)]
 
 
-async def tool(address: str) -> None:
-    """Serve the port: each message says how long its tool takes."""
-    async with await aio.connect(name="tool", address=address) as task:
-        port = await task.bind("tool", depth=AGENTS)
+async def tool(address: str, name: str) -> None:
+    """Serve the port of a tool: each message says how long it takes."""
+    async with await aio.connect(name=name, address=address) as task:
+        port = await task.bind(name, depth=AGENTS)
         working = set()
 
         async def work(message: aio.Message) -> None:
@@ -70,9 +72,9 @@ async def agent(address: str, number: int, shared: list[int], knows: bool) -> fl
             await ctx.append(ids_of(random, READS))
             stream = await ctx.infer(max_tokens=WRITES, temperature=0, ignore_eos=True, text=False)
             await stream.read()
-            seconds = wait_of(random)
+            name, seconds = use_of(random)
             if knows:
-                await task.call("tool", str(seconds).encode())
+                await task.call(name, str(seconds).encode())
             else:
                 await asyncio.sleep(seconds)
     return time.perf_counter()
@@ -83,7 +85,7 @@ async def live(kernel: Booted, knows: bool) -> tuple[float, int, int]:
     address = kernel.address
     async with await aio.connect(name="bench", address=address) as task:
         await task.policy("fair" if knows else "fifo")
-        serving = asyncio.create_task(tool(address))
+        serving = [asyncio.create_task(tool(address, name)) for name in TOOLS]
         shared = ids_of(Random(1000), SHARED)
         async with await task.alloc_ctx() as root:
             await root.append(shared)
@@ -93,7 +95,8 @@ async def live(kernel: Booted, knows: bool) -> tuple[float, int, int]:
             lives = [agent(address, n, shared, knows) for n in range(AGENTS)]
             end = max(await asyncio.gather(*lives))
             after = await task.kernel()
-        serving.cancel()
+        for each in serving:
+            each.cancel()
     again = after.lost_tokens - before.lost_tokens
     return end - start, again, after.in_blocks - before.in_blocks
 

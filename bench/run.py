@@ -33,7 +33,7 @@ BENCHES = {
     "sharing": ("bench.sharing", "what tasks have of one device: fairness, its cost, latency"),
     "agents_live": (
         "bench.agents_live",
-        "64 agents with tools, in a pool that is a quarter of their need",
+        "64 agents with tools, in a quarter of what they need",
     ),
     "privacy": ("bench.privacy", "whether times tell what another owner has cached"),
     "kv_dtype": ("bench.kv_dtype", "KV in 8 bit against KV in bfloat16: quality, memory, speed"),

@@ -29,6 +29,7 @@ BENCHES = {
     "idle": ("bench.idle", "processor time and wake-ups of an idle kernel"),
     "driver": ("bench.driver", "prefill and decode of a driver host without kernel"),
     "copies": ("bench.copies", "copies to and from the host tier against plain memory copies"),
+    "agents": ("bench.agents", "64 agents with tools on a pool for a quarter, simulated"),
     "pager": ("bench.pager", "going on after a swap, and prefix hits, against computing it again"),
     "sharing": ("bench.sharing", "what tasks have of one device: fairness, its cost, latency"),
     "agents_live": (

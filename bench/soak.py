@@ -2,14 +2,15 @@
 
 Rounds, until the time is up. In each, a life of a simulated kernel with a seed of its own (clients
 that fork, cancel, trim, stall and die, drivers that die), some walks on others (operations on all
-that shares, caches and moves KV, every moment compared with what it must be), and a while with one
+that shares, caches and moves KV, every moment compared with what it must be), scenarios on others
+(programs on a driver that takes time, ps compared with what is true), and a while with one
 real kernel on the null driver, which stays: programs that come and go in it, and a driver host that
 is killed. After each of them no block is used or in limbo, no task is left, every call has ended
 once; and the real kernel's memory and open files do not grow.
 
 A line of JSON for each round; exit code 1 with the seed at the first thing that is wrong; of a
-walk, a short list of operations. `--walk-ops N` walks so many and does nothing else; several of
-them, each with a `--seed` of its own, use as many cores.
+walk, a short list of operations. `--walk-ops N` walks so many and does nothing else,
+`--scenarios N` plays so many; several of them, each with a `--seed` of its own, use as many cores.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import psutil
 from bench.booted import NULL, Booted, booted
 from bench.record import surroundings
 from syscalls import Context, KernelError, Task
+from tests.helpers import scenario
 from tests.helpers.crowd import Crowd
 from tests.helpers.sim import Sim
 from tests.helpers.walks import walk
@@ -35,6 +37,9 @@ WALKS = 4
 """Of a round."""
 WALK_OPS = 500
 """Of a walk."""
+SCENARIOS = 20
+"""Of a round."""
+SCENARIO_EVENTS = 500
 PROGRAMS = 40
 GROWTH_BYTES = 16 << 20
 WARM_UP = 5
@@ -67,6 +72,22 @@ def walk_on(seed: int, count: int) -> None:
             told, seconds = done, round(time.monotonic() - begun)
             print(json.dumps({"seed": seed, "ops": done, "seconds": seconds}), flush=True)
         seed += 1
+
+
+def scenarios(first: int, count: int) -> int:
+    """Play scenarios, each of a seed of its own; return how many tasks ps was right about."""
+    seeds = range(first, first + count)
+    return sum(scenario.play(seed, SCENARIO_EVENTS).truth.compared for seed in seeds)
+
+
+def play_on(seed: int, count: int) -> None:
+    """Play `count` scenarios, and tell each hundredth part of them."""
+    begun, part = time.monotonic(), max(1, count // 100)
+    for done in range(0, count, part):
+        compared = scenarios(seed + done, min(part, count - done))
+        seconds = round(time.monotonic() - begun)
+        told = {"seed": seed + done, "scenarios": part, "compared": compared, "seconds": seconds}
+        print(json.dumps(told), flush=True)
 
 
 def crowd_of_programs(kernel: Booted, random: Random) -> int:
@@ -119,9 +140,13 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
     parser.add_argument("--walk-ops", type=int, default=0, help="walk, and nothing else")
+    parser.add_argument("--scenarios", type=int, default=0, help="play, and nothing else")
     given = parser.parse_args()
     if given.walk_ops:
         walk_on(given.seed, given.walk_ops)
+        return 0
+    if given.scenarios:
+        play_on(given.seed, given.scenarios)
         return 0
     end, first = time.monotonic() + 3600 * given.hours, None
     print(json.dumps({"bench": "soak", "hours": given.hours} | surroundings()), flush=True)
@@ -129,6 +154,7 @@ def main() -> int:
         process, seed = psutil.Process(kernel.pid), given.seed
         while time.monotonic() < end:
             checked, ops = life(seed), walks(seed)
+            looks = scenarios(seed * SCENARIOS, SCENARIOS)
             ids = crowd_of_programs(kernel, Random(seed))
             wrong = left(kernel)
             rss, files = process.memory_info().rss, process.num_fds()
@@ -136,8 +162,9 @@ def main() -> int:
                 first = rss, files
             if first is not None and (rss > first[0] + GROWTH_BYTES or files > first[1] + 2):
                 wrong = f"memory and files grew from {first} to {(rss, files)}"
-            print(json.dumps({"seed": seed, "checked": checked, "ops": ops, "ids": ids, "rss": rss,
-                              "files": files, "wrong": wrong}), flush=True)  # fmt: skip
+            print(json.dumps({"seed": seed, "checked": checked, "ops": ops, "looks": looks,
+                              "ids": ids, "rss": rss, "files": files, "wrong": wrong}),
+                  flush=True)  # fmt: skip
             if wrong:
                 return 1
             seed += 1

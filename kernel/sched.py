@@ -349,7 +349,8 @@ class Scheduler:
             made = self.pager.make_room(len(wanted), request, active)
             for block in () if made else wanted:
                 self.pager.drop_origin(block)  # computing again needs one block less
-            self.has_room = self.pool.num_free + self.pool.num_cached >= len(wanted)
+            cached = 0 if wanted[0].away else self.pool.num_cached  # copies take free places only
+            self.has_room = self.pool.num_free + cached >= len(wanted)
             if made or self.has_room:
                 self._room_for = request
                 return []

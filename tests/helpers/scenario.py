@@ -1,12 +1,12 @@
 """Scenario: a mix of programs on a simulated kernel, drawn from a seed, each moment looked at.
 
-    python -m tests.helpers.scenario SEED [SEED ...]
+    python -m tests.helpers.scenario [--events N] SEED [SEED ...]
 
 runs some again, and tells what each has seen. The scripts are below: chats, agents with tools,
 floods, trees of forks; besides, an operator stops, lets go on, kills and deafens whom it likes.
 """
 
-import sys
+import argparse
 from collections import Counter
 from math import inf
 from random import Random
@@ -201,7 +201,7 @@ def play(seed: int, events: int, policy: Policy | None = None) -> Scenario:
         ground = scenario.ground if scenario else ""
         raise AssertionError(
             f"seed {seed}, {when}: {error!r}; {ground}; again with: "
-            f"python -m tests.helpers.scenario {seed}"
+            f"python -m tests.helpers.scenario --events {events} {seed}"
         ) from error
     return scenario
 
@@ -212,9 +212,13 @@ EVENTS = 160
 
 def main() -> None:
     """Entry point."""
-    for seed in map(int, sys.argv[1:]):
+    parser = argparse.ArgumentParser(prog="python -m tests.helpers.scenario")
+    parser.add_argument("--events", type=int, default=EVENTS)
+    parser.add_argument("seeds", type=int, nargs="+")
+    given = parser.parse_args()
+    for seed in given.seeds:
         try:
-            scenario = play(seed, EVENTS)
+            scenario = play(seed, given.events)
         except AssertionError as error:
             print(error)
             continue

@@ -4,7 +4,7 @@ What is asked while steps are in flight takes effect on both of them; the ids ar
 before them give, as with one step at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from drivers import base
 from kernel import ahead
 from kernel.block import NOT_RESIDENT
+from kernel.chosen import Chosen
 from kernel.loopback import LoopbackLink
 from syscalls.abi import Flag, Sig
 from syscalls.errors import Errno
@@ -195,8 +196,22 @@ def test_what_an_append_has_computed_is_not_called_cached(overlap: int) -> None:
     sim.leave()
 
 
+class Turning(Chosen):
+    """Another one is the first in each plan: slots go from hand to hand."""
+
+    def __init__(self) -> None:
+        super().__init__("fifo", {})
+        self.turned = 0
+
+    def order(self, requests: Iterable[Any]) -> list[Any]:
+        self.turned += 1
+        found = list(requests)
+        at = self.turned % len(found) if found else 0
+        return found[at:] + found[:at]
+
+
 def test_more_requests_than_slots_that_the_driver_must_be_told_of() -> None:
-    sim = Sim(overlap=1, max_seqs=2)
+    sim = Sim(overlap=1, max_seqs=2, policy=Turning())
     client = sim.client()
     asked = [([n, *PROMPT], PENALTIES if n % 2 else PLAIN) for n in range(5)]
     replies = [infer(client, ids, 20, knobs) for ids, knobs in asked]

@@ -4,13 +4,15 @@ What is asked while steps are in flight takes effect on both of them; the ids ar
 before them give, as with one step at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from drivers import base
+from kernel import ahead
 from kernel.block import NOT_RESIDENT
+from kernel.chosen import Chosen
 from kernel.loopback import LoopbackLink
 from syscalls.abi import Flag, Sig
 from syscalls.errors import Errno
@@ -90,6 +92,9 @@ def test_ids_are_the_same_and_none_is_computed_in_vain(overlap: int, block_size:
     deepest = 0
     for _ in turns(sim, *replies):
         deepest = max(deepest, flying(sim))
+        for request in sim.system.device.requests:
+            assert not request.flying or request.state.value in "PR", "it is in a step"
+    sim.settle()
     assert [reply.tokens for reply in replies] == [expected(ids, 37, k) for ids, k in asked]
     assert totals(sim).wasted == 0 and totals(sim).decode_tokens == 3 * 36
     assert deepest == 1 if overlap == 0 else deepest >= 2
@@ -161,6 +166,7 @@ def test_a_context_that_is_full_wastes_nothing() -> None:
     sim = Sim(path=f"null:vocab={VOCAB},max_ctx=40", overlap=4)
     reply = infer(sim.client(), PROMPT, 99)
     run(sim, reply)
+    sim.settle()
     assert reply.tokens == expected(PROMPT, 34) and totals(sim).wasted == 0
     assert sim.system.device.epoch == 1, "no position behind the last one was asked for"
     sim.leave()
@@ -175,6 +181,83 @@ def test_what_was_computed_ahead_is_found_by_its_ids(overlap: int) -> None:
     again = infer(client, [*PROMPT, *reply.tokens], 5)
     run(sim, again)
     assert again.result.cached == 64 and again.tokens == expected([*PROMPT, *reply.tokens], 5)
+    sim.leave()
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_what_an_append_has_computed_is_not_called_cached(overlap: int) -> None:
+    sim = Sim(overlap=overlap, prefill_chunk=8)
+    client = sim.client()
+    handle = client.context(list(range(60)))
+    while sim.system.device.requests:
+        sim.turn(1)
+    sim.settle()
+    assert client.ask("infer", handle, 3, 0.0).result.cached == 0
+    sim.leave()
+
+
+class Turning(Chosen):
+    """Another one is the first in each plan: slots go from hand to hand."""
+
+    def __init__(self) -> None:
+        super().__init__("fifo", {})
+        self.turned = 0
+
+    def order(self, requests: Iterable[Any]) -> list[Any]:
+        self.turned += 1
+        found = list(requests)
+        at = self.turned % len(found) if found else 0
+        return found[at:] + found[:at]
+
+
+def test_more_requests_than_slots_that_the_driver_must_be_told_of() -> None:
+    sim = Sim(overlap=1, max_seqs=2, policy=Turning())
+    client = sim.client()
+    asked = [([n, *PROMPT], PENALTIES if n % 2 else PLAIN) for n in range(5)]
+    replies = [infer(client, ids, 20, knobs) for ids, knobs in asked]
+    run(sim, *replies)
+    assert [reply.tokens for reply in replies] == [expected(ids, 20, k) for ids, k in asked]
+    assert sim.system.device.epoch == 1
+    sim.leave()
+
+
+def test_steps_that_take_long_are_not_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MAX_US", 0)
+    sim = Sim(overlap=4)
+    reply = infer(sim.client(), PROMPT, 30)
+    deep = [flying(sim) for _ in turns(sim, reply)]
+    assert max(deep) == 2 and reply.tokens == expected(PROMPT, 30)
+    sim.leave()
+
+
+def test_a_load_has_its_turn_between_steps() -> None:
+    sim = Sim(overlap=1)
+    client = sim.client()
+    reply = infer(client, PROMPT, 60)
+    grow(sim, reply, 4)
+    load = client.send("load_model", "other", f"null:vocab={VOCAB}", None, None, 0, 64)
+    run(sim, load)
+    assert load.errno == 0 and not reply.done
+    run(sim, reply)
+    assert reply.tokens == expected(PROMPT, 60)
+    sim.leave()
+
+
+def test_the_step_behind_has_its_own_time() -> None:
+    sim = Sim(overlap=1, step_s=10.0, hang_s=100.0)
+    reply = infer(sim.client(), PROMPT, 60)
+    grow(sim, reply, 4)
+    sim.clock.now += 8.0
+    sim.turn(1)
+    sim.turn(0)  # the first has ended
+    sim.clock.now += 8.0
+    sim.turn(0)
+    assert sim.system.device.epoch == 1, "8 s of its own"
+    sim.clock.now += 8.0
+    sim.turn(0)
+    assert sim.system.device.epoch == 2, "16 s"
+    run(sim, reply)
+    assert reply.tokens == expected(PROMPT, 60)
     sim.leave()
 
 
@@ -350,7 +433,9 @@ def test_in_a_pool_that_is_too_small_all_get_their_turn() -> None:
     sim = Sim(num_blocks=9, block_size=4, overlap=1, prefill_chunk=8)
     clients = [sim.client() for _ in range(4)]
     replies = [infer(client, [n, n + 1], 25) for n, client in enumerate(clients)]
-    run(sim, *replies)
+    for _ in turns(sim, *replies):
+        for request in sim.system.device.requests:
+            assert not request.flying or request.state.value in "PR", "it is in a step"
     assert [r.tokens for r in replies] == [expected([n, n + 1], 25) for n in range(4)]
     assert totals(sim).evicted > 0, "they were in each other's way"
     sim.leave()
@@ -389,6 +474,22 @@ def test_a_row_that_is_no_number_ends_its_request_only() -> None:
     run(sim, reply)
     sim.settle()
     assert reply.errno == Errno.EIO and sim.system.device.epoch == 1 and totals(sim).wasted == 1
+    sim.leave()
+
+
+class Full(LoopbackLink):
+    """A driver that has not read what it was sent."""
+
+    @property
+    def has_room(self) -> bool:
+        return False
+
+
+def test_a_link_without_room_gets_one_step_at_a_time() -> None:
+    sim = Sim(link=Full("null0"), overlap=1)
+    reply = infer(sim.client(), PROMPT, 9)
+    assert max(flying(sim) for _ in turns(sim, reply)) == 1
+    assert reply.tokens == expected(PROMPT, 9)
     sim.leave()
 
 

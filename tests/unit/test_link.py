@@ -190,3 +190,18 @@ def test_a_link_closed_leaves_nothing_open() -> None:
     begin(link)
     link.close()
     assert open_files() == before
+
+
+def test_a_link_knows_whether_a_large_message_has_room(links: list[HostLink]) -> None:
+    """The program says something and then reads no more than it has to."""
+    link = RawLink(COMPLETE)
+    links.append(link)
+    assert not link.has_room, "nothing runs"
+    first_message(link)
+    large = base.Submit(1, 0, 1, (), 0, (base.Scrub(bytes(wire.MAX_MESSAGE - 100)),))
+    sent = 0
+    while link.has_room:
+        link.send(large)  # LinkDown if there were none
+        sent += 1
+        assert sent < 1000
+    assert sent > 2, "two are read, one waits"

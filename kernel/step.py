@@ -78,8 +78,9 @@ class Entry(NamedTuple):
 
     @property
     def decodes(self) -> bool:
-        """Whether it computes what was sampled last, and nothing else."""
-        return self.samples and self.end - self.start == 1 and self.request.output > 0
+        """Whether it computes what was sampled last, for the first time, and nothing else."""
+        alone = self.samples and self.end - self.start == 1 and not self.again
+        return alone and self.request.output > 0
 
 
 class Step(NamedTuple):

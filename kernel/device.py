@@ -398,7 +398,7 @@ class Device:
             self._submit(model, [], [], resets)
         self._stuck += sched.make_room()
         # what some have given up may be what others were waiting for
-        self.again |= sched.has_room or (not entries and sched.pager.given_up != given_up)
+        self.again |= sched.places.has_room or (not entries and sched.pager.given_up != given_up)
         if base.Queue.COMPUTE not in self._flights and model.pool.has_dirty:
             self._submit(model, [], [])
         return self._flights.count(base.Queue.COMPUTE) > before

@@ -1,16 +1,14 @@
 """Scheduler: which requests run in the next step, and what the device is told to do.
 
 One step is one Submit to the device. While it is in flight, the one behind it may be planned and
-submitted already (kernel/ahead.py says with whom); they end in order. The
-policy orders the requests; each gets tokens while the step's budgets last (tokens, sequences,
-block references, places). A decode takes one token; prefills take chunks, together no more than
-keep a step near the target time (kernel/pace.py). What the prefix index has is taken over before
-anything is computed, and what lies in the host tier is copied back, not computed.
+submitted already (kernel/ahead.py says with whom); they end in order. The policy orders the
+requests; each gets tokens while the step's budgets last (tokens, sequences, block references,
+places). A decode takes one token; prefills take chunks, together no more than keep a step near the
+target time (kernel/pace.py). What the prefix index has is taken over before anything is computed,
+and what lies in the host tier is copied back, not computed.
 
-Places are reserved before anything is said to the device, and an infer that gets none waits for the
-pager's room: then nobody behind it takes new ones, and in the next plans it comes before all others
-until it has them. So room goes to whom it was made for. A prefill in the background that gets none
-ends: it may use what is free, and nothing is dropped for it.
+Places are reserved before anything is said to the device (kernel/places.py). A prefill in the
+background that gets none ends: it may use what is free, and nothing is dropped for it.
 
 A position that is filled is never written again. A request that needs logits of one (a fork of
 a finished context, a cached prompt, a score) runs that token again and stores it in the null block.
@@ -26,17 +24,17 @@ from typing import cast
 
 from drivers import base
 from kernel import ahead
-from kernel.block import NOT_RESIDENT, Block
 from kernel.ledger import charge_step
 from kernel.pace import Pace
 from kernel.pager import Pager
+from kernel.places import Places
 from kernel.policy import POSITION, SAMPLE, Policy
 from kernel.pool import BlockPool
 from kernel.request import Request, RequestState, Scores, Token
 from kernel.reuse import MAX_LOOKUPS, Reuse
 from kernel.slots import Slots, resets
 from kernel.step import Entry, Step, StepLimits, Write
-from syscalls.errors import ENOMEM, KernelError
+from syscalls.errors import KernelError
 
 
 class Scheduler:
@@ -56,15 +54,12 @@ class Scheduler:
         self.step_us = 0
         self.pager = pager
         self.pace = Pace(limits, pool.block_size)
-        self.has_room = False  # the pager has found some that is there already
+        self.places = Places(pool, policy, pager)
         self.reuse = Reuse(pool, pager)
         self._slots = Slots(limits.max_seqs)
         self._adjusted = 0  # requests whose logits are
         self._told = False  # the last call of `resets` gave some
         self._telling: list[Request] = []  # whose Resets go with the next Submit
-        self._taken: list[Block] = []  # blocks that a plan lets begin as a copy
-        self._starved: dict[Request, Sequence[Block]] = {}  # what got no places, in order
-        self._room_for: Request | None = None
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -100,10 +95,9 @@ class Scheduler:
     def plan(self) -> tuple[list[Entry], list[tuple[int, int]]]:
         """Choose the entries of the next step and the (src, dst) blocks to copy before it."""
         entries: list[Entry] = []
-        copies: list[tuple[int, int]] = []
         lookups = MAX_LOOKUPS
         tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
-        self._starved.clear()  # of a plan that was never sent
+        self.places.begin()
         rows = self.limits.max_logit_rows
         runnable = [r for r in self.requests.values() if self._may_run(r)]
         for request in runnable:
@@ -125,7 +119,9 @@ class Scheduler:
             budget = tokens if request.decoding else min(self.limits.prefill_chunk, room, tokens)
             start, end = self._span(request, budget)
             if self._is_away(request, start, end):
-                dry = self._bring(request, start, dry) or dry
+                dry = self.places.bring(request, start, dry) or dry
+                if request.background and request.lacks:
+                    self._end_prefill(request)  # an infer will need it, if there ever is one
                 continue
             if request.score is not None:
                 spare = max(1, rows - (len(runnable) - len(entries)))
@@ -144,7 +140,7 @@ class Scheduler:
                 if request.decoding:
                     continue  # there will never be more before it
                 break  # there might: whoever is behind would decode, and go first
-            if not self._reserve(request, start, end, dry, copies):
+            if not self.places.reserve(request, start, end, dry):
                 if request.background:
                     self._end_prefill(request)  # an infer will compute it, if there ever is one
                 else:
@@ -157,14 +153,11 @@ class Scheduler:
             room -= 0 if request.decoding else end - start
             refs -= -(-end // size)
             rows -= samples + scores
-        self._let_origins_go()
-        return entries, copies
+        return entries, self.places.copies()
 
     def _ordered(self, runnable: Sequence[Request]) -> Iterator[Request]:
         """Yield requests as the policy orders them, after the one that room was made for."""
-        first = self._room_for
-        if first is not None and (first.done or first not in runnable):
-            first = self._room_for = None
+        first = self.places.first_of(runnable)
         if first is not None:
             yield first
         for item in self.policy.order(runnable):
@@ -182,12 +175,6 @@ class Scheduler:
         """End a prefill in the background, now or when what it has in flight has ended."""
         if not request.flying:
             self.remove(request)
-
-    def _let_origins_go(self) -> None:
-        """Only now: the place of an origin must not be taken by the message that copies it."""
-        for block in self._taken:
-            self.pool.drop_origin(block)
-        self._taken.clear()
 
     def resets(self) -> list[base.Reset]:
         """Return what the driver must be told before requests can sample; it counts as told.
@@ -225,24 +212,7 @@ class Scheduler:
             return False
         return request.ctx.blocks[start // self.pool.block_size].away
 
-    def _bring(self, request: Request, start: int, dry: bool) -> bool:
-        """Let a request wait for copies; True if there are no places for them."""
-        away = self.pager.absent(request.ctx, start // self.pool.block_size)
-        self._block(request, len(away))
-        if not away:
-            return False
-        if request.background:
-            self._end_prefill(request)  # an infer will need it, if there ever is one
-            return False
-        if not dry and self.pager.bring(away):
-            self._has_places(request)
-            self.pager.used(request.ctx)
-            request.lacks = 0  # they come
-            return False
-        self._starved[request] = away
-        return True
-
-    # --- spans and places ---------------------------------------------------------------------
+    # --- spans --------------------------------------------------------------------------------
 
     def _span(self, request: Request, budget: int) -> tuple[int, int]:
         """Return the positions to compute; for logits of a filled position, that one again.
@@ -266,44 +236,6 @@ class Scheduler:
             if block.reach or block.away:
                 return start, index * size
         return start, end
-
-    def _reserve(
-        self, request: Request, start: int, end: int, dry: bool, copies: list[tuple[int, int]]
-    ) -> bool:
-        """Give every block up to `end` a place; False (and nothing changed) if there is none."""
-        ctx, size = request.ctx, self.pool.block_size
-        wanted = [b for b in ctx.blocks[start // size : -(-end // size)] if b.id == NOT_RESIDENT]
-        if wanted and (dry or len(wanted) > self.pool.num_free + self.pool.num_cached):
-            if not request.sampling:
-                if not request.background:
-                    self._starved[request] = wanted
-                self._block(request, len(wanted))
-            return False
-        self._has_places(request)
-        for block in wanted:
-            self.pool.alloc(block)
-            if block.origin is not None:
-                self._take_over(block, block.origin, copies)
-        return True
-
-    def _has_places(self, request: Request) -> None:
-        if self._room_for is request:
-            self._room_for = None
-
-    def _block(self, request: Request, lacks: int) -> None:
-        """Note that a request waits for so many blocks; one that is in flight does not yet."""
-        request.lacks = lacks
-        if not request.flying:
-            request.become(RequestState.BLOCKED)
-
-    def _take_over(self, block: Block, origin: Block, copies: list[tuple[int, int]]) -> None:
-        if origin.id != NOT_RESIDENT:
-            copies.append((origin.id, block.id))
-            block.filled = block.planned = block.inherits
-            self.pool.copied += 1
-            self._taken.append(block)
-        else:
-            self.pool.drop_origin(block)
 
     def _entry(self, request: Request, start: int, end: int, samples: bool, scores: int) -> Entry:
         ctx, size = request.ctx, self.pool.block_size
@@ -330,42 +262,8 @@ class Scheduler:
         return Entry(request, start, end, writes, samples, scores, again)
 
     def make_room(self) -> list[tuple[Request, KernelError]]:
-        """Let the pager find places for the first request of the last plan that got none.
-
-        Only now that the plan is on its way: it may have named the blocks that go. Their scrub is
-        queued behind it, and copies of them wait for it. If nothing may go for the first one, the
-        head has its turn: to it, the first one's blocks may. Returns that one with an error if it
-        would wait for ever, because only what is pinned is in its way.
-        """
-        self.has_room = False
-        if not self._starved:
-            return []
-        active = [other for other in self.requests.values() if other.runnable]
-        head = cast(Request, self.policy.head(active))
-        for request in dict.fromkeys((next(iter(self._starved)), head)):
-            wanted = self._starved.get(request, ())
-            if not wanted:
-                return []
-            made = self.pager.make_room(len(wanted), request, active)
-            for block in () if made else wanted:
-                self.pager.drop_origin(block)  # computing again needs one block less
-            cached = 0 if wanted[0].away else self.pool.num_cached  # copies take free places only
-            self.has_room = self.pool.num_free + cached >= len(wanted)
-            if made or self.has_room:
-                self._room_for = request
-                return []
-        if self.pager.expects_room:
-            return []
-        return [(head, self._no_room(len(wanted)))]
-
-    def _no_room(self, needed: int) -> KernelError:
-        free, pinned = self.pool.num_free + self.pool.num_cached, self.pager.pinned
-        return ENOMEM(
-            f"needs {needed} more KV blocks, {free} are free and {pinned} of the "
-            f"{self.pool.num_blocks - 1} are pinned",
-            "unpin a context, or start the kernel with a larger --kv-mem",
-            {"needed": needed, "available": free},
-        )
+        """Let room be made for whom the last plan had no places; return who would wait for ever."""
+        return self.places.make_room([other for other in self.requests.values() if other.runnable])
 
     def submitted(self, value: int, entries: list[Entry]) -> None:
         """Note that a step, or what else goes in its place, is on its way under fence `value`."""

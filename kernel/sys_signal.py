@@ -23,11 +23,10 @@ END_COST = 100
 
 def sys_kill(k: System, caller: Caller, args: Kill) -> Done | Pending:
     """Send a signal; every task of the same uid may."""
-    tasks = _targets(k, caller, args)
     if args.signal not in list(Sig) or args.signal == Sig.XCPU:
         known = ", ".join(f"{sig.name} {int(sig)}" for sig in Sig if sig is not Sig.XCPU)
         raise EINVAL(f"signal {args.signal} is none of {known}")
-    signal = Sig(args.signal)
+    tasks, signal = _targets(k, caller, args), Sig(args.signal)
     many = args.tree or args.group is not None
     if signal in (Sig.KILL, Sig.TERM):
         return _end(k, caller, tasks, signal, many)

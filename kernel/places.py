@@ -1,8 +1,10 @@
 """Places: what a plan gives its requests on the device, and who waits for some.
 
 A request gets all places that its part of a step needs, or none: then it waits for the pager's
-room, nobody behind it in that plan takes new ones, and in the next plans it comes before all others
-until it has them. So room goes to whom it was made for.
+room, and nobody behind it in that plan takes new ones, but those that decode: they need one now and
+then, and end the sooner. For the first that waits, room is made; in the next plans it comes before
+all others until it has its places, and until then nobody else takes any. So room goes to whom it
+was made for.
 """
 
 from collections.abc import Sequence
@@ -28,12 +30,14 @@ class Places:
         self._taken: list[Block] = []  # that begin as these copies
         self._starved: dict[Request, Sequence[Block]] = {}  # what got no places, in order
         self._room_for: Request | None = None
+        self._promised = False  # it is among those that got none
 
     # --- a plan -------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Begin a plan; the one before may never have been sent."""
         self._starved.clear()
+        self._promised = False
 
     def first_of(self, runnable: Sequence[Request]) -> Request | None:
         """Return the request that room was made for, if it still wants it."""
@@ -42,28 +46,36 @@ class Places:
             self._room_for = None
         return self._room_for
 
-    def bring(self, request: Request, start: int, dry: bool) -> bool:
-        """Let a request wait for copies; True if there are no places for them."""
+    def bring(self, request: Request, start: int) -> None:
+        """Let a request wait for copies, or for places for them."""
         away = self.pager.absent(request.ctx, start // self.pool.block_size)
         _block(request, len(away))
         if not away or request.background:
-            return False
-        if not dry and self.pager.bring(away):
+            return
+        if self._may_take(request) and self.pager.bring(away):
             self._has_places(request)
             self.pager.used(request.ctx)
             request.lacks = 0  # they come
-            return False
-        self._starved[request] = away
-        return True
+        else:
+            self._starve(request, away)
 
-    def reserve(self, request: Request, start: int, end: int, dry: bool) -> bool:
+    def _may_take(self, request: Request) -> bool:
+        """Whether a request may have places, now that others have got none."""
+        return not self._starved or (request.decoding and not self._promised)
+
+    def _starve(self, request: Request, wanted: Sequence[Block]) -> None:
+        self._starved[request] = wanted
+        self._promised |= request is self._room_for
+
+    def reserve(self, request: Request, start: int, end: int) -> bool:
         """Give every block up to `end` a place; False (and nothing changed) if there is none."""
         ctx, size = request.ctx, self.pool.block_size
         wanted = [b for b in ctx.blocks[start // size : -(-end // size)] if b.id == NOT_RESIDENT]
-        if wanted and (dry or len(wanted) > self.pool.num_free + self.pool.num_cached):
+        there = self.pool.num_free + self.pool.num_cached
+        if wanted and (len(wanted) > there or not self._may_take(request)):
             if not request.sampling:
                 if not request.background:
-                    self._starved[request] = wanted
+                    self._starve(request, wanted)
                 _block(request, len(wanted))
             return False
         self._has_places(request)

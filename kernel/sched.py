@@ -20,6 +20,7 @@ those to others that may sample in the same step, so it is slower in company and
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 from drivers import base
@@ -96,7 +97,7 @@ class Scheduler:
         """Choose the entries of the next step and the (src, dst) blocks to copy before it."""
         entries: list[Entry] = []
         lookups = MAX_LOOKUPS
-        tokens, refs, dry = self.limits.max_tokens, self.limits.max_block_refs, False
+        tokens, refs = self.limits.max_tokens, self.limits.max_block_refs
         self.places.begin()
         rows = self.limits.max_logit_rows
         runnable = [r for r in self.requests.values() if self._may_run(r)]
@@ -119,7 +120,7 @@ class Scheduler:
             budget = tokens if request.decoding else min(self.limits.prefill_chunk, room, tokens)
             start, end = self._span(request, budget)
             if self._is_away(request, start, end):
-                dry = self.places.bring(request, start, dry) or dry
+                self.places.bring(request, start)
                 if request.background and request.lacks:
                     self._end_prefill(request)  # an infer will need it, if there ever is one
                 continue
@@ -140,11 +141,9 @@ class Scheduler:
                 if request.decoding:
                     continue  # there will never be more before it
                 break  # there might: whoever is behind would decode, and go first
-            if not self.places.reserve(request, start, end, dry):
+            if not self.places.reserve(request, start, end):
                 if request.background:
                     self._end_prefill(request)  # an infer will compute it, if there ever is one
-                else:
-                    dry = True
                 continue
             if request.slot is None:
                 self._slots.take(request, self._may_wait(entry.request for entry in entries))
@@ -156,13 +155,19 @@ class Scheduler:
         return entries, self.places.copies()
 
     def _ordered(self, runnable: Sequence[Request]) -> Iterator[Request]:
-        """Yield requests as the policy orders them, after the one that room was made for."""
+        """Yield requests as the policy orders them, after the one that room was made for.
+
+        Of those that the step has sequences for, those that decode come first: they need a place
+        now and then, and end the sooner; whoever begins first needs many, and keeps them.
+        """
         first = self.places.first_of(runnable)
         if first is not None:
             yield first
-        for item in self.policy.order(runnable):
-            if item is not first:
-                yield cast(Request, item)
+        order = (cast(Request, item) for item in self.policy.order(runnable) if item is not first)
+        chosen = list(islice(order, self.limits.max_seqs))
+        yield from (request for request in chosen if request.decoding)
+        yield from (request for request in chosen if not request.decoding)
+        yield from order
 
     def _may_run(self, request: Request) -> bool:
         return request.runnable and (not request.flying or ahead.may_follow(request))

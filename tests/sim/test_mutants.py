@@ -10,6 +10,7 @@ from kernel import slots as kernel_slots
 from kernel.block import Block
 from kernel.context import Context
 from kernel.panic import KernelPanic
+from kernel.places import Places
 from kernel.pool import BlockPool
 from kernel.sched import Scheduler
 from kernel.session import Session
@@ -64,12 +65,13 @@ def _scrub_last(
 
 
 def skipped_copy(patch: pytest.MonkeyPatch) -> None:
-    take_over = Scheduler._take_over
-    patch.setattr(
-        Scheduler,
-        "_take_over",
-        lambda self, block, origin, copies: take_over(self, block, origin, []),
-    )
+    copies = Places.copies
+
+    def none(self: Places) -> list[tuple[int, int]]:
+        copies(self)
+        return []
+
+    patch.setattr(Places, "copies", none)
 
 
 def skipped_scrub(patch: pytest.MonkeyPatch) -> None:

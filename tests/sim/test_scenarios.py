@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kernel import sys_task
+from kernel.places import Places
 from kernel.policies.fair import Fair
 from kernel.request import Request, RequestState
 from kernel.sched import Scheduler
@@ -120,7 +121,7 @@ def a_request_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Scheduler, "_span", never)
     patch.setattr(Scheduler, "_is_away", waits)
-    patch.setattr(Scheduler, "_bring", lambda self, request, start, dry: dry)
+    patch.setattr(Places, "bring", lambda self, request, start: None)
 
 
 def a_task_starves(patch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from kernel.device import Device
 from kernel.hosttier import HostTier
 from kernel.loopback import LoopbackLink
 from kernel.model import Model
+from kernel.places import Places
 from kernel.pool import BlockPool
 from kernel.prefix import PrefixIndex
-from kernel.sched import Scheduler
 from kernel.swap import Swap
 from tests.helpers.books import Books
 from tests.helpers.ground import Ground
@@ -144,13 +144,13 @@ def origin_goes_while_it_is_copied(patch: pytest.MonkeyPatch) -> None:
 
 
 def oldest_waits_for_a_younger_decode(patch: pytest.MonkeyPatch) -> None:
-    make_room = Scheduler.make_room
+    make_room = Places.make_room
 
-    def first_only(self: Scheduler) -> Any:
+    def first_only(self: Places, active: Any) -> Any:
         self._starved = dict(list(self._starved.items())[:1])
-        return make_room(self)
+        return make_room(self, active)
 
-    patch.setattr(Scheduler, "make_room", first_only)
+    patch.setattr(Places, "make_room", first_only)
 
 
 FOUND_AT: list[tuple[Plant, int]] = [

@@ -13,7 +13,8 @@ active are never below it, and who is below it has been away.
 
 where `step` is the most that one account can be charged in one step: with the token budget L and
 at most M sequences, L + 3 * M. (The paper's bound, with steps that are charged when they are
-submitted; it holds while places for KV do not decide who runs.)
+submitted. It holds while the same thing is scarce for both: not where places for KV, or the room
+for the prefill of one that only reads, decide who runs.)
 
 When blocks run out, requests give way by QUANTUM of the same counters, then by age: so each change
 of places is paid for by that much service, and whoever is the head stays it for as long.

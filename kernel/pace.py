@@ -1,9 +1,9 @@
 """Pace: how many positions of prefill a step has room for, beside those that decode.
 
 A step ends when the last of its entries does, so a long prefill makes everybody wait who decodes.
-Prefills get what is left of the target time after the decodes; but never less time than the decodes
-take: else a full batch would let nobody in. Steps without decodes delay nobody but other prefills,
-and may take PATIENCE targets.
+Prefills get what is left of the target time after the decodes; but never less than LEAST times what
+the decodes take: else a full batch would let nobody in. Steps without decodes delay nobody but
+other prefills, and may take PATIENCE targets.
 
 What decodes take is measured in steps that do nothing else, for every size of batch (in powers of
 two: the first sequence costs more than the next ones), and of prefills what they have added to a
@@ -14,6 +14,8 @@ from kernel.step import StepLimits
 
 PATIENCE = 8
 """Target times of a step that only prefills: others may wait for their first id that long."""
+LEAST = 2
+"""Times of the decodes: with 32 of them on two cores, a prompt of 128 ids is one step's work."""
 KEEP = 0.8
 """Of what was measured before."""
 
@@ -36,7 +38,7 @@ class Pace:
             room = int(PATIENCE * limits.target_us / self.us_per_token)
             return max(limits.prefill_chunk, room)
         taken = self.taken(decodes)
-        room = int(max(limits.target_us - taken, taken) / self.us_per_token)
+        room = int(max(limits.target_us - taken, LEAST * taken) / self.us_per_token)
         return max(self._block_size, room)
 
     def measure(self, prefilled: int, decodes: int, took_us: int) -> None:

@@ -89,11 +89,6 @@ class Swap:
         """Run an op that moves blocks through the bulk window, on the queue of that direction."""
         self._ops[move].append((op, landed))
 
-    @property
-    def runs_ops(self) -> bool:
-        """Whether such an op is asked for or on its way."""
-        return any(self._ops.values()) or bool(self._op_flying)
-
     # --- submitting ---------------------------------------------------------------------------
 
     def take(self, move: Move) -> Any | None:

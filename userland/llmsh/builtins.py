@@ -158,7 +158,8 @@ _OWN: dict[str, Function] = {
 }
 _OF_LLMOS = (
     "ps", "top", "free", "vmstat", "pmap", "strace", "dmesg", "lsdev", "lsmod", "models", "pull",
-    "load", "unload", "kill", "nice", "renice", "group", "ports", "run", "doctor", "explain",
+    "load", "unload", "kill", "nice", "renice", "group", "ports", "usage", "limit",
+    "policy", "run", "doctor", "explain",
 )  # fmt: skip
 """Commands of `llmos` that the shell has under the same name, if this version has them."""
 

@@ -39,6 +39,9 @@ Tasks and memory (\\ps, \\top, \\free, \\vmstat, \\kill ... are the host's)
   vmstat [SECONDS [N]]    blocks, copies and tokens as they change
   explain [-p PID]        what an error means; what a task waits for, and what its KV came to
   ports [-w]              who answers calls and takes messages, and what waits there
+  usage                   what users, groups and tasks have used
+  limit [PID]             what they may use, or a limit of it
+  policy [NAME]           who goes first on the device
   lsdev                   devices, and what is on them
   dmesg [-w]              the kernel's log
   kill [-SIGNAL] PID...   TERM, KILL, INT, STOP, CONT, HUP, USR1; --tree, -g GROUP

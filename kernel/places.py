@@ -4,7 +4,7 @@ A request gets all places that its part of a step needs, or none: then it waits 
 room, and nobody behind it in that plan takes new ones, but those that decode: they need one now and
 then, and end the sooner. For the first that waits, room is made; in the next plans it comes before
 all others until it has its places, and until then nobody else takes any. So room goes to whom it
-was made for.
+was made for; and to the head, if it was made in part only, the rest being on its way.
 """
 
 from collections.abc import Sequence
@@ -133,6 +133,7 @@ class Places:
                 self._room_for = request
                 return []
         if self.pager.expects_room:
+            self._room_for = head  # else those who gave way would take it again, and for ever
             return []
         return [(head, self._no_room(len(wanted)))]
 

@@ -8,7 +8,9 @@ from collections import Counter
 
 import pytest
 
-from tests.helpers.walks import walk
+from tests.helpers.ground import Ground
+from tests.helpers.walker import Op
+from tests.helpers.walks import failure, walk
 
 LENGTH = 500
 """Operations of one walk: each is on other ground, and begins with nothing."""
@@ -34,3 +36,30 @@ def test_walks(request: pytest.FixtureRequest) -> None:
         assert not [what for what in MANY if seen[what] <= count // LENGTH]
         assert not [what for what in FEW if not seen[what]]
         assert seen["looked_at"] > 10 * count
+
+
+def test_room_that_was_made_in_part_stays_with_whom_it_was_made_for() -> None:
+    """Found by a walk: who had given way took it again, in every plan, and nobody went on."""
+    ground = Ground(
+        seed=308001150, num_blocks=9, host_blocks=3, block_size=2, prefill_chunk=32,
+        beside=True, swaps=1.0, disk=False, overlap=0,
+    )  # fmt: skip
+    story = [
+        ("signal", 4098221221),
+        ("signal", 2064308121),
+        ("signal", 1654128526),
+        ("begin", 214913395),
+        ("branch", 2663350471),
+        ("signal", 63410039),
+        ("begin", 1615236277),
+        ("infer", 852242549),
+        ("cancel", 678946249),
+        ("branch", 2513066975),
+        ("infer", 2989241020),
+        ("begin", 1053486549),
+        ("advise", 63892321),
+        ("begin", 818023260),
+        ("infer", 2718682945),
+        ("begin", 2265792658),
+    ]
+    assert failure(ground, [Op(*each) for each in story]) is None

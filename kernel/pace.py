@@ -14,9 +14,9 @@ from kernel.step import StepLimits
 
 PATIENCE = 8
 """Target times of a step that only prefills: others may wait for their first id that long."""
-LEAST = 1
-"""Times of the decodes. With 2, a prompt of 128 ids beside 32 streams on two cores is the work of
-one step, not of two; but the CPU driver takes memory in such steps that it has not touched before.
+LEAST = 2
+"""Times of the decodes: a prompt of 128 ids beside 32 streams on two cores is the work of one step,
+not of two.
 """
 KEEP = 0.8
 """Of what was measured before."""

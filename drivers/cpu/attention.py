@@ -15,7 +15,9 @@ behind a sequence's length (and the null block's, which pads) are zeroed after g
 lies there may be NaN, and 0 * NaN would be read after all.
 
 Prefill goes sequence by sequence in tiles of queries, all queries of a kv head in one matmul; a
-tile sees the keys up to its last token, and only the square at the end needs a mask.
+tile sees the keys up to its last token, and only the square at the end needs a mask. Queries are
+filled up to a multiple of ROWS, keys to whole blocks: oneDNN writes code for each shape that it
+meets, which takes a millisecond, and some hundred kilobytes that it keeps.
 
 Layers that slide see only a window, a query the last `window` positions up to its own. They have
 work of their own, on what is left of each sequence when the blocks that no query of the step can
@@ -40,6 +42,7 @@ from drivers.models.config import ModelConfig
 from drivers.pool import KvPool
 from drivers.sizes import GATHER_BYTES, MAX_TILE, MIN_TILE, SCORES_BYTES, scores_numel
 
+ROWS = 8  # of queries in a tile, or a multiple
 PADDING = 0.75  # the shortest sequence of a group has at least this part of the longest's blocks,
 MIN_WASTE = 4  # or lacks no more than so many
 
@@ -192,19 +195,21 @@ class Prefill:
         blocks = torch.from_numpy(part.blocks)
         self._spans = pool.key_spans(blocks)
         self._dim = heads.kv_heads * heads.head_dim
-        self._kv = arena.take("kv", 2, blocks.numel() * pool.shape.block_size, self._dim)
+        self._length = blocks.numel() * pool.shape.block_size
+        self._kv = arena.take("kv", 2, self._length, self._dim)
         self._tiles = list(self._cut(part))
-        longest = self._tiles[0][1] - self._tiles[0][0]
+        longest = _whole(self._tiles[0][1] - self._tiles[0][0], ROWS)
         # at once: growing from tile to tile, it would leave a hole of every size behind
-        arena.take("scores", scores_numel(heads.heads, part.kv_len, pool.shape.dtype.itemsize))
-        arena.take("keys", self._dim * part.kv_len)
-        whole = torch.full((longest, longest), -math.inf, dtype=pool.shape.dtype)
+        arena.take("scores", scores_numel(heads.heads, self._length, pool.shape.dtype.itemsize))
+        arena.take("keys", self._dim * self._length)
+        width = longest + pool.shape.block_size
+        whole = torch.full((longest, width), -math.inf, dtype=pool.shape.dtype)
         self._mask = whole.triu(1)
         self._lead_mask = whole.tril_(-1) if window else None
 
     def _cut(self, part: Part) -> Iterator[tuple[int, int, int]]:
         """Yield tiles as (first row, row behind the last, number of keys)."""
-        line = self._heads.heads * part.kv_len * self._pool.shape.dtype.itemsize
+        line = self._heads.heads * self._length * self._pool.shape.dtype.itemsize
         size = MAX_TILE
         while size > MIN_TILE and size * line > SCORES_BYTES:
             size //= 2
@@ -215,38 +220,54 @@ class Prefill:
     def run(self, layer: int, queries: Tensor, out: Tensor) -> None:
         """Attend for this sequence's rows of queries and out, both [T, heads * head_dim]."""
         h = self._heads
-        kv = self._pool.gather(layer, self._spans, self._kv)[:, : self._part.kv_len]
+        kv = self._pool.gather(layer, self._spans, self._kv)
+        kv[:, self._part.kv_len :] = 0  # it is seen, if only with no weight: see DecodeGroup
         keys, values = kv.view(2, -1, h.kv_heads, h.head_dim).transpose(1, 2)
         values = self._arena.take("values", *values.shape).copy_(values)
         for first, end, length in self._tiles:
-            seen = slice(self._first_seen(first, end, length), length)
-            self._tile(queries[first:end], keys[:, seen], values[:, seen], out[first:end])
+            start = self._first_seen(first, end, length)
+            seen = slice(start, _whole(length, self._pool.shape.block_size))
+            tile = queries[first:end], keys[:, seen], values[:, seen]
+            self._tile(*tile, length - start, out[first:end])
 
     def _first_seen(self, first: int, end: int, length: int) -> int:
         """Return the first key that a tile's first query sees."""
         return max(0, length - (end - first) + 1 - self._window) if self._window else 0
 
-    def _tile(self, queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        h, count, length = self._heads, queries.shape[0], keys.shape[1]
-        shape = (count, h.kv_heads, h.group, h.head_dim)
-        mine = self._arena.take("tile", h.kv_heads, h.group, count, h.head_dim)
-        torch.mul(queries.view(shape).permute(1, 2, 0, 3), h.scale, out=mine)
-        scores = self._arena.take("scores", h.kv_heads, h.group * count, length)
+    def _tile(
+        self, queries: Tensor, keys: Tensor, values: Tensor, length: int, out: Tensor
+    ) -> None:
+        """Attend for a tile that sees the first `length` of the keys, the last query all of them.
+
+        The rows are filled up with zeros, the keys with what follows.
+        """
+        h, count, width = self._heads, queries.shape[0], keys.shape[1]
+        shape, rows = (count, h.kv_heads, h.group, h.head_dim), _whole(count, ROWS)
+        mine = self._arena.take("tile", h.kv_heads, h.group, rows, h.head_dim)
+        mine[:, :, count:] = 0
+        torch.mul(queries.view(shape).permute(1, 2, 0, 3), h.scale, out=mine[:, :, :count])
+        scores = self._arena.take("scores", h.kv_heads, h.group * rows, width)
         # In one piece: else a matmul would copy them itself, into memory that nobody has counted.
         keys = self._arena.take("keys", *keys.shape).copy_(keys)
         torch.bmm(mine.view(h.kv_heads, -1, h.head_dim), keys.transpose(1, 2), out=scores)
-        by_query = scores.view(h.kv_heads, h.group, count, length)
+        by_query = scores.view(h.kv_heads, h.group, rows, width)
         square = by_query[..., length - count :]
-        square += self._mask[:count, :count]
+        square += self._mask[:rows, : width - length + count]
         if self._lead_mask is not None:
             # query i does not see the first i keys, less what the window is not filled with
             missing = max(0, self._window - (length - count + 1))
-            front = by_query[..., : max(0, count - missing)]
+            front = by_query[:, :, :count, : max(0, count - missing)]
             front += self._lead_mask[:count, missing:count]
         torch.softmax(scores, -1, out=scores)
-        sums = self._arena.take("sums", h.kv_heads, h.group * count, h.head_dim)
+        sums = self._arena.take("sums", h.kv_heads, h.group * rows, h.head_dim)
         torch.bmm(scores, values, out=sums)
-        out.view(shape).copy_(sums.view(h.kv_heads, h.group, count, -1).permute(2, 0, 1, 3))
+        found = sums.view(h.kv_heads, h.group, rows, -1)[:, :, :count]
+        out.view(shape).copy_(found.permute(2, 0, 1, 3))
+
+
+def _whole(count: int, size: int) -> int:
+    """Return a count, rounded up to a multiple of a size."""
+    return -(-count // size) * size
 
 
 class Attention:

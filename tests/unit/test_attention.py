@@ -234,3 +234,21 @@ def test_masks_are_small_however_long_the_contexts_are() -> None:
     decodes = Attention(pool, arena, heads, slots, parts)._work[0][0]
     assert isinstance(decodes, attention.DecodeGroup)
     assert decodes._bias.shape == (2, 1, 1008 - 990)
+
+
+def test_prefills_of_many_lengths_meet_few_shapes(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OneDNN keeps code for each shape: a process that always meets new ones would grow."""
+    engine = Engine(load_of(str(paths["llama"]), num_blocks=400, threads=1, deterministic=False))
+    shapes, bmm = set(), torch.bmm
+
+    def seen(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        shapes.add((left.shape, right.shape))
+        return bmm(left, right, out=out)
+
+    monkeypatch.setattr(torch, "bmm", seen)
+    random = Random(3)
+    for length in range(2, 50):
+        engine.step([(sequence(engine, length, random), length)], [None])
+    assert len(shapes) <= 20, "by 8 rows and whole blocks; there are 96 without that"

@@ -117,9 +117,10 @@ class Block:
     @property
     def reach(self) -> int:
         """Leading positions that need neither computing nor a copy between tiers first."""
-        if self.origin is not None and self.origin.id != NOT_RESIDENT:
-            return max(self.planned, self.inherits)
-        return self.planned
+        origin = self.origin
+        if origin is None or origin.id == NOT_RESIDENT or self.moving is not Move.NONE:
+            return self.planned  # of an origin that has come back, the copy may be on its way still
+        return max(self.planned, self.inherits)
 
     @property
     def inherits(self) -> int:

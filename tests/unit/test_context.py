@@ -11,10 +11,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from kernel.block import NOT_RESIDENT, Block
+from kernel.block import NOT_RESIDENT, Block, Move
 from kernel.context import Context
+from kernel.hosttier import HostTier
 from kernel.panic import KernelPanic
 from kernel.pool import BlockPool
+from kernel.swap import Swap
 
 SIZE = 4
 IDS = st.lists(st.integers(0, 9), min_size=1, max_size=11)
@@ -184,6 +186,29 @@ def test_nothing_is_cut_that_a_step_still_writes() -> None:
     ctx.trim(2)
     ctx.append(array("i", [9]))
     assert ctx.blocks[0] is not in_flight and ctx.blocks[0].origin_len == 1
+
+
+def test_what_a_copy_brings_is_not_there_before_it_has_come() -> None:
+    """Found by a walk: its origin had come back by then, and a step gave it a second place."""
+    pool = BlockPool(16, SIZE, HostTier(8))
+    swap = Swap(pool, block_bytes=64)
+    parent = filled(pool, [1, 2, 3, 4, 5, 6])
+    child, origin = parent.fork(2, 7, ""), parent.blocks[1]
+    child.append(array("i", [7]))
+    assert child.planned == 6, "the origin is there to be copied"
+    assert swap.out(origin) and swap.take(Move.OUT)
+    swap.landed(Move.OUT, 1)
+    assert child.planned == 4, "the origin is on the host tier"
+    pool.take_scrubs(1)
+    pool.fence_passed(1)
+    swap.bring(origin)
+    assert swap.take(Move.IN)
+    swap.bring(child.blocks[1])
+    swap.landed(Move.IN, 1)
+    assert parent.planned == 6 and child.planned == 4, "only the origin has come"
+    assert swap.take(Move.IN)
+    swap.landed(Move.IN, 1)
+    assert child.planned == 6
 
 
 def test_freed_block_waits_for_its_fence() -> None:

@@ -284,7 +284,7 @@ class Device:
             return model
         self._flights.land(answer.queue)
         if answer.queue != base.Queue.COMPUTE:
-            model.lose_ops()
+            model.lose_op(COPIES[base.Queue(answer.queue)])
         return None
 
     def _on_fault(self, fault: base.Fault) -> Iterable[Outcome | News]:

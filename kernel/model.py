@@ -202,6 +202,14 @@ class Model:
             self.state = ModelState.WAITING
         return hit
 
+    def lose_op(self, move: Move) -> None:
+        """Tell whoever waits for an op of a model that has gone: it was in flight, and has ended.
+
+        One of the other direction may be in flight still, and so the driver at the bulk window.
+        """
+        if self._swap:
+            self._swap.lose_op(move)
+
     def lose_ops(self) -> None:
         """Tell whoever waits for an op of a model that has gone: nothing of it is in flight."""
         if self._swap:

@@ -163,6 +163,12 @@ class Swap:
                     pool.drop_origin(block)
                     pool.leave(block)
 
+    def lose_op(self, move: Move) -> None:
+        """Tell whoever waits for the op in flight that it has landed, and is of no use any more."""
+        landed = self._op_flying.pop(move, None)
+        if landed is not None:
+            landed(False)
+
     def lose_ops(self, *, flying: bool = True) -> None:
         """Tell whoever waits for an op that it will not be done; the books are right by now.
 

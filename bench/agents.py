@@ -2,15 +2,18 @@
 fair, and once as pauses that it does not, under fifo, on the same driver.
 
 All begin with the same 1,024 ids; a turn is 32 ids of a question or of what a tool gave, 16 ids of
-an answer, and a tool that takes 0.05 to 1 s (86 %), 1 to 10 s (9 %) or 10 to 30 s (5 %). What no
-agent uses can stay on the device, lie in the host tier, or be computed again: the time until all
-have finished, and the ids that were computed again. Each difference alone is told beside.
+an answer (in long turns, three times of each), and a tool that takes 0.05 to 1 s (86 %), 1 to 10 s
+(9 %) or 10 to 30 s (5 %). What no agent uses can stay on the device, lie in the host tier, or be
+computed again: the time until all have finished, until half of them have, and the ids that were
+computed again. The tools of one agent take 32 s: no way is faster. Each difference alone is told
+beside.
 
 On the null driver with the times of smollm2 on two cores, whose clock is a fake one: every run of a
 seed is the same.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from random import Random
 from statistics import median
 from typing import NamedTuple
@@ -26,7 +29,7 @@ from tests.helpers.programs import Program, Script, World
 from tests.helpers.sim import Clock, Reply, Sim
 
 AGENTS, TURNS = 64, 6
-SHARED, ASKED, ANSWERED = 1024, 32, 16
+SHARED = 1024
 BLOCK = 16
 TOOLS = {"look": (0.86, 0.05, 1.0), "build": (0.09, 1.0, 10.0), "crawl": (0.05, 10.0, 30.0)}
 """How often each is used, and how long it takes, at least and at most."""
@@ -36,6 +39,16 @@ VOCAB = 32_000
 SMOLLM2 = Latency(11_800.0, 435.0, 630.0, 0.0, 0.55)
 """On two cores: 2,300 ids a second of prefill, 12.4 ms for one id, 51 ms for 64 of them; a block is
 368,640 bytes there and 128 bytes here, so copies are as much slower here."""
+
+
+class Turn(NamedTuple):
+    """Ids of one."""
+
+    asked: int
+    answered: int
+
+
+SHORT, LONG = Turn(32, 16), Turn(96, 48)
 
 
 class Use(NamedTuple):
@@ -63,23 +76,27 @@ class Outcome(NamedTuple):
     recomputed: int  # ids
 
 
-def need(agents: int) -> int:
+def need(agents: int, turn: Turn = SHORT) -> int:
     """Return the blocks of all agents, if all of it stayed on the device."""
-    return (SHARED + agents * TURNS * (ASKED + ANSWERED)) // BLOCK
+    return (SHARED + agents * TURNS * sum(turn)) // BLOCK
 
 
 def run() -> Iterator[Result]:
-    """Compare the ways in the simulator, without and with a host tier."""
-    for case, host_blocks in (("no host tier", 0), ("host tier for all", need(AGENTS))):
+    """Compare the ways in the simulator: both turns, without and with a host tier."""
+    for length, tier in product(("short", "long"), ("no", "whole")):
+        turn = SHORT if length == "short" else LONG
+        host_blocks = need(AGENTS, turn) if tier == "whole" else 0
         ways = {
-            f"{name}, {'calls' if calls else 'pauses'}": simulate(calls, policy(), host_blocks)
+            f"{name}, {'calls' if calls else 'pauses'}": simulate(
+                calls, policy(), host_blocks, turn=turn
+            )
             for name, policy in (("fair", Fair), ("fifo", Fifo))
             for calls in (True, False)
         }
         known, guessed = ways["fair, calls"], ways["fifo, pauses"]
         yield Result(
-            "agents", case, known.finished_s, "s", known.finished_s / guessed.finished_s,
-            "fifo, LRU and no calls",
+            "agents", f"{length} turns, {tier} host tier", known.finished_s, "s",
+            known.finished_s / guessed.finished_s, "fifo, LRU and no calls",
             {name: outcome._asdict() for name, outcome in ways.items()},
         )  # fmt: skip
 
@@ -88,7 +105,12 @@ def run() -> Iterator[Result]:
 
 
 def simulate(
-    calls: bool, policy: Policy, host_blocks: int = 0, agents: int = AGENTS, pool: int = 0
+    calls: bool,
+    policy: Policy,
+    host_blocks: int = 0,
+    agents: int = AGENTS,
+    pool: int = 0,
+    turn: Turn = SHORT,
 ) -> Outcome:
     """Run all agents on the null driver; `calls`: tools are called through ports. `pool`: blocks of
     the device, 0: a quarter of what they need."""
@@ -96,7 +118,7 @@ def simulate(
     link = TimedLink(Clock(), SMOLLM2, Budgets(2048, 256), host_bytes)
     sim = Sim(
         1, f"null:vocab={VOCAB}", link, policy=policy, clock=link.clock,
-        num_blocks=(pool or need(agents) // 4) + 1, prefill_chunk=512, target_us=30_000,
+        num_blocks=(pool or need(agents, turn) // 4) + 1, prefill_chunk=512, target_us=30_000,
         host_bytes=host_bytes,
     )  # fmt: skip
     work = Clockwork(sim, link)
@@ -110,7 +132,7 @@ def simulate(
     world.start(_tools, "tools")
     for agent in range(agents):
         when = COMING_S * (1 + agent / agents)
-        script = _agent(uses(agent), shared, calls, ended)
+        script = _agent(uses(agent), shared, calls, turn, ended)
         world.start(script, f"agent{agent}", when)
     while len(ended) < agents:
         work.step()
@@ -149,7 +171,7 @@ def _take(program: Program, tool: str) -> None:
 
 
 def _agent(
-    tools: list[Use], shared: list[int], calls: bool, ended: list[float]
+    tools: list[Use], shared: list[int], calls: bool, each: Turn, ended: list[float]
 ) -> Callable[[Program], Script]:
     """One agent; the time of its end goes to `ended`."""
 
@@ -157,8 +179,8 @@ def _agent(
         yield program.hello()
         owned = program.alloc()
         for turn in range(TURNS):
-            asked = program.ids(ASKED)
-            answer = program.infer(owned, ANSWERED, [*shared, *asked] if turn == 0 else asked)
+            asked = program.ids(each.asked)
+            answer = program.infer(owned, each.answered, [*shared, *asked] if turn == 0 else asked)
             yield answer
             assert not answer.errno, answer
             if turn < TURNS - 1:

@@ -13,6 +13,7 @@ with all below it (sys_tree.sys_group); what it was charged before stays with th
 At MAX_DEPTH no level is added any more: what would be below is beside.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
@@ -46,8 +47,8 @@ class Account:
     """One node of the tree."""
 
     __slots__ = (
-        "_children", "before", "begun", "closed", "depth", "floor", "kind", "level", "limits",
-        "name", "nice", "own", "parent", "table", "uid", "usage", "virtual",
+        "_children", "before", "begun", "born", "closed", "depth", "floor", "kind", "level",
+        "limits", "name", "nice", "own", "parent", "table", "uid", "usage", "virtual",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +68,7 @@ class Account:
         self.before = Counters()  # used before this kernel began
         self.limits: dict[Any, Any] | None = None  # Limit by Resource (kernel/limits.py)
         self.begun = table.clock()
+        self.born = next(table.births)  # the older one has the smaller number
         self.uid = uid
         self.nice = nice
         self.closed = False  # its task has ended
@@ -124,6 +126,7 @@ class AccountTable:
 
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.clock = clock
+        self.births = itertools.count()
         self.hot: set[Account] = set()  # that have limits, and were charged since they were checked
         self.changes = 0  # of limits of users
         self.alarms: dict[Account, float] = {}  # when a wall clock reaches the next limit

@@ -66,13 +66,14 @@ class Chosen:
     def charge(self, payer: Account, service: int) -> None:
         self._ask(lambda policy: policy.charge(payer, service), lambda _: True)
 
-    def head(self, requests: Iterable[Runnable]) -> Runnable:
+    def claims(self, requests: Iterable[Runnable]) -> Sequence[Runnable]:
         known = list(requests)
-        return self._ask(lambda policy: policy.head(known), known.__contains__)
-
-    def victims(self, requests: Iterable[Runnable], by: Runnable) -> list[Runnable]:
-        others = [request for request in requests if request is not by]
-        return self._some(others, lambda policy: policy.victims(others, by))
+        if self.name in self._built_in:
+            return self._policy.claims(known)
+        names = sorted(map(id, known))
+        return self._ask(
+            lambda policy: list(policy.claims(known)), lambda found: sorted(map(id, found)) == names
+        )
 
     def idle_victims(self, contexts: Iterable[Idle], now: float) -> list[Idle]:
         known = list(contexts)

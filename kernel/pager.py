@@ -100,8 +100,7 @@ class Pager:
         if missing <= 0:
             return True
         kept = self._kept(active)
-        for item in self.policy.victims(active, by):
-            request = cast(Request, item)
+        for request in self._victims(by, active):
             if request.ctx.pinned:
                 continue
             kept.subtract(b for b in request.ctx.blocks if b.refs > 1)
@@ -110,6 +109,12 @@ class Pager:
             if missing <= 0:
                 return True
         return False
+
+    def _victims(self, by: Request, active: Sequence[Request]) -> list[Request]:
+        """Return the requests that give way to another one, the first to go first."""
+        others = [request for request in active if request is not by]
+        claims = cast(Sequence[Request], self.policy.claims([*others, by]))
+        return [*claims[claims.index(by) + 1 :]][::-1]
 
     def _from_idle(self, missing: int, by: Request, active: Sequence[Request]) -> int:
         """Take places from contexts that run nothing; return how many are still missing."""

@@ -39,6 +39,12 @@ class Places:
         self._starved.clear()
         self._promised = False
 
+    def are_short(self, requests: Sequence[Request]) -> bool:
+        """Whether requests that prefill need more places than there are: somebody else's, then."""
+        size = self.pool.block_size
+        needed = sum(-(-r.target // size) - r.start // size for r in requests)
+        return needed > self.pool.num_free + self.pool.num_cached
+
     def first_of(self, runnable: Sequence[Request]) -> Request | None:
         """Return the request that room was made for, if it still wants it."""
         first = self._room_for
@@ -119,7 +125,7 @@ class Places:
         self.has_room = False
         if not self._starved:
             return []
-        head = cast(Request, self.policy.head(active))
+        head = cast(Request, self.policy.claims(active)[0])
         for request in dict.fromkeys((next(iter(self._starved)), head)):
             wanted = self._starved.get(request, ())
             if not wanted:

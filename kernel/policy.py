@@ -77,15 +77,12 @@ class Policy(Protocol):
         """Note that a step that has been submitted serves somebody."""
         ...
 
-    def head(self, requests: Iterable[Runnable]) -> Runnable:
-        """Return the request that gives way to none of the others.
+    def claims(self, requests: Iterable[Runnable]) -> Sequence[Runnable]:
+        """Return all requests in the order in which they have places for KV, if there are too few.
 
-        It may have all that these have: so it ends, and the next one is the head.
+        Each gives way to those before it. The first, the head, may have all that the others have:
+        so it ends, and the next one is the head.
         """
-        ...
-
-    def victims(self, requests: Iterable[Runnable], by: Runnable) -> list[Runnable]:
-        """Return those that give way to another one, in the order in which they lose their KV."""
         ...
 
     def idle_victims(self, contexts: Iterable[Idle], now: float) -> list[Idle]:

@@ -158,7 +158,8 @@ class Scheduler:
         """Yield requests as the policy orders them, after the one that room was made for.
 
         Of those that the step has sequences for, those that decode come first: they need a place
-        now and then, and end the sooner; whoever begins first needs many, and keeps them.
+        now and then, and end the sooner; whoever begins first needs many, and keeps them. So these
+        come as they claim places, while there are too few for all of them.
         """
         first = self.places.first_of(runnable)
         if first is not None:
@@ -166,7 +167,11 @@ class Scheduler:
         order = (cast(Request, item) for item in self.policy.order(runnable) if item is not first)
         chosen = list(islice(order, self.limits.max_seqs))
         yield from (request for request in chosen if request.decoding)
-        yield from (request for request in chosen if not request.decoding)
+        prefills = [r for r in chosen if not (r.decoding or r.background)]
+        if self.places.are_short(prefills):
+            prefills = [cast(Request, item) for item in self.policy.claims(prefills)]
+        yield from prefills
+        yield from (request for request in chosen if request.background and not request.decoding)
         yield from order
 
     def _may_run(self, request: Request) -> bool:

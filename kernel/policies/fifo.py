@@ -18,9 +18,5 @@ class Fifo(Pages):
     def charge(self, payer: Account, service: int) -> None:
         pass
 
-    def head(self, requests: Iterable[Runnable]) -> Runnable:
-        return min(requests, key=lambda request: request.arrival)
-
-    def victims(self, requests: Iterable[Runnable], by: Runnable) -> list[Runnable]:
-        younger = [request for request in requests if request.arrival > by.arrival]
-        return sorted(younger, key=lambda request: -request.arrival)
+    def claims(self, requests: Iterable[Runnable]) -> list[Runnable]:
+        return sorted(requests, key=lambda request: request.arrival)

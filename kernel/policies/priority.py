@@ -23,13 +23,5 @@ class Priority(Pages):
     def charge(self, payer: Account, service: int) -> None:
         pass
 
-    def head(self, requests: Iterable[Runnable]) -> Runnable:
-        return min(requests, key=_standing)
-
-    def victims(self, requests: Iterable[Runnable], by: Runnable) -> list[Runnable]:
-        behind = [request for request in requests if _standing(request) > _standing(by)]
-        return sorted(behind, key=_standing, reverse=True)
-
-
-def _standing(request: Runnable) -> tuple[int, int]:
-    return request.rank.nice, request.arrival
+    def claims(self, requests: Iterable[Runnable]) -> list[Runnable]:
+        return sorted(requests, key=lambda request: (request.rank.nice, request.arrival))

@@ -57,7 +57,7 @@ def test_the_oldest_goes_on_though_a_younger_one_decodes(host: int) -> None:
     """It has lost its KV while it was stopped; the younger one is the first to want a place."""
     sim = Sim(num_blocks=6, block_size=4, host_bytes=4096 * host,
               link=LoopbackLink("null0", host_bytes=4096 * host))  # fmt: skip
-    client, other = sim.client(), sim.client()
+    other, client = sim.client(), sim.client()
     pid = other.ask("stat_task").result.pid
     oldest = other.send("infer", other.context(list(range(10))), 9, 0.0)
     sim.until(lambda: len(oldest.tokens) == 3)

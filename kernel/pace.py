@@ -18,6 +18,8 @@ LEAST = 2
 """Times of the decodes: a prompt of 128 ids beside 32 streams on two cores is the work of one step,
 not of two.
 """
+SURE = 64
+"""Positions of prefill whose time says what one takes; that of fewer says what a prefill takes."""
 KEEP = 0.8
 """Of what was measured before."""
 
@@ -48,8 +50,9 @@ class Pace:
         if not prefilled:
             size = decodes.bit_length()
             self._decode_us[size] = _mean(self._decode_us.get(size, 0.0), took_us)
-        elif prefilled >= self._block_size:
-            added = max(took_us - self.taken(decodes), took_us * prefilled / (prefilled + decodes))
+        elif prefilled >= min(SURE, self._limits.prefill_chunk):
+            even = took_us * prefilled / (prefilled + decodes)
+            added = max(took_us - self.taken(decodes), even / 2)  # decodes may take less today
             self.us_per_token = _mean(self.us_per_token, added / prefilled)
 
     def taken(self, decodes: int) -> float:

@@ -111,7 +111,7 @@ class Request:
         """Its state for ps: what copies have brought since the last plan is not waited for."""
         if self._state is RequestState.BLOCKED and not self.lacks:
             at = self.start // self.ctx.pool.block_size
-            if not self.ctx.blocks[at].away:
+            if not any(block.away for block in self.ctx.blocks[at : at + 1]):  # or it was trimmed
                 return RequestState.QUEUED
         return self._state
 

@@ -1,6 +1,8 @@
 """Who runs when there is not enough: slots, block references, blocks. Everybody, in the end."""
 
 from drivers import base
+from kernel.loopback import LoopbackLink
+from kernel.request import RequestState
 from tests.helpers.liar import LyingLink
 from tests.helpers.sim import Sim, SimClient
 
@@ -93,3 +95,26 @@ def test_background_prefill_evicts_nothing() -> None:
     assert sim.pool.num_free < 10, "as many as there was room for are computed"
     for handle in range(1, 9):
         assert client.ask("infer", handle, 1, 0.0).errno == 0
+
+
+def test_ps_of_a_prefill_whose_copies_come_and_whose_context_is_cut() -> None:
+    """Found by a walk: what comes next lay in a block that the context had no longer."""
+    link = LoopbackLink("null0", host_bytes=4096)
+    sim = Sim(link=link, num_blocks=17, host_bytes=4096)
+    client, other = sim.client(), sim.client()
+    handle = client.context(list(range(40)))
+    assert client.ask("infer", handle, 1, 0.0).errno == 0
+    assert client.ask("advise_ctx", handle, "demote").result.blocks == 3
+    sim.settle()
+    client.send("advise_ctx", handle, "prefetch")
+    client.send("append", handle, ids=[7] * 20)
+    sim.turn(pump=0)
+    sim.turn(pump=0)
+    request = next(iter(sim.loaded[0].sched.requests.values()))
+    assert (request.state, request.lacks) == (RequestState.BLOCKED, 0), "copies come"
+    client.send("trim_ctx", handle, 0)
+    rows = other.send("snapshot", "tasks")
+    sim.turn(pump=0)
+    assert rows.errno == 0 and len(rows.result.rows) == 3
+    sim.settle()
+    sim.leave()

@@ -10,7 +10,7 @@ from kernel.job import SLICE, Work
 from kernel.pager import Pager
 from kernel.request import RequestState
 from kernel.system import System
-from kernel.task import TaskState
+from kernel.task import Task, TaskState
 from syscalls.abi import (
     Advice,
     AdviseCtx,
@@ -135,7 +135,7 @@ def sys_explain(k: System, caller: Caller, args: Explain) -> Work:
     host = sum(block.kept for block in away)
     disk = sum(block.have for block in away if not block.kept)
     yield 1 + len(ctx.blocks)
-    state, why, needed = _waits(ctx, task.state is TaskState.STOPPED)
+    state, why, needed = _waits(ctx, task)
     free = pool.num_free + pool.num_cached
     rows = [_row(k, caller, loss) for loss in reversed(ctx.losses)]
     return Done(
@@ -146,13 +146,14 @@ def sys_explain(k: System, caller: Caller, args: Explain) -> Work:
     )  # fmt: skip
 
 
-def _waits(ctx: Context, stopped: bool) -> tuple[str, str, int]:
+def _waits(ctx: Context, task: Task) -> tuple[str, str, int]:
     """Return the state of what runs on a context, and in words what that waits for."""
     request = ctx.request
     if request is None:
-        return "", "nothing runs on it", 0
+        calls = task.mail.waits_for if task.mail is not None else ""
+        return "", f"nothing runs on it{calls and f': its task waits for {calls}'}", 0
     state = request.shown.value
-    if stopped:
+    if task.state is TaskState.STOPPED:
         return state, "its task is stopped (llmos kill -CONT)", 0
     if request.held:
         return state, "its program does not read", 0

@@ -256,6 +256,7 @@ def test_ctx_commands(home: Path) -> None:
         "ctx new a/b": "cannot be a context's name",
         "fork a a": "a is given twice",
         "ctx frob": "ctx has no 'frob' in this version",
+        "ctx fork": "fork [NAME]... branches the current one",
         '@nope "x"': "there is no context 'nope'",
         "ctx new man; @min 'x'": "did you mean @m",
     }.items():

@@ -133,3 +133,17 @@ def test_a_death_is_explained() -> None:
     (loss,) = client.ask("explain", handle).result.losses
     assert loss[1:6] == ["died", "its device's driver ended", 0, 100, 0]
     sim.leave()
+
+
+def test_what_a_task_in_a_call_waits_for_is_explained() -> None:
+    sim = Sim()
+    server, client = sim.client(), sim.client()
+    assert server.ask("bind", "tools").errno == 0
+    handle = client.context([1, 2, 3])
+    sim.settle()
+    assert client.ask("explain", handle).result.waits_for == "nothing runs on it"
+    client.send("call", "tools", b"")
+    sim.turn()
+    story = client.ask("explain", handle).result.waits_for
+    assert story == "nothing runs on it: its task waits for port:tools"
+    sim.leave()

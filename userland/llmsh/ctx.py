@@ -27,7 +27,8 @@ def run(state: State, args: list[str], out: TextIO) -> int:
         out.write(_USAGE)
         return 0
     if verb not in VERBS:
-        raise Failure(f"ctx has no {verb!r} in this version", _HINT, USAGE)
+        hint = "fork [NAME]... branches the current one" if verb == "fork" else _HINT
+        raise Failure(f"ctx has no {verb!r} in this version", hint, USAGE)
     VERBS[verb](state, rest, out)
     return 0
 

@@ -25,8 +25,9 @@ from kernel.policy import Policy
 from tests.helpers.batches import Batches
 from tests.helpers.clockwork import Clockwork
 from tests.helpers.latency import Budgets, Latency, TimedLink
-from tests.helpers.programs import Program, Script, World
+from tests.helpers.programs import Program, Script
 from tests.helpers.sim import Clock, Reply, Sim
+from tests.helpers.world import World
 
 AGENTS, TURNS = 64, 6
 SHARED = 1024

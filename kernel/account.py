@@ -101,6 +101,10 @@ class Account:
         """Whether what this one is charged, the other one is charged too."""
         return any(account is other for account in self.path())
 
+    def look(self) -> None:
+        """Have its limits looked at before the next step: it pays for something from now on."""
+        self.table.hot.update(above for above in self.path() if above.limits is not None)
+
     @property
     def children(self) -> "list[Account]":
         """The accounts right below it."""

@@ -157,6 +157,7 @@ class Mail:
         for ctx in self.task.contexts.values():
             if ctx.request is not None:
                 ctx.request.payer, ctx.request.rank = payer, rank
+                payer.look()
         self.restand()
 
     def restand(self) -> None:

@@ -6,8 +6,8 @@ than the step in which a limit was reached, and one that may have been planned m
 
     soft    the signal XCPU to the programs of all tasks below, once until usage is below it again
     counts  what runs for the account ends with EDQUOT; what it has generated stays in its contexts
-    blocks  of the device: idle contexts of the account give way first; then its youngest request
-            ends, and its context is idle then. Of the lower tiers: copies are dropped
+    blocks  of the device: idle contexts of the account give way first; then its youngest requests
+            end, until what they leave idle is enough. Of the lower tiers: copies are dropped
 """
 
 from collections.abc import Iterator
@@ -81,6 +81,7 @@ def _admit_blocks(k: System, ctx: Context, length: int) -> None:
 def enforce(k: System) -> list[Ended]:
     """Look at the accounts that were charged since the last time; return what has to end."""
     hot, ended = k.tasks.accounts.hot, dict[Request, KernelError]()
+    idle = set[Account]()  # contexts of these are, once their requests have ended
     while hot:
         account = hot.pop()
         for resource, limit in list((account.limits or {}).items()):
@@ -93,10 +94,12 @@ def enforce(k: System) -> list[Ended]:
                 ends = _requests(k, account)
             elif resource is Resource.DEVICE_BLOCKS and excess > 0:
                 ends = _shrink(k, account, excess)
+                idle |= {account} if ends else set()
             elif resource in limits.BLOCKS and excess > 0:
                 _drop_copies(k, account, limits.BLOCKS[resource], excess)
             if ends:
                 ended |= dict.fromkeys(ends, limits.exceeded(account, resource, usage, limit.hard))
+    hot |= idle
     return list(ended.items())
 
 
@@ -116,11 +119,27 @@ def _requests(k: System, account: Account) -> list[Request]:
 
 
 def _shrink(k: System, account: Account, excess: int) -> list[Request]:
-    """Let blocks go that an account has too many of; return the request that has to end for it."""
+    """Let blocks go that an account has too many of; return the requests that have to end for it.
+
+    The younger ones that have no blocks yet end, too: they would take them in the next steps, and
+    those that have too many would not be the youngest for as long.
+    """
     leaving = _leaving(k, account)
     excess -= leaving
     excess -= _give_way(k, account, excess)
-    return _requests(k, account)[:1] if excess > 0 and not leaving else []
+    ends = list[Request]()
+    for request in _requests(k, account) if excess > 0 and not leaving else ():
+        ends.append(request)
+        excess -= sum(_charged(block, account) for block in request.ctx.blocks)
+        if excess <= 0:
+            break
+    return ends
+
+
+def _charged(block: Block, account: Account) -> bool:
+    """Whether an account is charged for a Block's place on the device."""
+    here = tier_of(block) == Tier.DEVICE
+    return here and block.payer is not None and block.payer.is_below(account)
 
 
 def _leaving(k: System, account: Account) -> int:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from drivers import base
 from tests.helpers.latency import Flight
-from tests.helpers.programs import Owned, Stream, World
+from tests.helpers.streams import Owned, Stream
+from tests.helpers.world import World
 
 
 class Seq:
@@ -42,7 +43,7 @@ class Seq:
         if self.owned is None or self.owned.handle not in self.owned.program.contexts:
             return False
         if self.stream is None:
-            return self.owned.stream is None
+            return self.owned in self.owned.program.world.appended
         return not self.stream.reply.done
 
 
@@ -64,7 +65,7 @@ class Batches:
     def __init__(self, world: World) -> None:
         self.world = world
         self.flying: list[Batch] = []
-        self.steps = 0
+        self.sent = self.steps = 0  # steps that have begun, and ended
         self.on_sent: list[Callable[[Batch], None]] = []  # once it is known whose it is
         self.on_end: list[Callable[[Batch], None]] = []
         self._known: dict[tuple[int, int], Owned] = {}
@@ -79,6 +80,7 @@ class Batches:
                 seqs = _seqs(flight.message, executes[0])
                 batch = Batch(flight, seqs, self.world.work.events)
                 self.flying.append(batch)
+                self.sent += 1
                 self._fresh.append(batch)
 
     def _end(self, flight: Flight) -> None:

@@ -15,10 +15,11 @@ from kernel.policies.fair import Fair
 from kernel.policies.fifo import Fifo
 from kernel.policy import Policy
 from tests.helpers.latency import Budgets, Latency
-from tests.helpers.programs import Owned, Program, Script
+from tests.helpers.programs import Program, Script
 from tests.helpers.scenario import Ground, Scenario
 from tests.helpers.service import Service
 from tests.helpers.sim import UID, Reply
+from tests.helpers.streams import Owned
 
 EVENTS = 400
 

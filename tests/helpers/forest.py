@@ -91,6 +91,16 @@ class Forest:
             return Node(now, name)
         return self.may_go(by, now, group) or group
 
+    def height(self, node: Node) -> int:
+        """Return how many levels of the tree a place and all below it take."""
+        paths = [task.node.path() for task in self.tasks.values()]
+        return max(path.index(node) + 1 for path in paths if node in path)
+
+    def out_of(self, now: Node) -> Node:
+        """Return where something stands that leaves the group that it is in."""
+        group = next((node for node in now.path() if node.group), None)
+        return now if group is None or group.up is None else group.up
+
     def may_go(self, by: Tree, now: Node, then: Node) -> "Errno | None":
         left = [node for node in now.path() if node not in then.path()]
         return Errno.EPERM if any(node in by.node.path() for node in left) else None

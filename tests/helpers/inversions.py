@@ -15,9 +15,11 @@ from kernel.block import NOT_RESIDENT
 from kernel.policies.priority import Priority
 from tests.helpers.batches import Batch, Batches
 from tests.helpers.latency import Budgets, Latency
-from tests.helpers.programs import Program, Script, Stream, World
+from tests.helpers.programs import Program, Script
 from tests.helpers.scenario import Ground, Scenario
 from tests.helpers.scripts import caller, chat, flood, server
+from tests.helpers.streams import Stream
+from tests.helpers.world import World
 
 
 class Inversions:

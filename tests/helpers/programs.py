@@ -5,51 +5,22 @@ A `Program` keeps what must be true of its task: its contexts with their ids, an
 infers that are not finished. tests/helpers/truth.py compares that with what ps says.
 """
 
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from itertools import count
+from collections.abc import Callable, Generator
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.helpers.clockwork import Clockwork
-from tests.helpers.sim import UID, Reply
+from kernel.task import INIT
+from syscalls.errors import Errno
+from tests.helpers.forest import Node
+from tests.helpers.sim import Reply
+from tests.helpers.streams import Errand, Owned, Stream
+
+if TYPE_CHECKING:
+    from tests.helpers.world import World
 
 Script = Generator[float | Reply, None, None]
 REACTION_S = 0.0005
 """Between the end of a call and what its program does about it, at most."""
-
-
-class Owned:
-    """A context as its program knows it."""
-
-    def __init__(self, program: "Program", handle: int, ids: list[int]) -> None:
-        self.program = program
-        self.handle = handle
-        self.ids = ids
-        self.paid = 0  # leading positions that somebody was charged for
-        self.stream: Stream | None = None
-
-
-class Stream:
-    """An infer that is not finished."""
-
-    def __init__(self, owned: Owned, reply: Reply, seed: int, ids: list[int], now: float) -> None:
-        self.owned = owned
-        self.reply = reply
-        self.seed = seed  # no other infer has it
-        self.accepted = False
-        self.coming = 0  # blocks of it that were on their way to the device
-        self.since = now
-        self.event = owned.program.work.events  # at which it came, or was let run again
-        self.served = now  # when it last got a part of a step, or could not have got one
-        self.times: list[float] = []  # at which ids came
-        self._ids = ids
-
-    def accept(self) -> None:
-        """Note that the kernel has taken it."""
-        if not self.accepted:
-            self.accepted = True
-            self.owned.ids.extend(self._ids)
 
 
 class Program:
@@ -66,6 +37,8 @@ class Program:
         self.streams: dict[int, Stream] = {}  # by call
         self.pid = 0
         self.nice = 0
+        self.node = world.owner(uid)  # its place in the tree of accounts, once it has a task
+        self.taken: dict[int, Errand] = {}  # messages that it has not answered, the last one last
         self.stopped = False
         self.gone = False  # its program has died, or it was killed
         self.waits: dict[int, str] = {}  # calls that wait for others, and what ps says of them
@@ -73,12 +46,24 @@ class Program:
         self.prompt_tokens = self.output_tokens = 0
         self._then: dict[int, Callable[[Reply], None]] = {}
         self._awaited: Reply | None = None
+        self._late = False  # it would have gone on, and does not while it is deaf
         self._script = script(self)
 
     @property
     def deaf(self) -> bool:
         """Whether it does not read: then it knows nothing new."""
         return self.client.route in self.work.sim.front.blocked
+
+    @property
+    def serves(self) -> Errand | None:
+        """The call that it works for."""
+        return next((each for each in reversed(self.taken.values()) if not each.over), None)
+
+    @property
+    def payer(self) -> Node:
+        """Whose place is charged for what it has computed."""
+        serves = self.serves
+        return self.node if serves is None else serves.payer
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -95,6 +80,8 @@ class Program:
         def met(reply: Reply) -> None:
             self.pid = reply.result.pid
             self.world.by_pid[self.pid] = self
+            owner = self.world.owner(self.client.uid)
+            self.node = self.world.forest.born(self.pid, INIT, owner, 0, "live").node
 
         return self.call("hello", self.name, then=met)
 
@@ -123,6 +110,7 @@ class Program:
         def appended(reply: Reply) -> None:
             owned.ids.extend(ids)
             self.world.appended.add(owned)
+            self.world.spend(self, "input_ids", len(ids))
 
         return self.call("append", owned.handle, ids=ids, then=appended)
 
@@ -131,6 +119,7 @@ class Program:
         seed = next(self.world.seeds)
         reply = self.call("infer", owned.handle, count, 1.0, 0, 1.0, 0.0, seed, (), True, ids=ids)
         stream = Stream(owned, reply, seed, ids or [], self.work.now)
+        stream.appended = owned in self.world.appended
         self.world.appended.discard(owned)  # its prefill becomes part of this
         owned.stream = self.streams[reply.call] = self.world.streams[seed] = stream
         return reply
@@ -146,13 +135,28 @@ class Program:
         """Call a port, and wait for the reply."""
         reply = self.call("call", port, b"please", timeout_s)
         self.waits[reply.call] = f"port:{port}"
+        self.world.errands.append(Errand(self, port, reply, timeout_s))
         return reply
 
     def recv(self, port: str) -> Reply:
         """Wait for the next message of a port."""
-        reply = self.call("recv", port)
+
+        def took(reply: Reply) -> None:
+            errand = self.world.errand(port, reply.result.pid)
+            if errand is not None:  # it has not ended since
+                self.taken[reply.result.message] = errand
+
+        reply = self.call("recv", port, then=took)
         self.waits[reply.call] = f"recv:{port}"
         return reply
+
+    def answer(self, message: int) -> Reply:
+        """Reply to a message."""
+
+        def answered(reply: Reply) -> None:
+            self.taken.pop(message).answered = True
+
+        return self.call("reply", message, b"here", then=answered)
 
     def free(self, owned: Owned) -> Reply:
         def freed(reply: Reply) -> None:
@@ -177,6 +181,8 @@ class Program:
                 assert not reply.errno or reply.name != "hello", reply
                 if not reply.errno:
                     then(reply)
+                elif reply.errno == Errno.EDQUOT:
+                    self.world.refused(self, reply)
         for call in [call for call in self.waits if self.client.calls[call].done]:
             del self.waits[call]
         for stream in list(self.streams.values()):
@@ -192,20 +198,26 @@ class Program:
     def _follow(self, stream: Stream) -> None:
         reply, owned = stream.reply, stream.owned
         new = reply.tokens[len(stream.times) :]
-        if new or (reply.done and not reply.errno):
+        if new or (reply.done and (not reply.errno or stream.exceeds)):
             self._accept(stream)
         owned.ids.extend(new)
         stream.times += [self.work.now] * len(new)
         self.output_tokens += len(new)
+        self.world.spend(self, "output_ids", len(new))
         if reply.done:
             del self.streams[reply.call]
             self.world.ended(stream)
             if owned.stream is stream:
                 owned.stream = None
+            if stream.appended and not stream.accepted:
+                self.world.appended.add(owned)
+            if reply.errno == Errno.EDQUOT:
+                self.world.refused(self, reply, stream)
 
     def _accept(self, stream: Stream) -> None:
         if not stream.accepted:
-            stream.accept()
+            self.world.spend(self, "input_ids", stream.accept())
+            self.world.spend(self, "requests_per_min", 1)
             self.prompt_tokens += len(stream.owned.ids)
 
     def settle(self) -> None:
@@ -218,6 +230,9 @@ class Program:
         """Do what the script does next."""
         if self.gone:
             return
+        self._late = self.deaf and self.world.quiet
+        if self._late:
+            return
         try:
             wanted = next(self._script)
         except StopIteration:
@@ -229,6 +244,13 @@ class Program:
         else:
             self._awaited = wanted
 
+    def hear(self) -> None:
+        """Read again."""
+        self.work.sim.front.blocked.discard(self.client.route)
+        self.may_run()
+        if self._late:
+            self.work.after(self.random.uniform(0, REACTION_S), self.go_on)
+
     def may_run(self) -> None:
         """Note that its infers can run from now on, which they could not before."""
         for stream in self.streams.values():
@@ -238,6 +260,8 @@ class Program:
 
     def end(self) -> None:
         """Note that its task has ended, or that its program has died: it does nothing any more."""
+        if self.deaf:
+            self.world.blur(self)
         self.gone = True
         self.world.appended.difference_update(self.contexts.values())
         self.contexts.clear()
@@ -248,53 +272,10 @@ class Program:
         for port in self.ports:
             if self.world.ports.get(port) is self:
                 del self.world.ports[port]
-        self.world.by_pid.pop(self.pid, None)
+        if self.world.by_pid.pop(self.pid, None) is not None:
+            self.world.forest.end(self.world.forest.tasks[self.pid], 0, "")
 
     def die(self) -> None:
         """Die, as a process does."""
         self.work.sim.front.dead.add(self.client.route)
         self.end()
-
-
-class World:
-    """All programs of a Sim."""
-
-    def __init__(self, work: Clockwork, seed: int, vocab: int) -> None:
-        self.work = work
-        self.random = Random(seed)
-        self.vocab = vocab
-        self.programs: list[Program] = []
-        self.by_pid: dict[int, Program] = {}
-        self.streams: dict[int, Stream] = {}  # by seed
-        self.finished: list[Stream] = []
-        self.ports: dict[str, Program] = {}  # of all users, who are one here
-        self.appended: set[Owned] = set()  # got ids that no infer has come for yet
-        self.fresh: set[Program] = set()  # have made calls since the kernel was at rest
-        self.seeds = count(1)
-        self.errnos: Counter[int] = Counter()  # of calls that scripts have waited for
-        self.grain_s = 0.0  # what programs do is rounded to this, so that thousands act at once
-
-    def start(
-        self, script: Callable[[Program], Script], name: str, at: float = 0.0, uid: int = UID
-    ) -> Program:
-        """Let a program begin some time from now."""
-        program = Program(self, script, name, uid, Random(self.random.random()))
-        self.programs.append(program)
-        self.work.readers[program.client.route] = program.read
-        self.work.after(at, program.go_on)
-        return program
-
-    def ended(self, stream: Stream) -> None:
-        self.appended.discard(stream.owned)
-        if self.streams.pop(stream.seed, None) is not None:
-            self.finished.append(stream)
-
-    def uncomputed(self) -> Iterator[Owned]:
-        """Yield the contexts that may have something to be computed."""
-        yield from {stream.owned for stream in self.streams.values()} | self.appended
-
-    def settle(self) -> None:
-        """After the kernel has come to rest."""
-        for program in self.fresh:
-            program.settle()
-        self.fresh.clear()

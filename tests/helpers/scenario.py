@@ -17,14 +17,16 @@ from kernel.policies.fair import Fair
 from kernel.policies.fifo import Fifo
 from kernel.policies.priority import Priority
 from kernel.policy import Policy
-from syscalls.abi import Sig
 from tests.helpers.batches import Batches
 from tests.helpers.clockwork import Clockwork
 from tests.helpers.latency import Budgets, Latency, TimedLink
-from tests.helpers.programs import Program, Script, World
+from tests.helpers.limited import Limited
+from tests.helpers.operators import Operator, warden
+from tests.helpers.programs import Program
 from tests.helpers.scripts import SCRIPTS, now_and_then
-from tests.helpers.sim import Clock, Reply, Sim
+from tests.helpers.sim import Clock, Sim
 from tests.helpers.truth import Truth
+from tests.helpers.world import World
 
 VOCAB = 4096
 PATIENCE_S = 2.0
@@ -73,8 +75,16 @@ class Scenario:
         room = min(ground.prefill_chunk, 16) if ground.target_us else ground.prefill_chunk
         self.truth = Truth(self.world, self.batches, ground.budgets, room)
         self.patience_s = PATIENCE_S if isinstance(policy, Fair) else inf
+        self.limited: Limited | None = None
         self.longest_s = 0.0  # that a task has waited for its part of a step
         self.work.watchers += [self.truth.look, self._check_waits, self._check]
+
+    def limit(self, pause_s: float) -> None:
+        """Let somebody set limits, about as often as that."""
+        self.limited = limited = Limited(self.world, self.batches)
+        self.world.start(warden(limited, pause_s), "warden")
+        self.work.watchers.insert(0, limited.settle)
+        self.work.watchers.append(limited.look)
 
     def _check_waits(self) -> None:
         """No task that could run goes without, while others are served."""
@@ -97,66 +107,6 @@ class Scenario:
         """Everybody goes; nothing may be left."""
         self.work.link.latency = Latency()
         self.sim.leave()
-
-
-# --- the operator -------------------------------------------------------------------------------
-
-
-class Operator:
-    """Does to programs what others may do to them."""
-
-    def __init__(self, scenario: Scenario, pause_s: float) -> None:
-        self.scenario = scenario
-        self.world = scenario.world
-        self.random = Random(scenario.random.random())
-        self.pause_s = pause_s
-        self.program = self.world.start(self._script, "operator")
-
-    def _script(self, program: Program) -> Script:
-        yield program.hello()
-        while True:
-            yield self.random.uniform(0.0, 2 * self.pause_s)
-            others = [p for p in self.world.by_pid.values() if p is not program]
-            if others:
-                reply = self._act(self.random.choice(others))
-                if reply is not None:
-                    yield reply
-
-    def _act(self, other: Program) -> Reply | None:
-        draw = self.random.random()
-        if draw < 0.6:
-            return self._stop(other)
-        if draw < 0.8:
-            self._deafen(other)
-            return None
-        new = self.world.start(self.random.choice(SCRIPTS), "late", self.random.random())
-        new.client.uid = other.client.uid
-        if draw < 0.9:
-            self._hear(other)
-            other.die()
-            return None
-        return self.program.call("kill", other.pid, int(Sig.KILL), then=lambda _: other.end())
-
-    def _stop(self, other: Program) -> Reply:
-        """Stop it, or let it go on."""
-        signal = Sig.CONT if other.stopped else Sig.STOP
-
-        def done(reply: Reply) -> None:
-            other.stopped = signal is Sig.STOP
-            other.may_run()
-
-        return self.program.call("kill", other.pid, int(signal), then=done)
-
-    def _deafen(self, other: Program) -> None:
-        """It stops reading, or reads again."""
-        if other.deaf:
-            self._hear(other)
-        else:
-            self.world.work.sim.front.blocked.add(other.client.route)
-
-    def _hear(self, other: Program) -> None:
-        self.world.work.sim.front.blocked.discard(other.client.route)
-        other.may_run()
 
 
 # --- thousands ----------------------------------------------------------------------------------
@@ -184,7 +134,9 @@ def mix(seed: int, policy: Policy | None = None) -> Scenario:
     for number in range(random.randint(2, 12)):
         script = random.choice(SCRIPTS)
         scenario.world.start(script, f"{script.__name__}{number}", random.random())
-    Operator(scenario, random.choice([0.2, 1.0, 5.0]))
+    Operator(scenario.world, Random(random.random()), random.choice([0.2, 1.0, 5.0]))
+    if random.random() < 0.5:
+        scenario.limit(random.choice([0.05, 0.2]))
     return scenario
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from random import Random
 
-from tests.helpers.programs import Owned, Program, Script
+from tests.helpers.programs import Program, Script
 from tests.helpers.sim import Reply
+from tests.helpers.streams import Owned
 
 PORTS = "left", "right"
 
@@ -98,7 +99,7 @@ def server(program: Program) -> Script:
             yield program.ask(random.choice(PORTS))  # EDEADLK if that one waits for this one
         else:
             yield random.uniform(0.0, 0.3)
-        yield program.call("reply", message.result.message, b"here")
+        yield program.answer(message.result.message)
 
 
 def caller(program: Program) -> Script:

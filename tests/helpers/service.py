@@ -19,7 +19,9 @@ from typing import NamedTuple
 from kernel.account import LEAST_NICE, WEIGHTS
 from tests.helpers.batches import Batch, Batches, Seq
 from tests.helpers.latency import Budgets
-from tests.helpers.programs import Program, Stream, World
+from tests.helpers.programs import Program
+from tests.helpers.streams import Stream
+from tests.helpers.world import World
 
 NORMAL = WEIGHTS[-LEAST_NICE]
 Name = tuple[str, int]

@@ -235,6 +235,40 @@ def test_who_exceeds_blocks_together_ends_one_by_one(sim: Sim) -> None:
     sim.leave()
 
 
+def test_blocks_grow_by_two_steps_beyond_their_limit_however_many_wait(sim: Sim) -> None:
+    """Those that wait are the youngest, and to end them alone gives nothing back."""
+    client = sim.client()
+    assert limit(client, Resource.DEVICE_BLOCKS, 8).errno == 0
+    handles = [client.context([]) for _ in range(12)]
+    infers = [
+        client.send("infer", handle, 10, 0.0, ids=[n + 1] * 90) for n, handle in enumerate(handles)
+    ]
+    (task,) = (t for t in sim.system.tasks if t.pid == pid(client))
+    most = 0
+    while not all(reply.done for reply in infers):
+        sim.turn()
+        most = max(most, task.account.usage.blocks[1])
+    assert most <= 8 + 2 * 3, "each step decodes one and prefills 32 ids"
+    assert (infers[0].errno, len(infers[0].tokens)) == (0, 10)
+    assert {reply.errno for reply in infers[1:]} == {Errno.EDQUOT}
+    sim.leave()
+
+
+def test_blocks_of_what_has_ended_leave_though_nobody_is_charged_any_more(sim: Sim) -> None:
+    operator, client = sim.client(), sim.client()
+    infer = client.send("infer", client.context([1] * 90), 30, 0.0)
+    sim.until(lambda: len(infer.tokens) > 2)
+    assert operator.ask("kill", pid(client), int(Sig.STOP)).errno == 0
+    sim.until(lambda: sim.system.device.idle)
+    assert limit(operator, Resource.DEVICE_BLOCKS, 3, of=pid(client)).errno == 0
+    sim.until(lambda: infer.done)
+    assert infer.errno == Errno.EDQUOT
+    assert sim.kernel.timeout() == 0.0, "there is more to do"
+    sim.turn()
+    assert used(sim, client, Resource.DEVICE_BLOCKS) <= 3
+    sim.leave()
+
+
 def test_blocks_of_a_lower_tier_are_dropped_where_they_may_not_be() -> None:
     sim = Sim(host_bytes=1 << 14, link=LoopbackLink("null0", host_bytes=1 << 14))
     client = sim.client()
@@ -405,6 +439,21 @@ def test_a_server_spends_what_its_caller_may(sim: Sim) -> None:
     sim.leave()
 
 
+def test_a_server_whose_caller_does_not_wait_any_longer_pays_no_more_than_it_may(sim: Sim) -> None:
+    server, caller = sim.client(), sim.client()
+    assert server.ask("bind", "tools").errno == 0
+    assert limit(server, Resource.OUTPUT_IDS, 0).errno == 0
+    handle, call = server.context([]), caller.send("call", "tools", b"think", 1.0)
+    assert server.ask("recv", "tools").errno == 0
+    infer = server.send("infer", handle, 900, 0.0, ids=[1])
+    sim.until(lambda: len(infer.tokens) > 2)
+    sim.clock.now += 2.0
+    sim.until(lambda: infer.done)
+    assert (call.errno, infer.errno) == (Errno.ETIMEDOUT, Errno.EDQUOT)
+    assert used(sim, server, Resource.OUTPUT_IDS) == 0
+    sim.leave()
+
+
 def test_a_forked_task_is_below_its_parents_limits(sim: Sim) -> None:
     parent = sim.client()
     for resource, hard in (
@@ -512,7 +561,7 @@ class Inspector:
         return account.usage.device_us / 1e6
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(1, 7))
 def test_a_crowd_under_limits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random limits on random accounts while all live: none is exceeded, and no id is wrong."""
     monkeypatch.setattr(Member, "legal", LEGAL | {Errno.EDQUOT})

@@ -5,11 +5,13 @@ again. `pytest tests/sim/test_scenarios.py --scenarios 10000` plays more of them
 
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kernel import sys_task
+from kernel import ledger, limits, quota, sys_task
+from kernel.account import Account, Kind
 from kernel.places import Places
 from kernel.policies.fair import Fair
 from kernel.request import Request, RequestState
@@ -21,18 +23,27 @@ STATES = (
     "S program", "S client", "T signal", "P", "R", "Q step", "D blocks", "D copies",
 )  # fmt: skip
 """What has to have been seen: a scenario without it compares nothing."""
+ENDED = (
+    "output_ids ended", "device_s ended", "device_blocks ended", "output_ids refused",
+    "device_s refused", "input_ids refused", "device_blocks refused", "requests_per_min refused",
+)  # fmt: skip
+"""Likewise, of calls by limits."""
 
 
 def test_scenarios(request: pytest.FixtureRequest) -> None:
     seen: Counter[str] = Counter()
+    ended: Counter[str] = Counter()
     compared = 0
-    count = request.config.getoption("--scenarios")
-    for seed in range(count):
+    seeds = request.config.getoption("--scenarios")
+    for seed in range(seeds):
         scenario = play(seed, EVENTS)
         seen.update(scenario.truth.seen)
         compared += scenario.truth.compared
-    assert compared > count * EVENTS
+        if scenario.limited is not None:
+            ended.update(scenario.limited.seen)
+    assert compared > seeds * EVENTS
     assert not [state for state in STATES if seen[state] < 10], seen
+    assert not [what for what in ENDED if ended[what] < 5], ended
 
 
 def test_a_seed_gives_the_same_again() -> None:
@@ -135,6 +146,45 @@ def a_task_starves(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("tests.helpers.truth.Truth.look", lambda truth: _follow(truth))
 
 
+def limits_looked_at_when_calls_come_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(quota, "enforce", lambda k: k.tasks.accounts.hot.clear() or [])
+
+
+def limits_looked_at_once_a_step(patch: pytest.MonkeyPatch) -> None:
+    """Not after each id of it."""
+    deliver = SimpleNamespace(enforce=lambda k: [], admit_request=quota.admit_request)
+    patch.setattr("kernel.sys_infer.quota", deliver)
+
+
+def groups_are_not_charged(patch: pytest.MonkeyPatch) -> None:
+    """What is generated in a group is charged to its tasks and their user, as if none were
+    between."""
+
+    def around(account: Account, counter: str, amount: int) -> None:
+        ledger.charge(account, counter, amount)
+        for each in account.path():
+            if each.kind is Kind.GROUP:
+                setattr(each.usage, counter, getattr(each.usage, counter) - amount)
+
+    patch.setattr("kernel.sys_infer.charge", around)
+
+
+def others_end_for_it(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(quota, "_requests", lambda k, account: list(k.device.requests))
+
+
+def refused_are_counted(patch: pytest.MonkeyPatch) -> None:
+    """Requests of a minute are counted as they come, not as they are accepted."""
+    admit = limits.admit
+
+    def counting(account: Account, resource: limits.Resource, more: float) -> None:
+        if resource is limits.Resource.REQUESTS_PER_MIN:
+            limits.accepted(account)
+        admit(account, resource, more)
+
+    patch.setattr(limits, "admit", counting)
+
+
 def _follow(truth: Any) -> None:
     truth.world.settle()
     truth.batches.identify()
@@ -143,6 +193,8 @@ def _follow(truth: Any) -> None:
 PLANTS: list[Plant] = [
     blocks_of_a_plan_before, waits_for_blocks_that_have_come, stopped_and_shown_as_running,
     ids_counted_late, shared_blocks_counted_whole, a_request_is_forgotten, a_task_starves,
+    limits_looked_at_when_calls_come_only, limits_looked_at_once_a_step, groups_are_not_charged,
+    others_end_for_it, refused_are_counted,
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from kernel.account import Account
+from kernel.account import Account, Kind
 from kernel.usage import Tier
 from syscalls.abi import Resource
 from tests.helpers.forest import Node
@@ -38,6 +38,9 @@ class Cap:
                 return usage.device_us / 1e6
             case Resource.DEVICE_BLOCKS:
                 return usage.blocks[Tier.DEVICE]
+            case Resource.CHILDREN:
+                own = self.account.kind is Kind.TASK and not self.account.closed
+                return usage.tasks - own
         return len(self.times)
 
     @property

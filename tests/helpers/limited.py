@@ -6,7 +6,7 @@ by the place in the tree of accounts that pays for it; the kernel's usage must b
 as it is known: who does not read does not know what it has used. Blocks of the device are taken
 from the kernel, of all tables each with whoever it is charged to.
 
-    output_ids, input_ids, requests_per_min    never exceeded
+    output_ids, input_ids, requests_per_min, children    never exceeded
     device_s       by the last two steps that somebody below was in, at most
     device_blocks  by what the last two steps that were sent needed for those below, and by what
                    copies have brought for them meanwhile
@@ -29,7 +29,10 @@ from tests.helpers.streams import Owned, Stream
 from tests.helpers.world import World
 
 COUNTS = Resource.OUTPUT_IDS, Resource.INPUT_IDS
-RESOURCES = *STOPPING, Resource.INPUT_IDS, Resource.DEVICE_BLOCKS, Resource.REQUESTS_PER_MIN
+RESOURCES = (
+    *STOPPING, Resource.INPUT_IDS, Resource.DEVICE_BLOCKS, Resource.REQUESTS_PER_MIN,
+    Resource.CHILDREN,
+)  # fmt: skip
 BLOCK = 16
 _TOLD = re.compile(
     r"the limit (\w+) of (\w+ \w+) is ([\d.]+): ([\d.]+) used(?:, ([\d.]+) more asked for)?"
@@ -47,7 +50,7 @@ class Limited:
         self._told: defaultdict[tuple[str, str], set[str]] = defaultdict(set)  # all limits so far
         self._spent: defaultdict[Node, Counter[str]] = defaultdict(Counter)
         self._ended: set[int] = set()  # by seed
-        world.quiet = True
+        world.quiet = world.limited = True
         world.on_spent.append(self._spend)
         self._fresh: list[tuple[Program, Reply, Stream | None]] = []  # refused in this event
         world.on_refused.append(lambda *refused: self._fresh.append(refused))
@@ -96,7 +99,12 @@ class Limited:
                 return float(random.randint(1, 12))
             case Resource.DEVICE_S:
                 return round(cap.charged + random.uniform(0.0, 0.1), 6)
-        room = {Resource.OUTPUT_IDS: 12, Resource.INPUT_IDS: 150, Resource.DEVICE_BLOCKS: 12}
+        room = {
+            Resource.CHILDREN: 1,
+            Resource.OUTPUT_IDS: 12,
+            Resource.INPUT_IDS: 150,
+            Resource.DEVICE_BLOCKS: 12,
+        }
         return float(cap.charged + random.randint(0, room[cap.resource]))
 
     # --- counting -----------------------------------------------------------------------------
@@ -177,7 +185,7 @@ class Limited:
         self._fresh.clear()
         for cap in self._caps.values():
             where = f"{cap.resource.value} of {cap.label}, at most {cap.hard:g},"
-            if cap.resource in COUNTS:
+            if cap.resource in (*COUNTS, Resource.CHILDREN):
                 self._check_count(cap, where)
             elif cap.resource is Resource.DEVICE_S:
                 self._check_time(cap, where)
@@ -193,6 +201,8 @@ class Limited:
         """Return what is used as far as it can be counted; None: it cannot."""
         if cap.resource in COUNTS:
             return self._spent[cap.node][cap.resource.value]
+        if cap.resource is Resource.CHILDREN:
+            return sum(task.node is not cap.node for task in self.world.forest.living(cap.node))
         if cap.resource is not Resource.REQUESTS_PER_MIN:
             return None
         return sum(at > self.world.work.now - WINDOW_S for at in cap.times)

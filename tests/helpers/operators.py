@@ -50,17 +50,34 @@ class Operator:
             other.hear()
             other.die()
             return None
-        return self.program.call("kill", other.pid, int(Sig.KILL), then=lambda _: other.end())
+        return self._kill(other)
 
-    def _stop(self, other: Program) -> Reply:
-        """Stop it, or let it go on."""
-        signal = Sig.CONT if other.stopped else Sig.STOP
+    def _kill(self, other: Program) -> Reply:
+        """Kill it, or also what it has made."""
+        forest, tree, whole = self.world.forest, other.tree, self.random.random() < 0.3
 
         def done(reply: Reply) -> None:
-            other.stopped = signal is Sig.STOP
-            other.may_run()
+            reached = forest.tree([tree], tree.node) if whole else {tree}
+            forest.signal(reached, Sig.KILL, whole, self.world.work.now)
+            for each in reached:
+                if each.pid in self.world.by_pid:
+                    self.world.by_pid[each.pid].end()
 
-        return self.program.call("kill", other.pid, int(signal), then=done)
+        return self.program.call("kill", other.pid, int(Sig.KILL), whole, then=done)
+
+    def _stop(self, other: Program) -> Reply:
+        """Stop it, or let it go on, or also what it has made."""
+        signal, whole = Sig.CONT if other.stopped else Sig.STOP, self.random.random() < 0.3
+        forest, tree = self.world.forest, other.tree
+
+        def done(reply: Reply) -> None:
+            for each in forest.tree([tree], tree.node) if whole else {tree}:
+                program = self.world.by_pid.get(each.pid)
+                if program is not None:  # else it has not come yet, and is not stopped
+                    program.stopped = signal is Sig.STOP
+                    program.may_run()
+
+        return self.program.call("kill", other.pid, int(signal), whole, then=done)
 
     def _deafen(self, other: Program) -> None:
         """It stops reading, or reads again."""

@@ -5,46 +5,32 @@ A `Program` keeps what must be true of its task: its contexts with their ids, an
 infers that are not finished. tests/helpers/truth.py compares that with what ps says.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kernel.task import INIT
 from syscalls.errors import Errno
-from tests.helpers.forest import Node
+from tests.helpers.calls import Calls, Script
 from tests.helpers.sim import Reply
-from tests.helpers.streams import Errand, Owned, Stream
+from tests.helpers.streams import Stream
 
 if TYPE_CHECKING:
     from tests.helpers.world import World
 
-Script = Generator[float | Reply, None, None]
 REACTION_S = 0.0005
 """Between the end of a call and what its program does about it, at most."""
 
 
-class Program:
+class Program(Calls):
     """One program, and what must be true of its task."""
 
     def __init__(self, world: "World", script: Callable[["Program"], Script], name: str, uid: int,
-                 random: Random) -> None:  # fmt: skip
-        self.world = world
-        self.work = world.work
-        self.name = name
-        self.random = random
-        self.client = world.work.sim.client(hello=False, uid=uid)
-        self.contexts: dict[int, Owned] = {}
-        self.streams: dict[int, Stream] = {}  # by call
-        self.pid = 0
+                 random: Random, ticket: bytes | None = None) -> None:  # fmt: skip
+        super().__init__(world, name, uid, random, ticket)
         self.nice = 0
-        self.node = world.owner(uid)  # its place in the tree of accounts, once it has a task
-        self.taken: dict[int, Errand] = {}  # messages that it has not answered, the last one last
         self.stopped = False
         self.gone = False  # its program has died, or it was killed
-        self.waits: dict[int, str] = {}  # calls that wait for others, and what ps says of them
-        self.ports: set[str] = set()
         self.prompt_tokens = self.output_tokens = 0
-        self._then: dict[int, Callable[[Reply], None]] = {}
         self._awaited: Reply | None = None
         self._late = False  # it would have gone on, and does not while it is deaf
         self._script = script(self)
@@ -53,121 +39,6 @@ class Program:
     def deaf(self) -> bool:
         """Whether it does not read: then it knows nothing new."""
         return self.client.route in self.work.sim.front.blocked
-
-    @property
-    def serves(self) -> Errand | None:
-        """The call that it works for."""
-        return next((each for each in reversed(self.taken.values()) if not each.over), None)
-
-    @property
-    def payer(self) -> Node:
-        """Whose place is charged for what it has computed."""
-        serves = self.serves
-        return self.node if serves is None else serves.payer
-
-    # --- calls --------------------------------------------------------------------------------
-
-    def call(self, name: str, *args: Any, ids: list[int] | None = None,
-             then: Callable[[Reply], None] | None = None) -> Reply:  # fmt: skip
-        """Make a call; `then` is done when it has ended well."""
-        reply = self.client.send(name, *args, ids=ids)
-        if then is not None:
-            self._then[reply.call] = then
-        self.world.fresh.add(self)
-        return reply
-
-    def hello(self) -> Reply:
-        def met(reply: Reply) -> None:
-            self.pid = reply.result.pid
-            self.world.by_pid[self.pid] = self
-            owner = self.world.owner(self.client.uid)
-            self.node = self.world.forest.born(self.pid, INIT, owner, 0, "live").node
-
-        return self.call("hello", self.name, then=met)
-
-    def alloc(self) -> Owned:
-        """Ask for an empty context."""
-        owned = Owned(self, self.client.new_handle(), [])
-        self.call("alloc_ctx", owned.handle, then=lambda reply: self._own(owned))
-        return owned
-
-    def _own(self, owned: Owned) -> None:
-        self.contexts[owned.handle] = owned
-
-    def fork(self, parent: Owned) -> Owned:
-        """Ask for a context with the ids of another one."""
-        owned = Owned(self, self.client.new_handle(), [])
-
-        def forked(reply: Reply) -> None:
-            owned.ids = parent.ids[: reply.result.length]
-            owned.paid = parent.paid
-            self._own(owned)
-
-        self.call("fork_ctx", parent.handle, owned.handle, then=forked)
-        return owned
-
-    def append(self, owned: Owned, ids: list[int]) -> Reply:
-        def appended(reply: Reply) -> None:
-            owned.ids.extend(ids)
-            self.world.appended.add(owned)
-            self.world.spend(self, "input_ids", len(ids))
-
-        return self.call("append", owned.handle, ids=ids, then=appended)
-
-    def infer(self, owned: Owned, count: int, ids: list[int] | None = None) -> Reply:
-        """Ask for ids."""
-        seed = next(self.world.seeds)
-        reply = self.call("infer", owned.handle, count, 1.0, 0, 1.0, 0.0, seed, (), True, ids=ids)
-        stream = Stream(owned, reply, seed, ids or [], self.work.now)
-        stream.appended = owned in self.world.appended
-        self.world.appended.discard(owned)  # its prefill becomes part of this
-        owned.stream = self.streams[reply.call] = self.world.streams[seed] = stream
-        return reply
-
-    def bind(self, port: str) -> Reply:
-        def bound(reply: Reply) -> None:
-            self.ports.add(port)
-            self.world.ports[port] = self
-
-        return self.call("bind", port, then=bound)
-
-    def ask(self, port: str, timeout_s: float | None = None) -> Reply:
-        """Call a port, and wait for the reply."""
-        reply = self.call("call", port, b"please", timeout_s)
-        self.waits[reply.call] = f"port:{port}"
-        self.world.errands.append(Errand(self, port, reply, timeout_s))
-        return reply
-
-    def recv(self, port: str) -> Reply:
-        """Wait for the next message of a port."""
-
-        def took(reply: Reply) -> None:
-            errand = self.world.errand(port, reply.result.pid)
-            if errand is not None:  # it has not ended since
-                self.taken[reply.result.message] = errand
-
-        reply = self.call("recv", port, then=took)
-        self.waits[reply.call] = f"recv:{port}"
-        return reply
-
-    def answer(self, message: int) -> Reply:
-        """Reply to a message."""
-
-        def answered(reply: Reply) -> None:
-            self.taken.pop(message).answered = True
-
-        return self.call("reply", message, b"here", then=answered)
-
-    def free(self, owned: Owned) -> Reply:
-        def freed(reply: Reply) -> None:
-            self.contexts.pop(owned.handle, None)
-            self.world.appended.discard(owned)
-
-        return self.call("free_ctx", owned.handle, then=freed)
-
-    def ids(self, count: int) -> list[int]:
-        """Return ids that no other prompt is likely to have."""
-        return [self.random.randrange(self.world.vocab) for _ in range(count)]
 
     # --- following ----------------------------------------------------------------------------
 
@@ -178,7 +49,7 @@ class Program:
             reply = self.client.calls[call]
             if reply.done:
                 del self._then[call]
-                assert not reply.errno or reply.name != "hello", reply
+                assert not reply.errno or reply.name != "hello" or self._ticket, reply
                 if not reply.errno:
                     then(reply)
                 elif reply.errno == Errno.EDQUOT:
@@ -272,8 +143,7 @@ class Program:
         for port in self.ports:
             if self.world.ports.get(port) is self:
                 del self.world.ports[port]
-        if self.world.by_pid.pop(self.pid, None) is not None:
-            self.world.forest.end(self.world.forest.tasks[self.pid], 0, "")
+        self.world.left(self)
 
     def die(self) -> None:
         """Die, as a process does."""

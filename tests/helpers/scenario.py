@@ -49,8 +49,8 @@ class Ground(NamedTuple):
     def of(cls, random: Random) -> "Ground":
         """Return that of a seed."""
         return cls(
-            random.choice([24, 48, 128, 512]), random.choice([16, 32, 64]),
-            random.choice([0, 0, 10_000, 30_000]), host_blocks=random.choice([0, 64]),
+            random.choice([16, 24, 32, 512]), random.choice([16, 32, 64]),
+            random.choice([0, 0, 10_000, 30_000]), host_blocks=random.choice([0, 64, 64]),
             budgets=Budgets(random.choice([32, 64, 256]), random.choice([2, 4, 8, 32])),
         )  # fmt: skip
 

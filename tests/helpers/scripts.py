@@ -8,6 +8,8 @@ from tests.helpers.sim import Reply
 from tests.helpers.streams import Owned
 
 PORTS = "left", "right"
+DEEPEST = 3
+"""Tasks below the top of a team."""
 
 
 def chat(program: Program) -> Script:
@@ -117,6 +119,51 @@ def caller(program: Program) -> Script:
         yield random.uniform(0.0, 0.1)
 
 
+def team(program: Program) -> Script:
+    """Makes others, waits for them to end, and again."""
+    program.world.quiet = True
+    yield program.hello()
+    while True:
+        yield from hands(program, 1)
+        yield program.random.uniform(0.0, 0.3)
+
+
+def hands(program: Program, depth: int) -> Script:
+    """Make some of a team, some of them in a group; work beside; wait for all."""
+    random, group = program.random, f"of{program.pid}"
+    yield from [
+        program.spawn(hand(depth), f"{program.name}.{number}", random.choice([None, group]))
+        for number in range(random.randint(1, 3))
+    ]
+    if random.random() < 0.5:
+        owned = program.alloc()
+        yield program.infer(owned, random.randint(1, 6), program.ids(random.randint(1, 30)))
+        yield program.free(owned)
+    while True:
+        waits = program.wait()
+        yield waits
+        if waits.errno:
+            return
+
+
+def hand(depth: int) -> Callable[[Program], Script]:
+    """Return the script of one of a team, so far below its top."""
+
+    def script(program: Program) -> Script:
+        random, hello = program.random, program.hello()
+        yield hello
+        if hello.errno:
+            return  # its parent has ended before it came
+        owned = program.alloc()
+        for _ in range(random.randint(1, 3)):
+            if depth < DEEPEST and random.random() < 0.3:
+                yield from hands(program, depth + 1)
+            yield program.infer(owned, random.randint(1, 8), program.ids(random.randint(1, 40)))
+        yield program.exit()
+
+    return script
+
+
 def now_and_then(program: Program) -> Script:
     """One of thousands: short turns with long waits between them."""
     random = program.random
@@ -129,5 +176,5 @@ def now_and_then(program: Program) -> Script:
 
 
 SCRIPTS: tuple[Callable[[Program], Script], ...] = (
-    chat, agent, flood, tree, server, server, caller, caller,
+    chat, agent, flood, flood, tree, tree, server, server, caller, caller, team,
 )  # fmt: skip

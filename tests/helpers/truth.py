@@ -15,7 +15,7 @@ objects are asked for their block tables only, never for a state.
 """
 
 from collections import Counter
-from math import isclose
+from math import inf, isclose
 
 from kernel.block import NOT_RESIDENT, Move
 from kernel.context import Context
@@ -24,6 +24,7 @@ from kernel.sys_task import task_row
 from kernel.task import INIT, Task
 from syscalls.abi import TaskRow
 from tests.helpers.batches import Batches
+from tests.helpers.forest import Tree
 from tests.helpers.latency import Budgets
 from tests.helpers.programs import Program
 from tests.helpers.sim import at_once
@@ -33,6 +34,8 @@ from tests.helpers.world import World
 MANY = 64
 """Tasks that are looked at after an event."""
 COMING = Move.IN, Move.UP
+ZOMBIE_S = 59.0
+"""After which one may go that nobody has waited for."""
 
 
 class Truth:
@@ -66,10 +69,13 @@ class Truth:
             self._compare(program, task, row, flying, strangers)
             self.compared += 1
         self._check_circles()
-        if len(tasks) != 1 + len(self.world.forest.tasks):
+        if not len(tasks) - 1 == len(self.world.forest.tasks) == len(self.world.by_pid):
             known = {INIT, *self.world.forest.tasks}
             left = [task.pid for task in tasks if task.pid not in known and self._unknown(task)]
             assert not left, f"ps has tasks {left}, of programs that have gone"
+            for tree in self.world.forest.tasks.values():
+                if tree.pid not in self.world.by_pid:
+                    self._look_at(tree)
 
     def _some(self) -> list[Program]:
         """Return the programs to look at: all, or if there are many, the next of those that have
@@ -99,6 +105,21 @@ class Truth:
                 seen.add(server)
                 program = server
 
+    def _look_at(self, tree: Tree) -> None:
+        """Look at a task whose program has not come yet, or that its parent has not waited for."""
+        task = self.sim.system.tasks.peek(tree.pid)
+        parent = self.world.by_pid.get(tree.parent)
+        if task is None:
+            late = self.world.ended_at.get(tree.pid, inf) < self.world.work.now - ZOMBIE_S
+            waited = parent is not None and parent.deaf  # it does not know that it has it
+            assert not tree.lives and (late or waited), f"ps has no task {tree.pid}"
+            return
+        row = at_once(task_row(self.sim.system, task))
+        shown, right = (row.state, row.wait), ("S", "program") if tree.lives else ("Z", "parent")
+        assert shown == right, f"pid {row.pid} ({row.name}), ps has {shown}, it is {right}"
+        assert row.parent == tree.parent, f"pid {row.pid}: parent {row.parent}, not {tree.parent}"
+        self.seen[f"{row.state} {row.wait} {tree.state}"] += 1
+
     def _unknown(self, task: Task) -> bool:
         """Whether nobody knows of a task; a program that is deaf knows less."""
         session = task.session
@@ -113,8 +134,8 @@ class Truth:
             counts = len(program.contexts), tokens, program.prompt_tokens, program.output_tokens
             said = row.contexts, row.tokens, row.prompt_tokens, row.output_tokens
             assert said == counts, f"{where}: contexts, ids, in, out are {counts}, not {said}"
-        group = self.world.forest.group_of(self.world.forest.tasks[program.pid])
-        assert row.group == group, f"{where}: it stands in group {group!r}, not {row.group!r}"
+        place = program.tree.parent, self.world.forest.group_of(program.tree)
+        assert (row.parent, row.group) == place, f"{where}: parent and group are {place}"
         states = self._states(program, task, row, flying, strangers)
         assert (row.state, row.wait) in states, f"{where}, it is one of {states}"
         open_ = [stream for stream in program.streams.values() if stream.accepted]
@@ -136,7 +157,7 @@ class Truth:
             and (seq.stream is not None or not self.world.loose(seq.owned))
         }  # fmt: skip
         states = [("S", "client")] if program.deaf else []
-        if program.deaf and self.world.quiet:
+        if program.deaf and self.world.limited:
             return [(row.state, row.wait)]  # what it has may have been ended by a limit
         if "R" in letters:
             return [*states, ("R", "")]

@@ -29,8 +29,10 @@ class World:
         self.seeds = count(1)
         self.errnos: Counter[int] = Counter()  # of calls that scripts have waited for
         self.forest = Forest()  # of the tasks that there must be
+        self.ended_at: dict[int, float] = {}  # by pid
         self.errands: list[Errand] = []  # in the order of their calls
         self.blurred: set[Node] = set()  # places of which it is not known what they have spent
+        self.limited = False  # a limit may end what somebody has asked for
         self.quiet = False  # who is deaf does nothing, so whoever acts knows what has come of it
         self.on_spent: list[Callable[[Program, str, int], None]] = []
         self.on_refused: list[Callable[[Program, Reply, Stream | None], None]] = []
@@ -39,14 +41,23 @@ class World:
         self.grain_s = 0.0  # what programs do is rounded to this, so that thousands act at once
 
     def start(
-        self, script: Callable[[Program], Script], name: str, at: float = 0.0, uid: int = UID
-    ) -> Program:
+        self, script: Callable[[Program], Script], name: str, at: float = 0.0, uid: int = UID,
+        ticket: bytes | None = None,
+    ) -> Program:  # fmt: skip
         """Let a program begin some time from now."""
-        program = Program(self, script, name, uid, Random(self.random.random()))
+        program = Program(self, script, name, uid, Random(self.random.random()), ticket)
         self.programs.append(program)
         self.work.readers[program.client.route] = program.read
         self.work.after(at, program.go_on)
         return program
+
+    def left(self, program: Program) -> None:
+        """Note that a program's task has ended; its parent may not have waited for it."""
+        if self.by_pid.pop(program.pid, None) is not None:
+            self.ended_at[program.pid] = self.work.now
+            tree = self.forest.tasks.get(program.pid)
+            if tree is not None:  # it has not gone with its tree
+                self.forest.end(tree, 0, "")
 
     def owner(self, uid: int) -> Node:
         """Return the place of a user."""

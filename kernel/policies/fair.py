@@ -19,7 +19,7 @@ for the prefill of one that only reads, decide who runs.)
 When places for KV run out, they go by QUANTUM of the same counters, then by the age of accounts: so
 each change of places is paid for by that much service. By age, for whoever goes on ends and leaves
 its places; served alike instead, all are half done at any time, and compute each other's KV again
-(bench/agents.py: 64 agents on a quarter of their need end in 85 s, not 165).
+(bench/agents.py: half of 64 agents on a quarter of their need end in 46 s, under fifo in 103).
 """
 
 from collections import deque

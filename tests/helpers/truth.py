@@ -172,7 +172,7 @@ class Truth:
         if not open_:
             states.append(("S", next(iter(program.waits.values()), "program")))
             if any(owned in self.world.appended for owned in program.contexts.values()):
-                states += [("Q", "step")] if self.batches.flying else []
+                states += [("Q", "step")] if self.batches.flying or self._unready else []
         return states
 
     def _waits(self, task: Task, row: TaskRow, stream: Stream) -> list[tuple[str, str]]:
@@ -184,12 +184,16 @@ class Truth:
         if coming < before:  # the next step may have it, this one could not
             stream.event = self.world.work.events
         states += [("D", "copies")] if coming and not row.lacks else []
-        unready = self.sim.system.device.state is not DeviceState.UP
-        if unready or self._came_later(stream) or self._full():
+        if self._unready or self._came_later(stream) or self._full():
             states.append(("Q", "step"))
         elif not lacks:
             states.append(("?", "it can run, and the step has room for it"))
         return states
+
+    @property
+    def _unready(self) -> bool:
+        """Whether there is no driver that serves."""
+        return self.sim.system.device.state is not DeviceState.UP
 
     def _lacks(self, task: Task, stream: Stream) -> int:
         """Return how many blocks of an infer's table have no place on the device."""

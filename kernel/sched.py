@@ -82,9 +82,11 @@ class Scheduler:
         self._slots.give(request)
 
     def lose_slots(self) -> None:
-        """Forget what the driver was told: its epoch has ended."""
+        """Forget what the driver was told, and what was waited for: its epoch has ended."""
         for request in self.requests.values():
             self._slots.give(request)
+            if request.state is RequestState.BLOCKED:
+                request.become(RequestState.QUEUED)
 
     @property
     def crowded(self) -> bool:

@@ -21,6 +21,7 @@ class Cap:
         self.hard = self.most = 0.0  # what was used already when it was set is not exceeded
         self.over = 0  # step since which more blocks are here than may be
         self.times: deque[float] = deque()  # of requests, since there is a limit of these
+        self.last_us = 0  # of device time, at the event before
         self.took_us: deque[int] = deque(maxlen=2)  # steps that somebody below was in
         self.grown: deque[int] = deque(maxlen=2)  # blocks that steps may have added
         self.brought = deque([account.usage.in_blocks], maxlen=2)  # by copies, before these steps

@@ -112,6 +112,13 @@ class TimedLink(LoopbackLink):
         self._free.clear()
 
     @property
+    def loading(self) -> bool:
+        """Whether there is no driver that serves: it greets, or loads its model."""
+        return self._dead != "" or any(
+            isinstance(flight.message, base.Hello | base.Load) for flight in self.flights
+        )
+
+    @property
     def due(self) -> float | None:
         """When the driver answers next; None: it has nothing to do."""
         return self.flights[0].end if self.flights else None

@@ -97,7 +97,11 @@ def place(by: Program, other: Program, name: str | None) -> Reply:
         assert now is not None
         to = forest.place(forest.tasks[by.pid], now, name, levels) if name else forest.out_of(now)
         assert isinstance(to, Node), f"{other.name} is in {name}, and it should be {to!r}"
-        node.up = to
+        deaf = [p for p in by.world.by_pid.values() if p.deaf and node in p.node.path()]
+        for above in (now, to):  # what they do not know of stays charged where they stood
+            node.up = above
+            for program in deaf:
+                by.world.blur(program)
 
     return by.call("group", other.pid, name, then=done)
 

@@ -75,6 +75,8 @@ class Program(Calls):
         stream.times += [self.work.now] * len(new)
         self.output_tokens += len(new)
         self.world.spend(self, "output_ids", len(new))
+        for told in self.world.on_ids if new else ():
+            told(stream, new)
         if reply.done:
             del self.streams[reply.call]
             self.world.ended(stream)

@@ -2,8 +2,11 @@
 
     python -m tests.helpers.scenario [--events N] SEED [SEED ...]
 
-runs some again, and tells what each has seen. The scripts are below: chats, agents with tools,
-floods, trees of forks; besides, an operator stops, lets go on, kills and deafens whom it likes.
+runs some again, and tells what each has seen. tests/helpers/scripts.py has the programs: chats,
+agents with tools, floods, trees of forks, servers, teams of tasks that make others; besides, an
+operator stops, lets go on, kills, deafens and groups whom it likes (tests/helpers/operators.py).
+In some, tasks and groups have limits (tests/helpers/limited.py); in some, the driver dies now and
+then (tests/helpers/deaths.py).
 """
 
 import argparse
@@ -19,6 +22,7 @@ from kernel.policies.priority import Priority
 from kernel.policy import Policy
 from tests.helpers.batches import Batches
 from tests.helpers.clockwork import Clockwork
+from tests.helpers.deaths import Deaths, Ids
 from tests.helpers.latency import Budgets, Latency, TimedLink
 from tests.helpers.limited import Limited
 from tests.helpers.operators import Operator, warden
@@ -76,6 +80,8 @@ class Scenario:
         self.truth = Truth(self.world, self.batches, ground.budgets, room)
         self.patience_s = PATIENCE_S if isinstance(policy, Fair) else inf
         self.limited: Limited | None = None
+        self.deaths: Deaths | None = None
+        self.ids = Ids(self.world)
         self.longest_s = 0.0  # that a task has waited for its part of a step
         self.work.watchers += [self.truth.look, self._check_waits, self._check]
 
@@ -86,6 +92,13 @@ class Scenario:
         self.work.watchers.insert(0, limited.settle)
         self.work.watchers.append(limited.look)
 
+    def endanger(self, random: Random, pause_s: float) -> None:
+        """Let the driver die, about as often as that."""
+        link, load_us = self.work.link, random.choice([1e3, 5e4, 2e5])
+        link.latency = link.latency._replace(load_us=load_us)
+        self.deaths = Deaths(self.world, self.batches, random, pause_s)
+        self.work.watchers.insert(0, self.deaths.look)
+
     def _check_waits(self) -> None:
         """No task that could run goes without, while others are served."""
         served: dict[Program, float] = {}
@@ -95,6 +108,8 @@ class Scenario:
                 served[program] = max(served.get(program, 0.0), stream.served)
         for program, since in served.items():
             waited = self.work.now - since
+            if self.deaths is not None:
+                waited -= self.deaths.away(since)
             assert waited <= self.patience_s, f"{program.name} got nothing for {waited:.3f} s"
             self.longest_s = max(self.longest_s, waited)
 
@@ -137,6 +152,8 @@ def mix(seed: int, policy: Policy | None = None) -> Scenario:
     Operator(scenario.world, Random(random.random()), random.choice([0.2, 1.0, 5.0]))
     if random.random() < 0.5:
         scenario.limit(random.choice([0.05, 0.2]))
+    if random.random() < 0.3:
+        scenario.endanger(Random(random.random()), random.choice([0.1, 0.5]))
     return scenario
 
 

@@ -4,7 +4,7 @@
             sample, or of others (tests/helpers/batches.py)
     D       it has an infer in no such step, and its table names blocks with no place on the device
     Q       it has an infer in no such step, and that came after the step was sent or did not fit
-            into it; never while the device has no step at all
+            into it, or there is no driver; else never while the device has no step at all
     T       somebody has stopped it and nobody let it go on
     S       none of these; port, recv: a call of it waits there; client: it does not read
 
@@ -172,24 +172,31 @@ class Truth:
         if not open_:
             states.append(("S", next(iter(program.waits.values()), "program")))
             if any(owned in self.world.appended for owned in program.contexts.values()):
-                states += [("Q", "step")] if self.batches.flying else []
+                states += [("Q", "step")] if self.batches.flying or self._unready else []
         return states
 
     def _waits(self, task: Task, row: TaskRow, stream: Stream) -> list[tuple[str, str]]:
         """Return what an infer in no step may wait for."""
         lacks = self._lacks(task, stream)
+        if self._unready:
+            stream.coming = 0
+            return [("Q", "step")]  # it is the driver that it waits for, and for nothing else
         states = [("D", f"{row.lacks} blocks")] if lacks and row.lacks else []
         coming, before = self._coming(task, stream), stream.coming
         stream.coming = coming
         if coming < before:  # the next step may have it, this one could not
             stream.event = self.world.work.events
         states += [("D", "copies")] if coming and not row.lacks else []
-        unready = self.sim.system.device.state is not DeviceState.UP
-        if unready or self._came_later(stream) or self._full():
+        if self._came_later(stream) or self._full():
             states.append(("Q", "step"))
         elif not lacks:
             states.append(("?", "it can run, and the step has room for it"))
         return states
+
+    @property
+    def _unready(self) -> bool:
+        """Whether there is no driver that serves."""
+        return self.sim.system.device.state is not DeviceState.UP
 
     def _lacks(self, task: Task, stream: Stream) -> int:
         """Return how many blocks of an infer's table have no place on the device."""

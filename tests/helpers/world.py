@@ -34,6 +34,8 @@ class World:
         self.blurred: set[Node] = set()  # places of which it is not known what they have spent
         self.limited = False  # a limit may end what somebody has asked for
         self.quiet = False  # who is deaf does nothing, so whoever acts knows what has come of it
+        self.on_ids: list[Callable[[Stream, list[int]], None]] = []  # that have come
+        self.on_end: list[Callable[[Stream], None]] = []
         self.on_spent: list[Callable[[Program, str, int], None]] = []
         self.on_refused: list[Callable[[Program, Reply, Stream | None], None]] = []
         self.loose: Callable[[Owned], bool] = lambda owned: False  # see Limited.loose
@@ -92,6 +94,8 @@ class World:
 
     def ended(self, stream: Stream) -> None:
         self.appended.discard(stream.owned)
+        for told in self.on_end:
+            told(stream)
         if self.streams.pop(stream.seed, None) is not None:
             self.finished.append(stream)
 

@@ -30,6 +30,25 @@ def beat(sim: Sim, seconds: float) -> None:
         sim.turn(pump=0)
 
 
+def test_who_lacks_blocks_waits_for_the_driver_once_there_is_none() -> None:
+    """What it lacked is free then, and no copy is on its way."""
+    sim = Sim(num_blocks=7)
+    holds, lacks = sim.client(), sim.client()
+    infers = [
+        client.send("infer", begin(client, [n + 1] * 60), 20, 0.0)
+        for n, client in enumerate((holds, lacks))
+    ]
+    task = next(t for t in sim.system.tasks if t.session and t.session.route == lacks.route)
+    sim.until(lambda: task.letter()[0] == "D")
+    sim.link.die()
+    sim.turn(pump=0)
+    assert sim.system.device.state is DeviceState.STARTING
+    assert task.letter() == ("Q", "step")
+    sim.until(lambda: all(infer.done for infer in infers))
+    assert [list(infer.tokens) for infer in infers] == [expected([n + 1] * 60, 20) for n in (0, 1)]
+    sim.leave()
+
+
 def test_a_step_that_never_ends_is_given_up_in_spite_of_heartbeats() -> None:
     sim = Sim(hang_s=10.0, step_s=50.0)
     client = sim.client()

@@ -12,6 +12,7 @@ import pytest
 
 from kernel import ledger, limits, quota, sys_task
 from kernel.account import Account, Kind
+from kernel.model import Model
 from kernel.places import Places
 from kernel.policies.fair import Fair
 from kernel.request import Request, RequestState
@@ -35,7 +36,7 @@ ENDED = (
 def test_scenarios(request: pytest.FixtureRequest) -> None:
     seen: Counter[str] = Counter()
     ended: Counter[str] = Counter()
-    compared = 0
+    compared = ids = deaths = given_up = 0
     seeds = request.config.getoption("--scenarios")
     for seed in range(seeds):
         scenario = play(seed, EVENTS)
@@ -43,13 +44,18 @@ def test_scenarios(request: pytest.FixtureRequest) -> None:
         compared += scenario.truth.compared
         if scenario.limited is not None:
             ended.update(scenario.limited.seen)
+        ids += scenario.ids.compared
+        if scenario.deaths is not None:
+            deaths += scenario.deaths.count
+            given_up += scenario.deaths.given_up
     assert compared > seeds * EVENTS
     assert not [state for state in STATES if seen[state] < 10], seen
+    assert ids > seeds * EVENTS // 2 and deaths > seeds and given_up, (ids, deaths, given_up)
     assert not [what for what in ENDED if ended[what] < 3], ended
 
 
 def test_a_seed_gives_the_same_again() -> None:
-    first, again = play(11, EVENTS), play(11, EVENTS)
+    first, again = play(5, EVENTS), play(5, EVENTS)  # with limits, deaths and a team
     assert first.truth.seen == again.truth.seen
     assert first.work.now == again.work.now
     assert [s.times for s in first.world.finished] == [s.times for s in again.world.finished]
@@ -201,6 +207,26 @@ def refused_are_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(limits, "admit", counting)
 
 
+def who_was_in_flight_loses_an_id(patch: pytest.MonkeyPatch) -> None:
+    """With the driver."""
+    lose = Model.lose_device
+
+    def losing(self: Model) -> list[Request]:
+        hit = lose(self)
+        for request in hit:
+            if request.output:
+                request.ctx.trim(request.ctx.length - 1)
+        return hit
+
+    patch.setattr(Model, "lose_device", losing)
+
+
+def deaths_count_twice(patch: pytest.MonkeyPatch) -> None:
+    """So requests are given up too early."""
+    lose = Model.lose_device
+    patch.setattr(Model, "lose_device", lambda self: lose(self) * 2)
+
+
 def _follow(truth: Any) -> None:
     truth.world.settle()
     truth.batches.identify()
@@ -213,7 +239,7 @@ PLANTS: list[Plant] = [
     ids_counted_late, shared_blocks_counted_whole, a_request_is_forgotten, a_task_starves,
     limits_looked_at_when_calls_come_only, limits_looked_at_once_a_step, groups_are_not_charged,
     children_are_not_charged_to_their_parents, children_stand_beside_their_parents,
-    others_end_for_it, refused_are_counted,
+    others_end_for_it, refused_are_counted, who_was_in_flight_loses_an_id, deaths_count_twice,
 ]  # fmt: skip
 
 

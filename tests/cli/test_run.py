@@ -150,7 +150,7 @@ def test_a_key_of_the_terminal_is_not_passed_on(home: Path, tmp_path: Path) -> N
     counting = (
         "import signal, sys, syscalls\n"
         "signal.signal(2, lambda *_: print('heard 2', flush=True))\n"
-        "signal.signal(15, lambda *_: sys.exit(7))\n"
+        "signal.signal(15, lambda *_: (input(), sys.exit(7)))\n"  # else it may be lost
         "task = syscalls.connect()\n"
         "print('ready', flush=True)\n"
         "while True: signal.pause()\n"
@@ -171,6 +171,7 @@ def test_a_key_of_the_terminal_is_not_passed_on(home: Path, tmp_path: Path) -> N
     see(b"heard 2")
     os.kill(pid, signal.SIGTERM)
     see(b"passed on 15")
+    os.write(terminal, b"\n")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     os.close(terminal)
     assert b"passed on 2" not in said and said.count(b"heard 2") == 1

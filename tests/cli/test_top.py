@@ -166,7 +166,13 @@ class Person:
         env.pop("COLUMNS", None)
         env.pop("LINES", None)
         self.child = pexpect.spawn(
-            sys.executable, words, env=env, cwd=str(ROOT), dimensions=(24, 80), timeout=60
+            sys.executable,
+            words,
+            env=env,
+            cwd=str(ROOT),
+            dimensions=(24, 80),
+            timeout=60,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup make test
         )  # type: ignore[arg-type]
         self.before = termios.tcgetattr(self.child.fileno())
         self.raw = b""  # all that it has written

@@ -65,6 +65,7 @@ class Batches:
     def __init__(self, world: World) -> None:
         self.world = world
         self.flying: list[Batch] = []
+        self.computing: list[tuple[Flight, int]] = []  # steps and scrubs, each with its event
         self.sent = self.steps = 0  # steps that have begun, and ended
         self.on_sent: list[Callable[[Batch], None]] = []  # once it is known whose it is
         self.on_end: list[Callable[[Batch], None]] = []
@@ -75,6 +76,8 @@ class Batches:
 
     def _begin(self, flight: Flight) -> None:
         if isinstance(flight.message, base.Submit):
+            if flight.message.queue == base.Queue.COMPUTE:
+                self.computing.append((flight, self.world.work.events))
             executes = [op for op in flight.message.ops if isinstance(op, base.Execute)]
             if executes:
                 seqs = _seqs(flight.message, executes[0])
@@ -84,6 +87,7 @@ class Batches:
                 self._fresh.append(batch)
 
     def _end(self, flight: Flight) -> None:
+        self.computing = [each for each in self.computing if each[0] is not flight]
         if self.flying and self.flying[0].flight is flight:
             batch = self.flying.pop(0)
             self.steps += 1
@@ -91,6 +95,7 @@ class Batches:
                 told(batch)
 
     def _death(self) -> None:
+        self.computing.clear()
         self.flying.clear()
         self._fresh.clear()
         self._known.clear()

@@ -210,9 +210,10 @@ class Truth:
         return sum(block.moving in COMING for block in ctx.blocks) if ctx else 0
 
     def _came_later(self, stream: Stream) -> bool:
-        """Whether an infer has come, or may run again, only since the last step was sent."""
-        flying = self.batches.flying
-        return bool(flying) and stream.event >= flying[-1].event
+        """Whether an infer has come, or may run again, only since the last step was sent, or the
+        scrub for which the next one waits."""
+        computing = self.batches.computing
+        return bool(computing) and stream.event >= computing[-1][1]
 
     def _full(self) -> bool:
         flying = self.batches.flying
